@@ -1,0 +1,155 @@
+"""Write a Llama-shaped bfloat16 checkpoint of random weights, shard by shard, in little memory.
+
+    python bench/make_checkpoint.py OUT_DIR --shape llama-3gb [--tokenizer-from DIR]
+
+The result is what `save_pretrained` would have left: config.json, generation_config.json, safetensors shards and
+their index. At most one tensor is in memory at a time (about 400 MB for the 3 GB shape's largest).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+class Shape(NamedTuple):
+    """The dimensions of a Llama model; every size counts elements."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+
+SHAPES = {
+    "llama-tiny": Shape(64, 160, 3, 4, 2, 49152),
+    "llama-3gb": Shape(2048, 8192, 22, 32, 8, 49152),  # 1.54 B parameters, 3.08 GB
+    "llama-8b": Shape(4096, 14336, 32, 32, 8, 128256),
+    "llama-70b": Shape(8192, 28672, 80, 64, 8, 128256),
+}
+
+
+def tensors_of(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield (name, dimensions) of every tensor in the order in which a Llama checkpoint holds them."""
+    hidden, intermediate, kv_width = shape.hidden, shape.intermediate, shape.hidden // shape.heads * shape.kv_heads
+    yield "model.embed_tokens.weight", (shape.vocabulary, hidden)
+    for layer_index in range(shape.layers):
+        prefix = f"model.layers.{layer_index}."
+        yield prefix + "input_layernorm.weight", (hidden,)
+        yield prefix + "mlp.down_proj.weight", (hidden, intermediate)
+        yield prefix + "mlp.gate_proj.weight", (intermediate, hidden)
+        yield prefix + "mlp.up_proj.weight", (intermediate, hidden)
+        yield prefix + "post_attention_layernorm.weight", (hidden,)
+        yield prefix + "self_attn.k_proj.weight", (kv_width, hidden)
+        yield prefix + "self_attn.o_proj.weight", (hidden, hidden)
+        yield prefix + "self_attn.q_proj.weight", (hidden, hidden)
+        yield prefix + "self_attn.v_proj.weight", (kv_width, hidden)
+    yield "model.norm.weight", (hidden,)
+    yield "lm_head.weight", (shape.vocabulary, hidden)
+
+
+def size_bytes(dimensions: tuple[int, ...]) -> int:
+    """Bytes of a bfloat16 tensor."""
+    return 2 * int(np.prod(dimensions))
+
+
+def write_random(file: BinaryIO, dimensions: tuple[int, ...], generator: np.random.Generator) -> None:
+    """Append one tensor: ones (plus a little) for a norm, N(0, 0.02) for a matrix, in pieces of 16 M elements."""
+    left = int(np.prod(dimensions))
+    while left:
+        count = min(left, 16 << 20)
+        values = generator.standard_normal(count, dtype=np.float32) * np.float32(0.02)
+        if len(dimensions) == 1:
+            values += np.float32(1.0)
+        bits = values.view(np.uint32)
+        file.write(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes())  # round to nearest even
+        left -= count
+
+
+def write_checkpoint(directory: Path, shape: Shape, *, shard_bytes: int, seed: int) -> int:
+    """Write the whole checkpoint; returns the bytes of its weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+    filled = 0
+    for name, dimensions in tensors_of(shape):
+        if shards[-1] and filled + size_bytes(dimensions) > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append((name, dimensions))
+        filled += size_bytes(dimensions)
+    generator = np.random.default_rng(seed)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, shard in enumerate(shards, start=1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name, dimensions in shard:
+            end = offset + size_bytes(dimensions)
+            header[name] = {"dtype": "BF16", "shape": list(dimensions), "data_offsets": [offset, end]}
+            weight_map[name] = file_name
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with open(directory / file_name, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for _, dimensions in shard:
+                write_random(file, dimensions, generator)
+        total += offset
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocabulary,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 8192,
+        "rope_theta": 100000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": "bfloat16",
+        "torch_dtype": "bfloat16",
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=1))
+    (directory / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
+    return total
+
+
+def main() -> None:
+    """Parse the command line and write the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3gb")
+    parser.add_argument("--shard-bytes", type=int, default=1_000_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer-from", type=Path, help="a checkpoint directory whose tokenizer files are copied")
+    options = parser.parse_args()
+    total = write_checkpoint(
+        options.directory, SHAPES[options.shape], shard_bytes=options.shard_bytes, seed=options.seed
+    )
+    for name in TOKENIZER_FILES:
+        if options.tokenizer_from and (options.tokenizer_from / name).exists():
+            shutil.copy(options.tokenizer_from / name, options.directory / name)
+    print(f"{options.directory}: {total:,} bytes of weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Everything headrace raises on purpose, in one tree.
+
+    HeadraceError                    caught by the command line: one message, exit code 2
+    ├── InvalidRequestError          an argument that cannot be meant: a size, a rate, a dtype, an empty prompt
+    ├── CheckpointError              the checkpoint cannot be used as it lies there
+    │   ├── CheckpointCorruptError   a header that lies, a missing or truncated shard
+    │   └── CheckpointChangedError   a file that changed while it was being used
+    ├── UnsupportedModelError        an architecture that headrace cannot stream correctly
+    ├── MachineError                 a machine description that cannot be used
+    ├── BudgetError                  the memory does not suffice; names what would
+    ├── DependencyError              an optional library that is not installed
+    └── StreamError                  the stream broke while it ran: names file and block
+
+A message says what was asked, what was found and what to change. Anything else that escapes is a bug: exit code 1.
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """Root of all errors that are the answer to a request rather than a bug in headrace."""
+
+
+class InvalidRequestError(HeadraceError):
+    """An argument that cannot be meant: a size without sense, an unknown dtype, an empty prompt."""
+
+
+class CheckpointError(HeadraceError):
+    """The checkpoint cannot be used as it lies on disk."""
+
+
+class CheckpointCorruptError(CheckpointError):
+    """A header that lies, or a shard that is missing or too short."""
+
+
+class CheckpointChangedError(CheckpointError):
+    """A file of the checkpoint changed while it was being used."""
+
+
+class UnsupportedModelError(HeadraceError):
+    """An architecture that headrace cannot stream correctly, refused by name."""
+
+
+class MachineError(HeadraceError):
+    """A machine description that cannot be used."""
+
+
+class BudgetError(HeadraceError):
+    """The memory budget does not suffice.
+
+    `required_bytes` is the smallest budget that would, where one is known.
+    """
+
+    def __init__(self, message: str, *, required_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.required_bytes = required_bytes
+
+
+class DependencyError(HeadraceError):
+    """An optional library that the request needs is not installed."""
+
+
+class StreamError(HeadraceError):
+    """The stream broke while it ran; the message names the file and the block."""

@@ -1,0 +1,1 @@
+"""Floor three, transformers models whose blocks stream."""

@@ -1,0 +1,567 @@
+"""`headrace.load`, `headrace.plan`, `headrace.probe`: from a model directory and a budget to a model that runs."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from headrace.errors import HeadraceError, InvalidRequestError, UnsupportedModelError
+from headrace.inference.block_weights import BlockWeights, ConversionBuffer
+from headrace.inference.ends import EmbeddingRows, StreamedHead, head_rows
+from headrace.inference.handle import Handle, PassRecord
+from headrace.inference.model_source import resolve_model
+from headrace.inference.rehearsal import Rehearsed, rehearse
+from headrace.inference.skeleton import attach_generation_config, build_skeleton, read_transformers_config
+from headrace.inference.weight_names import Recipe, recipes_of, require_all
+from headrace.planning.estimate import Pace
+from headrace.planning.machine import ComputeCurve, CurvePoint, Machine
+from headrace.planning.model_spec import ModelSpec
+from headrace.planning.plan import COMPUTE_DTYPES, STORED_AS, EmbeddingPlacement, Plan, Strategy, Workload
+from headrace.planning.planner import (
+    Candidate,
+    Request,
+    conversion_bytes,
+    minimum_bytes,
+    plan_fastest,
+    plan_strategy,
+)
+from headrace.streaming import probe as machine_probe
+from headrace.streaming.arena import Arena
+from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
+from headrace.streaming.device import CpuDevice, Device
+from headrace.streaming.stream import Stream, StreamSettings
+from headrace.streaming.system_memory import default_budget_bytes, resident_bytes
+from headrace.units import format_bytes, format_rate, parse_rate, parse_size
+
+DEFAULT_MAX_TOKENS = 1024
+QUICK_CURVE_TOKENS = (1, 4, 16, 64, 256)
+QUICK_READ_S = 0.25
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Options(NamedTuple):
+    """Everything that decides how a model is loaded; sizes in bytes, rates in bytes per second."""
+
+    budget_bytes: int
+    workload: Workload
+    strategy: Strategy | None = None
+    dtype: str | None = None
+    read_limit_bytes_per_s: float | None = None
+    machine: Machine | None = None
+    attention: str | None = None
+    poison: bool = False
+    trust_remote_code: bool = False
+
+
+class Studied(NamedTuple):
+    """A model and this machine, measured together: what planning needs."""
+
+    request: Request
+    pace: Pace
+    notes: tuple[str, ...]
+
+
+def load(
+    model: str | Path,
+    *,
+    memory: str | int | None = None,
+    device: str = "cpu",
+    strategy: str = "auto",
+    dtype: str = "auto",
+    batch: int = 1,
+    prompt_tokens: int | None = None,
+    max_tokens: int | None = None,
+    read_limit: str | float | None = None,
+    machine: Machine | None = None,
+    attention: str | None = None,
+    poison: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Return the transformers model in `model` with weights that stream within `memory` bytes.
+
+    `batch`, `prompt_tokens` and `max_tokens` (prompt and new tokens together) say what the KV cache and the work
+    space are planned for; generation beyond that is refused before it starts. `strategy` is auto, resident,
+    sequential or overlap; `dtype` auto, float32, bfloat16 or float16. `read_limit` bounds the reader (bytes per
+    second, or text such as 500MB/s). The model is a context manager; `model.headrace` holds plan, prediction,
+    timeline and `close()`.
+
+    Raises CheckpointError, UnsupportedModelError, BudgetError, InvalidRequestError.
+    """
+    started = time.perf_counter()
+    if device != "cpu":
+        raise InvalidRequestError(f"device {device!r} is not supported yet; headrace computes on the cpu so far")
+    checkpoint = Checkpoint(resolve_model(model))
+    options = make_options(
+        checkpoint.spec,
+        memory=memory,
+        strategy=strategy,
+        dtype=dtype,
+        batch=batch,
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
+        read_limit=read_limit,
+        machine=machine,
+        attention=attention,
+        poison=poison,
+        trust_remote_code=trust_remote_code,
+    )
+    return load_checkpoint(checkpoint, options, started=started)
+
+
+def make_options(
+    spec: ModelSpec,
+    *,
+    memory: str | int | None,
+    strategy: str = "auto",
+    dtype: str = "auto",
+    batch: int = 1,
+    prompt_tokens: int | None = None,
+    max_tokens: int | None = None,
+    read_limit: str | float | None = None,
+    machine: Machine | None = None,
+    attention: str | None = None,
+    poison: bool = False,
+    trust_remote_code: bool = False,
+) -> Options:
+    """Check the arguments of `load`; raises InvalidRequestError for any that cannot be meant."""
+    if strategy != "auto" and strategy not in {item.value for item in Strategy}:
+        names = ", ".join(item.value for item in Strategy)
+        raise InvalidRequestError(f"unknown strategy {strategy!r}; choose auto, {names}")
+    if dtype != "auto" and dtype not in COMPUTE_DTYPES:
+        raise InvalidRequestError(f"unsupported dtype {dtype!r}; choose auto, {', '.join(COMPUTE_DTYPES)}")
+    longest = spec.config.context_tokens
+    max_tokens = min(longest, DEFAULT_MAX_TOKENS) if max_tokens is None else max_tokens
+    if not 2 <= max_tokens <= longest:
+        raise InvalidRequestError(
+            f"{max_tokens} tokens of context were asked for; {spec.name} can do 2 to {longest} (prompt and new ones)"
+        )
+    prompt_tokens = max_tokens // 2 if prompt_tokens is None else prompt_tokens
+    if not 1 <= prompt_tokens < max_tokens:
+        raise InvalidRequestError(f"a prompt of {prompt_tokens} tokens leaves nothing of {max_tokens} to generate")
+    if batch < 1:
+        raise InvalidRequestError(f"batch must be at least 1, not {batch}")
+    if isinstance(memory, str):
+        memory = parse_size(memory)
+    limit = parse_rate(read_limit) if isinstance(read_limit, str) else read_limit
+    if limit is not None and not 0 < limit < float("inf"):
+        raise InvalidRequestError(f"the read limit must be positive, not {limit}")
+    return Options(
+        budget_bytes=default_budget_bytes() if memory is None else memory,
+        workload=Workload(sequences=batch, prompt_tokens=prompt_tokens, generate_tokens=max_tokens - prompt_tokens),
+        strategy=None if strategy == "auto" else Strategy(strategy),
+        dtype=None if dtype == "auto" else dtype,
+        read_limit_bytes_per_s=limit,
+        machine=machine,
+        attention=attention,
+        poison=poison,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def study(checkpoint: Checkpoint, options: Options, config: Any) -> Studied:
+    """Measure what planning needs of this model on this machine: dtype, disk, one block. About half a second."""
+    spec = checkpoint.spec
+    notes: list[str] = []
+    stored = STORED_AS[spec.stored_dtype]
+    names = [options.dtype] if options.dtype is not None else list(dict.fromkeys((stored, "float32")))
+    copies = {name: machine_probe.products_need_alignment(_DTYPES[name]) for name in names}
+    requests = {
+        name: Request(
+            spec=spec,
+            workload=options.workload,
+            compute_dtype=name,
+            budget_bytes=options.budget_bytes,
+            copies_weights=copies[name],
+        )
+        for name in names
+    }
+    fitting = [name for name in names if minimum_bytes(requests[name]) <= options.budget_bytes]
+    if not fitting:
+        plan_fastest(requests[names[0]], _nominal_pace())  # raises BudgetError with the numbers
+    curves = {name: _curve(spec, name) for name in fitting}
+    name = min(fitting, key=lambda item: _work_seconds(curves[item], options.workload))
+    if len(names) > 1:
+        compared = ", ".join(f"{n} {_work_seconds(curves[n], options.workload) * 1e9:.3g}" for n in fitting)
+        notes.append(f"compute dtype {name}: nanoseconds per weight of this work: {compared}")
+    request = requests[name]
+    rehearsed = rehearse(
+        checkpoint,
+        config,
+        options.workload,
+        _DTYPES[name],
+        conversion_bytes=conversion_bytes(request),
+        copy_misaligned=copies[name],
+        attention=options.attention,
+    )
+    gc.collect()
+    read_rate = _read_rate(checkpoint, options)
+    notes.append(f"disk: {format_rate(read_rate)} in direct reads of this checkpoint")
+    return Studied(request, _pace(curves[name], rehearsed, read_rate, options, spec), tuple(notes))
+
+
+def load_checkpoint(checkpoint: Checkpoint, options: Options, *, started: float | None = None) -> Any:
+    """Measure, plan, take the memory, start the stream, and return the model. See `load`."""
+    started = time.perf_counter() if started is None else started
+    config = read_transformers_config(checkpoint.directory, trust_remote_code=options.trust_remote_code)
+    _warm_up()
+    overhead_bytes = resident_bytes()
+    studied = study(checkpoint, options, config)
+    candidate = choose(studied, options.strategy)
+    return assemble(
+        checkpoint,
+        config,
+        candidate,
+        studied,
+        options,
+        process_overhead_bytes=overhead_bytes,
+        started=started,
+    )
+
+
+def choose(studied: Studied, strategy: Strategy | None) -> Candidate:
+    """The fastest plan of the strategy that was asked for, or of all."""
+    if strategy is None:
+        return plan_fastest(studied.request, studied.pace)
+    return plan_strategy(studied.request, strategy, studied.pace)
+
+
+def assemble(
+    checkpoint: Checkpoint,
+    config: Any,
+    candidate: Candidate,
+    studied: Studied,
+    options: Options,
+    *,
+    process_overhead_bytes: int,
+    started: float,
+    device: Device | None = None,
+) -> Any:
+    """Build the model by a plan: skeleton, stream, blocks, ends."""
+    plan, spec = candidate.plan, checkpoint.spec
+    dtype = _DTYPES[plan.compute_dtype]
+    model = build_skeleton(config, dtype, attention=options.attention)
+    attach_generation_config(model, checkpoint.directory)
+    architecture = spec.config.architecture
+    recipes = recipes_of(model, checkpoint.index.entries.values())
+    _check_structure(model, spec, recipes)
+    chunk_bytes, threads = (
+        (options.machine.read_chunk_bytes, options.machine.reader_threads) if options.machine else (8 << 20, 2)
+    )
+    if options.read_limit_bytes_per_s is not None:
+        chunk_bytes = min(chunk_bytes, max(1 << 20, int(options.read_limit_bytes_per_s / 100) >> 12 << 12))
+    settings = StreamSettings(
+        slots=plan.slots,
+        slot_bytes=plan.slot_bytes,
+        overlap=plan.strategy is not Strategy.SEQUENTIAL,
+        reader_threads=threads,
+        chunk_bytes=chunk_bytes,
+        read_limit_bytes_per_s=options.read_limit_bytes_per_s,
+        poison=options.poison,
+        block_names=tuple(block.name for block in spec.blocks),
+    )
+    _load_fixed(model, checkpoint, recipes, dtype)
+    table = _resident_table(checkpoint) if plan.embedding is EmbeddingPlacement.RESIDENT else None
+    stream = Stream(
+        layouts=[block.layout for block in spec.blocks],
+        resident=plan.resident,
+        source=checkpoint.open_source(),
+        device=device or CpuDevice(),
+        settings=settings,
+    )
+    try:
+        buffer = ConversionBuffer(conversion_bytes(studied.request))
+        blocks = []
+        for block in spec.blocks:
+            if block.layer_index is None:
+                continue
+            prefix = f"{architecture.layers}.{block.layer_index}."
+            weights = BlockWeights(
+                model.get_submodule(prefix[:-1]),
+                {name.removeprefix(prefix): r for name, r in recipes.items() if name.startswith(prefix)},
+                block.layout.positions,
+                dtype,
+                buffer,
+                studied.request.copies_weights,
+            )
+            _take_turns(weights, stream, block.index, stays=plan.resident[block.index])
+            blocks.append(weights)
+        head_blocks = [block for block in spec.blocks if block.head_rows is not None]
+        head = StreamedHead(
+            head_blocks, stream, plan.resident, dtype, buffer, copy_misaligned=studied.request.copies_weights
+        )
+        model.set_output_embeddings(head)
+        _attach_embedding(model, checkpoint, stream, plan, dtype, table)
+        model.headrace = Handle(
+            checkpoint=checkpoint,
+            plan=plan,
+            prediction=candidate.prediction,
+            pace=studied.pace,
+            stream=stream,
+            load_s=time.perf_counter() - started,
+            process_overhead_bytes=process_overhead_bytes,
+            notes=studied.notes,
+            blocks=tuple(blocks),
+        )
+        _record_passes(model)
+    except BaseException:
+        stream.close()
+        raise
+    return model
+
+
+def plan(
+    model: str | Path,
+    *,
+    memory: str | int | None = None,
+    batch: int = 1,
+    prompt_tokens: int = 16,
+    generate_tokens: int = 32,
+    strategy: str = "auto",
+    dtype: str = "auto",
+    read_limit: str | float | None = None,
+) -> dict[str, Candidate | HeadraceError]:
+    """Predict every strategy for this model on this machine: strategy name -> plan and prediction, or why not."""
+    checkpoint = Checkpoint(resolve_model(model))
+    try:
+        options = make_options(
+            checkpoint.spec,
+            memory=memory,
+            strategy=strategy,
+            dtype=dtype,
+            batch=batch,
+            prompt_tokens=prompt_tokens,
+            max_tokens=prompt_tokens + generate_tokens,
+            read_limit=read_limit,
+        )
+        studied = study(checkpoint, options, read_transformers_config(checkpoint.directory))
+    finally:
+        checkpoint.close()
+    return compare(studied, options.strategy)
+
+
+def compare(studied: Studied, only: Strategy | None = None) -> dict[str, Candidate | HeadraceError]:
+    """Every strategy's best plan, or the error that says why there is none."""
+    found: dict[str, Candidate | HeadraceError] = {}
+    for item in Strategy:
+        if only is not None and item is not only:
+            continue
+        try:
+            found[item.value] = plan_strategy(studied.request, item, studied.pace)
+        except HeadraceError as error:
+            found[item.value] = error
+    return found
+
+
+def probe(directory: str | Path = ".") -> Machine:
+    """Measure this machine and the disk that `directory` lies on."""
+    return machine_probe.probe_machine(Path(directory))
+
+
+# -- the parts of `study` and `assemble` ------------------------------------------------------------------------
+
+
+def _warm_up() -> None:
+    """Let the libraries start their threads, so that the memory they take counts as theirs."""
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            rows = torch.ones(64, 64, dtype=dtype)
+            nn.functional.scaled_dot_product_attention(*(rows.view(1, 1, 64, 64),) * 3)
+            (rows @ rows).softmax(-1)
+
+
+def _nominal_pace() -> Pace:
+    curve = ComputeCurve(compute_dtype="float32", stored_dtype="F32", points=(CurvePoint(1, 1e-10),))
+    return Pace(read_bytes_per_s=1e9, curve=curve, block_overhead_s=0.0, pass_overhead_s=0.0)
+
+
+def _curve(spec: ModelSpec, dtype_name: str) -> ComputeCurve:
+    """Time products in the shape of the model's largest matrix (at most 8 M elements of it)."""
+    entries = [entry for entry in spec.blocks[0].tensors if len(entry.shape) == 2]
+    if not entries:
+        raise UnsupportedModelError(f"{spec.name}: the first layer holds no matrix")
+    rows, columns = max(entries, key=lambda entry: entry.num_elements).shape
+    rows = max(1, min(rows, (8 << 20) // columns))
+    stored = TORCH_DTYPES[spec.stored_dtype]
+    return machine_probe.compute_curve(
+        stored, _DTYPES[dtype_name], shape=(rows, columns), tokens=QUICK_CURVE_TOKENS, repetitions=3
+    )
+
+
+def _work_seconds(curve: ComputeCurve, work: Workload) -> float:
+    prefill = curve.seconds_per_parameter(work.sequences * work.prompt_tokens)
+    return prefill + (work.generate_tokens - 1) * curve.seconds_per_parameter(work.sequences)
+
+
+def _read_rate(checkpoint: Checkpoint, options: Options) -> float:
+    limit = options.read_limit_bytes_per_s
+    source = checkpoint.open_source()
+    try:
+        measured = machine_probe.read_rate(
+            source, checkpoint.index.files, chunk_bytes=8 << 20, threads=2, seconds=QUICK_READ_S
+        )
+    finally:
+        source.close()
+    measured = measured or 1e9  # a checkpoint of less than a page: nothing that could take time
+    return measured if limit is None else min(limit, measured)
+
+
+def _pace(curve: ComputeCurve, rehearsed: Rehearsed, read_rate: float, options: Options, spec: ModelSpec) -> Pace:
+    tokens = options.workload.sequences
+    head = curve.scaled(rehearsed.head_seconds_per_parameter / curve.seconds_per_parameter(tokens))
+    pace = Pace(
+        read_bytes_per_s=read_rate,
+        curve=curve,
+        block_overhead_s=0.0,
+        pass_overhead_s=rehearsed.pass_overhead_s,
+        layer=rehearsed.layer,
+        head_curve=head,
+    )
+    layers = [block for block in spec.blocks if block.head_rows is None]
+    mean = sum(block.active_parameters for block in layers) / len(layers)
+    overhead = rehearsed.layer.decode_s - mean * curve.seconds_per_parameter(tokens)
+    return replace(pace, block_overhead_s=max(0.0, overhead))
+
+
+def _check_structure(model: Any, spec: ModelSpec, recipes: dict[str, Recipe]) -> None:
+    """Refuse anything that would run with missing or misplaced weights."""
+    architecture = spec.config.architecture
+    layers = model.get_submodule(architecture.layers)
+    if len(layers) != spec.config.num_layers:
+        raise UnsupportedModelError(f"{spec.name} has {len(layers)} layers where config.json says otherwise")
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise UnsupportedModelError(f"the head of {spec.name} is no plain matrix, which headrace cannot stream yet")
+    if model.get_output_embeddings() is not model.get_submodule(architecture.head):
+        raise UnsupportedModelError(f"the head of {spec.name} is not where headrace expects it")
+    if spec.tied and not getattr(model.config, "tie_word_embeddings", False):
+        raise UnsupportedModelError(
+            f"{spec.name} has no {architecture.head}.weight, and its config.json does not say that the head is tied "
+            "to the embedding"
+        )
+    exempt = {f"{architecture.head}.weight", f"{architecture.embedding}.weight"}
+    require_all(recipes, (name for name, _ in model.named_parameters(remove_duplicate=False) if name not in exempt))
+
+
+def _load_fixed(model: Any, checkpoint: Checkpoint, recipes: dict[str, Recipe], dtype: torch.dtype) -> None:
+    """Give the model its small tensors for good: final norm, position table, persistent buffers."""
+    values = checkpoint.read_tensors(checkpoint.spec.fixed)
+    own = {entry.name for entry in checkpoint.spec.fixed}
+    for name, recipe in recipes.items():
+        if recipe.ingredients[0].entry.name not in own:
+            continue
+        if not recipe.is_one_tensor:
+            raise UnsupportedModelError(f"{name} is put together from several tensors outside the layers")
+        module_name, _, own_name = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        value = values[recipe.ingredients[0].entry.name].to(dtype)
+        if own_name in dict(module.named_buffers(recurse=False)):
+            module.register_buffer(own_name, value)
+        else:
+            module.register_parameter(own_name, nn.Parameter(value, requires_grad=False))
+
+
+def _resident_table(checkpoint: Checkpoint) -> torch.Tensor:
+    """The whole embedding table, in memory of its own."""
+    entry = checkpoint.spec.embedding
+    layout_start = entry.offset - entry.offset % 4096
+    length = -(-(entry.offset + entry.size_bytes) // 4096) * 4096 - layout_start
+    arena = Arena(length)
+    piece = arena.take(length)
+    source = checkpoint.open_source()
+    try:
+        source.read_into(entry.file_index, layout_start, piece.buffer)
+    finally:
+        source.close()
+    start = entry.offset - layout_start
+    return piece.tensor[start : start + entry.size_bytes].view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
+
+
+def _take_turns(weights: BlockWeights, stream: Stream, block_index: int, *, stays: bool) -> None:
+    """Let a block wait for its bytes before it computes and give them back afterwards."""
+    waiting: list[int] = []
+
+    def enter(_module: nn.Module, _args: Any) -> None:
+        piece = stream.wait(block_index)
+        waiting.append(block_index)
+        weights.enter(piece, stays=stays)
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        if waiting:
+            waiting.pop()
+            weights.leave()
+            stream.release(block_index)
+
+    weights.block.register_forward_pre_hook(enter, prepend=True)
+    weights.block.register_forward_hook(leave, always_call=True)
+
+
+def _attach_embedding(
+    model: Any,
+    checkpoint: Checkpoint,
+    stream: Stream,
+    plan: Plan,
+    dtype: torch.dtype,
+    table: torch.Tensor | None,
+) -> None:
+    entry = checkpoint.spec.embedding
+    heads = [block for block in checkpoint.spec.blocks if block.head_rows is not None]
+
+    def rows(wanted: list[int]) -> torch.Tensor:
+        if table is not None:
+            return table[wanted]
+        if plan.embedding is EmbeddingPlacement.HEAD:
+            found = _rows_of_head(heads, stream, wanted)
+            if found is not None:
+                return found
+        return checkpoint.read_rows(entry, wanted)
+
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise UnsupportedModelError(f"the embedding of {checkpoint.spec.name} is no table of rows")
+    EmbeddingRows(embedding, dtype, rows)
+
+
+def _rows_of_head(heads: list[Any], stream: Stream, wanted: list[int]) -> torch.Tensor | None:
+    """Take rows of tied weights from the resident head, once it has arrived."""
+    pieces = [stream.peek(block.index) for block in heads]
+    if any(piece is None for piece in pieces):
+        return None
+    parts = [head_rows(block, piece) for block, piece in zip(heads, pieces, strict=True) if piece is not None]
+    step = parts[0].shape[0]
+    return torch.stack([parts[row // step][row % step] for row in wanted])
+
+
+def _record_passes(model: Any) -> None:
+    """Note when each forward pass of the whole model begins and ends, and its tokens."""
+    starts: list[float] = []
+
+    def begin(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        starts.append(time.perf_counter())
+        if model.headrace.closed:
+            raise InvalidRequestError("this model was closed; load it again")
+        del kwargs
+
+    def end(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _output: Any) -> None:
+        given = kwargs.get("input_ids")
+        if given is None:
+            given = kwargs.get("inputs_embeds")
+        tokens = int(given.shape[0] * given.shape[1]) if given is not None else 0
+        model.headrace.passes.append(PassRecord(starts.pop(), time.perf_counter(), tokens))
+
+    model.register_forward_pre_hook(begin, with_kwargs=True)
+    model.register_forward_hook(end, with_kwargs=True)
+
+
+def describe_plan(plan: Plan) -> str:
+    """One line about a plan for people."""
+    return (
+        f"{plan.strategy.value}: {plan.resident_blocks} of {plan.num_blocks} blocks resident, {plan.slots} slots, "
+        f"{format_bytes(plan.streamed_bytes_per_pass)} read per pass, {plan.compute_dtype}, "
+        f"{format_bytes(plan.memory.total_bytes)} of {format_bytes(plan.budget_bytes)}"
+    )

@@ -1,0 +1,149 @@
+"""Gives one module tree its weights for the time of its turn, from memory where their stored bytes lie.
+
+Weights that are stored as they are computed with are used where they landed. Others (a wider compute dtype, experts
+that the model holds in one tensor, addresses that this processor's products are not exact at) are copied into one
+shared buffer, module by module, just before the module computes: so the buffer is as large as the largest module,
+not as a block, and what was just widened is still in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from headrace.errors import CheckpointCorruptError
+from headrace.inference.skeleton import placeholder
+from headrace.inference.weight_names import Recipe
+from headrace.streaming.arena import Piece
+from headrace.streaming.checkpoint import view
+
+ALIGNMENT_BYTES = 64
+"""Where tensors begin in the conversion buffer, as torch's own allocator aligns them."""
+
+
+class ConversionBuffer:
+    """Scratch memory for weights in the compute dtype, used as a stack: inner modules lie above outer ones."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._bytes = torch.empty(size_bytes, dtype=torch.uint8)
+        self._bytes = self._bytes[(-self._bytes.data_ptr()) % ALIGNMENT_BYTES :]
+        self.top = 0
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes above the present top."""
+        return self._bytes.numel() - self.top
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised tensor on top of the stack; give back by restoring `top`."""
+        size_bytes = dtype.itemsize
+        for length in shape:
+            size_bytes *= length
+        if size_bytes > self.free_bytes:
+            raise MemoryError(f"the conversion buffer has {self.free_bytes} bytes left, {size_bytes} are needed")
+        tensor = self._bytes[self.top : self.top + size_bytes].view(dtype).view(shape)
+        self.top += -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        return tensor
+
+
+class _Target(NamedTuple):
+    """A parameter of a module, what stands there between turns, and how it is made."""
+
+    module: nn.Module
+    name: str
+    empty: nn.Parameter
+    recipe: Recipe
+
+
+@dataclass
+class BlockWeights:
+    """The weights of one block. `enter` before its forward, `leave` after it.
+
+    `positions` maps checkpoint tensor names to offsets in the block's memory.
+    """
+
+    block: nn.Module
+    recipes: Mapping[str, Recipe]
+    """parameter name within the block -> recipe"""
+    positions: Mapping[str, int]
+    dtype: torch.dtype
+    buffer: ConversionBuffer
+    copy_misaligned: bool = False
+    _direct: list[_Target] = field(default_factory=list)
+    _converted: dict[nn.Module, list[_Target]] = field(default_factory=dict)
+    _views: dict[int, list[nn.Parameter]] = field(default_factory=dict)
+    _piece: Piece | None = None
+    _fixed_piece: Piece | None = None
+    _tops: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for module_name, module in self.block.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                full = f"{module_name}.{name}" if module_name else name
+                if full not in self.recipes:
+                    raise CheckpointCorruptError(f"the checkpoint lacks the weights of {full}")
+                recipe = self.recipes[full]
+                target = _Target(module, name, placeholder(tuple(parameter.shape), self.dtype), recipe)
+                if self._used_in_place(recipe):
+                    self._direct.append(target)
+                else:
+                    self._converted.setdefault(module, []).append(target)
+        for module in self._converted:
+            module.register_forward_pre_hook(self._convert)
+            module.register_forward_hook(self._forget, always_call=True)
+
+    def enter(self, piece: Piece, *, stays: bool) -> None:
+        """Let the parameters be views into `piece`; with `stays`, for good."""
+        self._piece = piece
+        if self._fixed_piece is piece:
+            return
+        views = self._views.get(id(piece))
+        if views is None:
+            views = [nn.Parameter(self._view(piece, t.recipe), requires_grad=False) for t in self._direct]
+            self._views[id(piece)] = views
+        for target, parameter in zip(self._direct, views, strict=True):
+            target.module.register_parameter(target.name, parameter)
+        if stays:
+            self._fixed_piece = piece
+
+    def leave(self) -> None:
+        """Take the weights away again, unless they stay."""
+        if self._piece is self._fixed_piece and self._piece is not None:
+            return
+        self._piece = None
+        for target in self._direct:
+            target.module.register_parameter(target.name, target.empty)
+
+    def _used_in_place(self, recipe: Recipe) -> bool:
+        if not recipe.is_one_tensor:
+            return False
+        entry = recipe.ingredients[0].entry
+        stored = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}.get(entry.dtype)
+        aligned = self.positions[entry.name] % ALIGNMENT_BYTES == 0
+        return stored is self.dtype and (aligned or not self.copy_misaligned)
+
+    def _view(self, piece: Piece, recipe: Recipe) -> torch.Tensor:
+        entry = recipe.ingredients[0].entry
+        return view(piece, self.positions[entry.name], entry)
+
+    def _convert(self, module: nn.Module, _args: Any) -> None:
+        """Pre-hook of a module: make its weights in the buffer."""
+        assert self._piece is not None, "a block computes outside its turn"
+        self._tops.append(self.buffer.top)
+        for target in self._converted[module]:
+            made = self.buffer.take(target.recipe.shape, self.dtype)
+            for ingredient in target.recipe.ingredients:
+                source = view(self._piece, self.positions[ingredient.entry.name], ingredient.entry)
+                (made[ingredient.place] if ingredient.place else made).copy_(source)
+            module.register_parameter(target.name, nn.Parameter(made, requires_grad=False))
+
+    def _forget(self, module: nn.Module, _args: Any, _output: Any) -> None:
+        """Post-hook: the buffer is free again."""
+        for target in self._converted[module]:
+            module.register_parameter(target.name, target.empty)
+        if self._tops:
+            self.buffer.top = self._tops.pop()

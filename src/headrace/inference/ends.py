@@ -1,0 +1,126 @@
+"""The two ends of a model, where not every weight is needed: embedding rows, and the head in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from headrace.inference.block_weights import ConversionBuffer
+from headrace.inference.skeleton import placeholder
+from headrace.planning.model_spec import HEAD_ROW_MULTIPLE, BlockSpec
+from headrace.streaming.arena import Piece
+from headrace.streaming.checkpoint import view
+from headrace.streaming.stream import Stream
+
+RowSource = Callable[[list[int]], torch.Tensor]
+"""Given distinct row numbers, return the rows: shape (rows, hidden), dtype as stored."""
+
+
+class EmbeddingRows:
+    """Gives a model's own embedding module just the rows that a pass looks up.
+
+    The module stays what it is (some scale their output): its weight becomes a small table of the distinct rows, and
+    the token ids are renumbered to it, so that the result is the same bit for bit.
+    """
+
+    def __init__(self, embedding: nn.Embedding, dtype: torch.dtype, rows: RowSource) -> None:
+        self._embedding = embedding
+        self._dtype = dtype
+        self._rows = rows
+        self._num_rows = embedding.num_embeddings
+        self._empty = placeholder((embedding.num_embeddings, embedding.embedding_dim), dtype)
+        embedding.padding_idx = None  # type: ignore[assignment]  # matters for gradients only; may lie outside the small table
+        embedding.register_forward_pre_hook(self._enter)
+        embedding.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        distinct, renumbered = torch.unique(args[0], return_inverse=True)
+        wanted = distinct.tolist()
+        if wanted and not (0 <= wanted[0] and wanted[-1] < self._num_rows):
+            raise IndexError(f"token ids must lie between 0 and {self._num_rows - 1}, not {wanted[0]} to {wanted[-1]}")
+        table = self._rows(wanted).to(self._dtype)
+        module.register_parameter("weight", nn.Parameter(table, requires_grad=False))
+        return (renumbered,)
+
+    def _leave(self, module: nn.Module, _args: Any, _output: Any) -> None:
+        module.register_parameter("weight", self._empty)
+
+
+class StreamedHead(nn.Module):
+    """The output projection, computed piece by piece as its rows come past.
+
+    Input (..., hidden), output (..., vocabulary). Pieces are cut at multiples of HEAD_ROW_MULTIPLE rows and are never
+    small, so that each product is the whole product's bit for bit.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockSpec],
+        stream: Stream,
+        resident: Sequence[bool],
+        dtype: torch.dtype,
+        buffer: ConversionBuffer,
+        *,
+        copy_misaligned: bool,
+    ) -> None:
+        super().__init__()
+        self._blocks = tuple(blocks)
+        self._stream = stream
+        self._resident = tuple(resident)
+        self._buffer = buffer
+        self._dtype = dtype
+        self._copy_misaligned = copy_misaligned
+        rows, columns = blocks[0].tensors[0].shape
+        self.in_features, self.out_features = columns, rows
+        self.weight = placeholder((rows, columns), dtype)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of `hidden`."""
+        if len(self._blocks) == 1:
+            return self._in_turn(self._blocks[0], hidden)
+        logits = hidden.new_empty((*hidden.shape[:-1], self.out_features))
+        for block in self._blocks:
+            assert block.head_rows is not None
+            logits[..., block.head_rows.first : block.head_rows.last] = self._in_turn(block, hidden)
+        return logits
+
+    def _in_turn(self, block: BlockSpec, hidden: torch.Tensor) -> torch.Tensor:
+        piece = self._stream.wait(block.index)
+        try:
+            return self._product(block, piece, hidden)
+        finally:
+            self._stream.release(block.index)
+
+    def _product(self, block: BlockSpec, piece: Piece, hidden: torch.Tensor) -> torch.Tensor:
+        weights = head_rows(block, piece)
+        aligned = weights.data_ptr() % 64 == 0
+        if weights.dtype is self._dtype and (aligned or not self._copy_misaligned):
+            return functional.linear(hidden, weights)
+        rows_at_once = self._buffer.free_bytes // (self.in_features * self._dtype.itemsize)
+        if rows_at_once >= weights.shape[0]:
+            return self._converted(weights, hidden)
+        rows_at_once -= rows_at_once % HEAD_ROW_MULTIPLE
+        logits = hidden.new_empty((*hidden.shape[:-1], weights.shape[0]))
+        for first in range(0, weights.shape[0], rows_at_once):
+            part = weights[first : first + rows_at_once]
+            logits[..., first : first + part.shape[0]] = self._converted(part, hidden)
+        return logits
+
+    def _converted(self, weights: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        top = self._buffer.top
+        try:
+            made = self._buffer.take(tuple(weights.shape), self._dtype)
+            return functional.linear(hidden, made.copy_(weights))
+        finally:
+            self._buffer.top = top
+
+
+def head_rows(block: BlockSpec, piece: Piece) -> torch.Tensor:
+    """The rows of the head's matrix that a head block carries, as stored."""
+    assert block.head_rows is not None
+    entry = block.tensors[0]
+    return view(piece, block.layout.positions[entry.name], entry, rows=tuple(block.head_rows))

@@ -1,0 +1,39 @@
+"""Find the checkpoint that a MODEL argument means: a directory, or a hub id where a hub can be reached."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from headrace.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+
+
+def resolve_model(model: str | Path) -> Path:
+    """Return the checkpoint's directory; downloads a hub id.
+
+    Raises CheckpointError where there is nothing of that name, for a lone GGUF file, or when the hub does not answer.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.suffix == ".gguf":
+        raise CheckpointError(
+            f"{path} is a GGUF file, which headrace does not stream yet; transformers can turn it into safetensors "
+            "(from_pretrained with GgufConfig(dequantize=True), then save_pretrained)"
+        )
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the directory that holds config.json and the safetensors files")
+    text = str(model)
+    if not _HUB_ID.fullmatch(text):
+        raise CheckpointError(f"there is no directory {text}, and {text!r} is no hub id (those look like owner/name)")
+    from huggingface_hub import snapshot_download  # only here: most runs need no hub
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        raise CheckpointError(
+            f"there is no directory {text}, and it could not be downloaded from the hub: {error}"
+        ) from error

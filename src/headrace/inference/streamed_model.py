@@ -1,0 +1,57 @@
+"""What a streamed model has beyond the transformers class it is: its handle, admission of requests, and an end."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from headrace.errors import InvalidRequestError
+from headrace.inference.kv_cache import build_cache
+
+
+class StreamedModel:
+    """Mixed into the transformers class of a loaded model. Everything else is the transformers class itself."""
+
+    headrace: Any
+    """the `Handle`: plan, prediction, timeline, counters (typed loosely, since transformers evaluates annotations)"""
+
+    def close(self) -> None:
+        """Stop reading and give all memory back; the model cannot be used afterwards."""
+        self.headrace.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def save_pretrained(self, *_args: Any, **_kwargs: Any) -> None:
+        """Refused: the weights are in the checkpoint, not in this object."""
+        raise InvalidRequestError(
+            f"a streamed model holds no weights to save; they are in {self.headrace.checkpoint.directory}, unchanged"
+        )
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """Admit or refuse the request, then give it a cache that stays inside the budget.
+
+        transformers calls this before the first pass. Raises BudgetError with the numbers.
+        """
+        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        given = model_kwargs.get("past_key_values")
+        self.headrace.admit(sequences=batch_size * copies, context_tokens=max_cache_length)
+        plain = generation_config.cache_implementation in (None, "dynamic")
+        if given is None and plain and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = build_cache(
+                self.config,  # type: ignore[attr-defined]
+                capacity_tokens=max_cache_length,
+            )
+            return
+        super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )

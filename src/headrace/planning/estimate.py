@@ -1,0 +1,190 @@
+"""From model, machine, plan and workload to times. The one function behind every estimate that headrace shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from headrace.planning.machine import ComputeCurve, Machine
+from headrace.planning.model_spec import BlockSpec, ModelSpec
+from headrace.planning.plan import Plan, Strategy
+from headrace.planning.simulator import BlockTimes, Scenario, Simulated, simulate
+from headrace.planning.timeline import Timeline
+
+DECODE_PASSES_SIMULATED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTimes:
+    """Seconds that one decoder layer of this model was seen to take on this machine, alone, whole block."""
+
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a plan will do. Seconds; tokens per second count all sequences."""
+
+    prefill_s: float
+    decode_s_per_pass: float
+    tokens_per_s: float
+    total_s: float
+    binds: str
+    """`disk`, `compute` or `both`: whatever a decode pass waits for"""
+    load_s_per_pass: float
+    compute_s_per_pass: float
+    break_even_tokens_per_pass: float
+    """tokens at which computing a pass takes as long as reading what the plan streams; 0 when nothing is streamed"""
+    possible_decode_s: float
+    """max(load, compute): no schedule is faster"""
+    timeline: Timeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """The constants of one run: link, arithmetic curve of the chosen dtypes, what a rehearsal corrected."""
+
+    read_bytes_per_s: float
+    curve: ComputeCurve
+    block_overhead_s: float
+    pass_overhead_s: float
+    compute_slowdown: float = 1.0
+    read_slowdown: float = 1.0
+    layer: LayerTimes | None = None
+    head_curve: ComputeCurve | None = None
+    """arithmetic of the head, where it was measured apart"""
+
+    @classmethod
+    def of(
+        cls,
+        machine: Machine,
+        *,
+        compute_dtype: str,
+        stored_dtype: str,
+        read_limit_bytes_per_s: float | None = None,
+    ) -> Pace:
+        """Take the machine's constants, the link bounded by the reader's own limit."""
+        read = machine.read_bytes_per_s
+        return cls(
+            read_bytes_per_s=read if read_limit_bytes_per_s is None else min(read, read_limit_bytes_per_s),
+            curve=machine.curve(compute_dtype=compute_dtype, stored_dtype=stored_dtype),
+            block_overhead_s=machine.block_overhead_s,
+            pass_overhead_s=machine.pass_overhead_s,
+            compute_slowdown=machine.compute_slowdown,
+            read_slowdown=machine.read_slowdown,
+        )
+
+    def block_seconds(self, block: BlockSpec, *, tokens: int, head_tokens: int) -> float:
+        """Seconds to compute a block for a pass of `tokens` tokens, from the curve."""
+        if block.head_rows is not None:
+            curve = self.head_curve or self.curve
+            return block.active_parameters * curve.seconds_per_parameter(head_tokens)
+        # Converting touches every stored parameter; a mixture of experts computes only with the active ones.
+        return self.block_overhead_s + block.active_parameters * self.curve.seconds_per_parameter(tokens)
+
+
+def block_times(spec: ModelSpec, plan: Plan, pace: Pace) -> tuple[BlockTimes, ...]:
+    """Read, prefill and decode seconds of each block under this plan's workload."""
+    work = plan.workload
+    prefill_tokens, decode_tokens = work.sequences * work.prompt_tokens, work.sequences
+    layers = [block for block in spec.blocks if block.head_rows is None]
+    mean_parameters = sum(block.active_parameters for block in layers) / len(layers)
+    times = []
+    for block in spec.blocks:
+        read_s = block.footprint_bytes / pace.read_bytes_per_s
+        if pace.layer is not None and block.head_rows is None:
+            share = block.active_parameters / mean_parameters
+            times.append(BlockTimes(read_s, pace.layer.prefill_s * share, pace.layer.decode_s * share))
+            continue
+        times.append(
+            BlockTimes(
+                read_s,
+                pace.block_seconds(block, tokens=prefill_tokens, head_tokens=decode_tokens),
+                pace.block_seconds(block, tokens=decode_tokens, head_tokens=decode_tokens),
+            )
+        )
+    return tuple(times)
+
+
+def predict(spec: ModelSpec, plan: Plan, pace: Pace, *, decode_passes: int = DECODE_PASSES_SIMULATED) -> Prediction:
+    """Simulate the plan's workload and say what binds."""
+    times = block_times(spec, plan, pace)
+    simulated = _simulate(plan, pace, times, spec, decode_passes)
+    load_s = sum(t.read_s for t, stays in zip(times, plan.resident, strict=True) if not stays)
+    compute_s = sum(t.decode_s for t in times) + pace.pass_overhead_s
+    work = plan.workload
+    decode_s = simulated.decode_s_per_pass
+    total_s = simulated.prefill_s + (work.generate_tokens - 1) * decode_s
+    return Prediction(
+        prefill_s=simulated.prefill_s,
+        decode_s_per_pass=decode_s,
+        tokens_per_s=work.sequences / decode_s,
+        total_s=total_s,
+        binds=_binds(plan.strategy, load_s, compute_s),
+        load_s_per_pass=load_s,
+        compute_s_per_pass=compute_s,
+        break_even_tokens_per_pass=break_even_tokens(spec, plan, pace, load_s=load_s, compute_s=compute_s),
+        possible_decode_s=max(load_s, compute_s),
+        timeline=simulated.timeline,
+    )
+
+
+def _simulate(
+    plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], spec: ModelSpec, decode_passes: int
+) -> Simulated:
+    scenario = Scenario(
+        blocks=times,
+        resident=plan.resident,
+        slots=plan.slots,
+        overlap=plan.strategy is not Strategy.SEQUENTIAL,
+        decode_passes=decode_passes,
+        pass_overhead_s=pace.pass_overhead_s,
+        compute_slowdown=pace.compute_slowdown,
+        read_slowdown=pace.read_slowdown,
+    )
+    return simulate(scenario, [block.name for block in spec.blocks])
+
+
+def _binds(strategy: Strategy, load_s: float, compute_s: float) -> str:
+    if load_s == 0:
+        return "compute"
+    if strategy is Strategy.SEQUENTIAL:
+        return "both"
+    return "disk" if load_s > compute_s else "compute"
+
+
+def break_even_tokens(spec: ModelSpec, plan: Plan, pace: Pace, *, load_s: float, compute_s: float) -> float:
+    """Tokens per pass at which computing equals loading, by bisection on the curve; 0 where nothing is streamed.
+
+    The curve is scaled so that it passes through the decode time that the prediction uses at the plan's own number
+    of tokens. Below the result further tokens are free; above it more bandwidth is.
+    """
+    if load_s <= 0:
+        return 0.0
+    tokens = plan.workload.sequences
+
+    def seconds(count: int) -> float:
+        return pace.pass_overhead_s + sum(
+            pace.block_seconds(block, tokens=count, head_tokens=count) for block in spec.blocks
+        )
+
+    factor = compute_s / seconds(tokens)
+    if factor * seconds(1) >= load_s:
+        return load_s / (factor * seconds(1))
+    low, high = 1, 2
+    while factor * seconds(high) < load_s:
+        low, high = high, high * 2
+        if high > 2**40:
+            return float(high)
+    while high - low > max(1, low // 1000):
+        middle = (low + high) // 2
+        if factor * seconds(middle) < load_s:
+            low = middle
+        else:
+            high = middle
+    return float(high)
+
+
+def with_read_rate(pace: Pace, read_bytes_per_s: float) -> Pace:
+    """The same pace over another link."""
+    return replace(pace, read_bytes_per_s=read_bytes_per_s)

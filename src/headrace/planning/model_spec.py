@@ -1,0 +1,227 @@
+"""A model as memory and links see it: blocks in order, exact bytes, FLOPs per token, KV bytes per token.
+
+A *block* is what travels as one: a decoder layer, or the head (the output projection), cut into pieces where it is
+much larger than a layer. The input embedding is no block, since a pass reads only some of its rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from headrace.errors import CheckpointCorruptError
+from headrace.planning.extents import ByteRange, Layout, lay_out
+from headrace.planning.model_config import ModelConfig
+from headrace.planning.tensor_index import DTYPE_BYTES, TensorEntry, TensorIndex
+
+HEAD_ROW_MULTIPLE = 256
+"""Head pieces are cut at multiples of this many rows, so that every piece keeps the matrix product's own tiling."""
+
+HEAD_PIECE_MIN_ROWS = 8192
+"""Smaller pieces were seen to change the last bit of bfloat16 products (1,024 rows, 33 tokens and more)."""
+
+
+class RowSlice(NamedTuple):
+    """Rows [first, last) of the head's matrix."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSpec:
+    """One block: a decoder layer (`layer_index`) or a piece of the head (`head_rows`)."""
+
+    index: int
+    name: str
+    layer_index: int | None
+    head_rows: RowSlice | None
+    tensors: tuple[TensorEntry, ...]
+    size_bytes: int
+    """bytes of its weights as stored, nothing else"""
+    parameters: int
+    active_parameters: float
+    """matrix elements that one token is multiplied with (of a mixture of experts: the share that is used)"""
+    layout: Layout
+
+    @property
+    def footprint_bytes(self) -> int:
+        """Bytes of slot, and bytes read: `size_bytes` and the over-reading."""
+        return self.layout.footprint_bytes
+
+    @property
+    def flops_per_token(self) -> float:
+        """Floating point operations of its matrix products for one token: two per element (formulas.md, section 1)."""
+        return 2.0 * self.active_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model: its blocks in the order of a pass, its embedding table, and the small tensors that always stay."""
+
+    name: str
+    config: ModelConfig
+    stored_dtype: str
+    """safetensors name of the dtype that most bytes are in"""
+    blocks: tuple[BlockSpec, ...]
+    embedding: TensorEntry
+    tied: bool
+    """the head's matrix is the embedding table"""
+    fixed: tuple[TensorEntry, ...]
+    """final norm, position table and the like: read once, always resident"""
+    fixed_layout: Layout
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all distinct weights as stored; tied weights count once."""
+        blocks = sum(block.size_bytes for block in self.blocks)
+        fixed = sum(entry.size_bytes for entry in self.fixed)
+        return blocks + fixed + (0 if self.tied else self.embedding.size_bytes)
+
+    @property
+    def parameters(self) -> int:
+        """Number of distinct parameters."""
+        blocks = sum(block.parameters for block in self.blocks)
+        fixed = sum(entry.num_elements for entry in self.fixed)
+        return blocks + fixed + (0 if self.tied else self.embedding.num_elements)
+
+    def kv_cache_bytes(self, *, sequences: int, tokens: int, element_bytes: int) -> int:
+        """Bytes of keys and values of `sequences` of `tokens` each; a sliding window keeps no more than itself."""
+        config = self.config
+        positions = sum(min(tokens, window) if window else tokens for window in config.sliding_windows)
+        return 2 * sequences * positions * config.num_kv_heads * config.head_dim * element_bytes
+
+    def work_space_bytes(self, *, sequences: int, new_tokens: int, context_tokens: int, element_bytes: int) -> int:
+        """Bytes that activations of one pass hold at their peak, from above.
+
+        Counted per token: in the feed-forward part the residual, the norm's float32 copies and four tensors of the
+        intermediate width (a mixture of experts handles each token `experts_per_token` times); in attention query,
+        key, value, their rotated copies and the output; beside them keys and values repeated to all heads (grouped
+        attention), the mask, and three float32 copies of the last position's logits. A constant covers the
+        allocator and the libraries' packing buffers.
+        """
+        config = self.config
+        tokens = sequences * new_tokens
+        times = max(1, config.experts_per_token)
+        query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        feed_forward = (4 * config.hidden_size + 4 * times * config.intermediate_size) * element_bytes
+        attention = (4 * config.hidden_size + 5 * query_width + 5 * kv_width) * element_bytes
+        norm = 3 * config.hidden_size * 4
+        repeated = 2 * sequences * context_tokens * query_width * element_bytes
+        mask = sequences * new_tokens * context_tokens * (1 + element_bytes)
+        logits = 3 * sequences * config.vocab_size * 4
+        layer = tokens * (max(feed_forward, attention) + norm) + repeated + mask
+        return max(layer, logits + tokens * config.hidden_size * element_bytes) + WORK_SPACE_CONSTANT_BYTES
+
+
+WORK_SPACE_CONSTANT_BYTES = 8 << 20
+
+
+def build_spec(name: str, config: ModelConfig, index: TensorIndex) -> ModelSpec:
+    """Sort the checkpoint's tensors into blocks, embedding and fixed tensors.
+
+    Raises CheckpointCorruptError where a layer, the embedding or a dtype is not what the config promises.
+    """
+    architecture = config.architecture
+    pattern = architecture.layer_pattern()
+    layers: list[list[TensorEntry]] = [[] for _ in range(config.num_layers)]
+    fixed: list[TensorEntry] = []
+    embedding: TensorEntry | None = None
+    head: TensorEntry | None = None
+    for entry in index.entries.values():
+        match = pattern.match(entry.name)
+        if architecture.is_ignored(entry.name):
+            continue
+        if match is not None:
+            if int(match[1]) < config.num_layers:
+                layers[int(match[1])].append(entry)
+        elif architecture.is_embedding(entry.name):
+            embedding = entry
+        elif architecture.is_head(entry.name):
+            head = entry
+        else:
+            fixed.append(entry)
+    if embedding is None:
+        raise CheckpointCorruptError(f"{index.directory} holds no {architecture.embedding}.weight, the input embedding")
+    missing = [number for number, tensors in enumerate(layers) if not tensors]
+    if missing:
+        raise CheckpointCorruptError(
+            f"{index.directory}: config.json promises {config.num_layers} layers, but the weights of layer "
+            f"{missing[0]} ({len(missing)} in all) are in no shard"
+        )
+    matrix = head or embedding
+    if len(matrix.shape) != 2 or matrix.shape[0] < 1:
+        raise CheckpointCorruptError(f"{matrix.name} has shape {matrix.shape}; a matrix is expected")
+    blocks = [_layer_block(number, tensors, config) for number, tensors in enumerate(layers)]
+    blocks += _head_blocks(matrix, len(blocks), max(block.size_bytes for block in blocks))
+    return ModelSpec(
+        name=name,
+        config=config,
+        stored_dtype=_prevailing_dtype([entry for tensors in layers for entry in tensors]),
+        blocks=tuple(blocks),
+        embedding=embedding,
+        tied=head is None,
+        fixed=tuple(fixed),
+        fixed_layout=lay_out(_whole(entry) for entry in fixed),
+    )
+
+
+def _whole(entry: TensorEntry) -> ByteRange:
+    return ByteRange(entry.name, entry.file_index, entry.offset, entry.size_bytes)
+
+
+def _prevailing_dtype(entries: Sequence[TensorEntry]) -> str:
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.size_bytes
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _layer_block(number: int, tensors: list[TensorEntry], config: ModelConfig) -> BlockSpec:
+    share = config.experts_per_token / config.num_experts if config.num_experts else 1.0
+    active = sum(
+        entry.num_elements * (share if ".experts." in entry.name else 1.0)
+        for entry in tensors
+        if len(entry.shape) > 1
+    )
+    return BlockSpec(
+        index=number,
+        name=f"layer {number}",
+        layer_index=number,
+        head_rows=None,
+        tensors=tuple(tensors),
+        size_bytes=sum(entry.size_bytes for entry in tensors),
+        parameters=sum(entry.num_elements for entry in tensors),
+        active_parameters=active,
+        layout=lay_out(_whole(entry) for entry in tensors),
+    )
+
+
+def _head_blocks(matrix: TensorEntry, first_index: int, layer_bytes: int) -> list[BlockSpec]:
+    """Cut the head into equal pieces of about a layer's size, never below HEAD_PIECE_MIN_ROWS rows each."""
+    rows, columns = matrix.shape
+    row_bytes = columns * DTYPE_BYTES[matrix.dtype]
+    wanted = max(1, math.ceil(matrix.size_bytes / max(1, layer_bytes)))
+    pieces = max(1, min(wanted, rows // HEAD_PIECE_MIN_ROWS))
+    piece_rows = -(-math.ceil(rows / pieces) // HEAD_ROW_MULTIPLE) * HEAD_ROW_MULTIPLE
+    blocks = []
+    for number, first in enumerate(range(0, rows, piece_rows)):
+        last = min(rows, first + piece_rows)
+        size_bytes = (last - first) * row_bytes
+        part = ByteRange(matrix.name, matrix.file_index, matrix.offset + first * row_bytes, size_bytes)
+        blocks.append(
+            BlockSpec(
+                index=first_index + number,
+                name="head" if piece_rows >= rows else f"head, rows {first}-{last - 1}",
+                layer_index=None,
+                head_rows=RowSlice(first, last),
+                tensors=(matrix,),
+                size_bytes=size_bytes,
+                parameters=(last - first) * columns,
+                active_parameters=float((last - first) * columns),
+                layout=lay_out([part]),
+            )
+        )
+    return blocks

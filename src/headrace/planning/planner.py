@@ -1,0 +1,278 @@
+"""Compare the ways to run a model within a budget by simulated time, and take the fastest that fits.
+
+Candidates: everything resident; sequential streaming; overlapped streaming with 2, 3 or 4 slots, each with as many
+resident blocks as the rest of the budget holds, placed evenly among the streamed ones, or first, or last. The
+simplest rule (fill the memory, stream the rest) is among them, so the planner is never slower than it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from headrace.errors import BudgetError
+from headrace.planning.estimate import Pace, Prediction, predict
+from headrace.planning.extents import PAGE_BYTES, align_up
+from headrace.planning.model_spec import HEAD_PIECE_MIN_ROWS, BlockSpec, ModelSpec
+from headrace.planning.plan import (
+    ELEMENT_BYTES,
+    STORED_AS,
+    EmbeddingPlacement,
+    MemoryUse,
+    Plan,
+    Strategy,
+    Workload,
+)
+from headrace.units import format_bytes
+
+SLOT_COUNTS = (2, 3, 4)
+
+
+class Candidate(NamedTuple):
+    """One way to run, with what it is predicted to do."""
+
+    plan: Plan
+    prediction: Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the planner is asked: the model, the work, the dtype, the budget.
+
+    `copies_weights`: weights are not used where they land but copied first, although no dtype changes (this
+    processor's products depend on their alignment).
+    """
+
+    spec: ModelSpec
+    workload: Workload
+    compute_dtype: str
+    budget_bytes: int
+    copies_weights: bool = False
+
+
+def minimum_bytes(request: Request) -> int:
+    """The smallest budget in which this model can do this work at all: one slot, nothing resident."""
+    nothing = (False,) * len(request.spec.blocks)
+    return _memory(request, nothing, slots=1).total_bytes
+
+
+def plan_strategy(request: Request, strategy: Strategy, pace: Pace) -> Candidate:
+    """Return the fastest plan of one strategy.
+
+    Raises BudgetError, with the smallest budget that would do, when none fits.
+    """
+    best: Candidate | None = None
+    for plan in _plans(request, strategy):
+        candidate = Candidate(plan, predict(request.spec, plan, pace))
+        if best is None or candidate.prediction.total_s < best.prediction.total_s * (1 - 1e-9):
+            best = candidate
+    if best is None:
+        raise _too_small(request, strategy)
+    return best
+
+
+def plan_fastest(request: Request, pace: Pace) -> Candidate:
+    """Return the fastest plan of any strategy; raises BudgetError when not even the smallest fits."""
+    candidates = []
+    for strategy in Strategy:
+        try:
+            candidates.append(plan_strategy(request, strategy, pace))
+        except BudgetError:
+            continue
+    if not candidates:
+        raise _too_small(request, Strategy.SEQUENTIAL)
+    return min(candidates, key=lambda candidate: candidate.prediction.total_s)
+
+
+def _plans(request: Request, strategy: Strategy) -> Iterator[Plan]:
+    """Every plan of one strategy that fits the budget and that no other plan here beats for certain."""
+    count = len(request.spec.blocks)
+    if strategy is Strategy.RESIDENT:
+        options: list[tuple[int, tuple[bool, ...]]] = [(0, (True,) * count)]
+    else:
+        slot_counts = (1,) if strategy is Strategy.SEQUENTIAL else SLOT_COUNTS
+        options = []
+        for slots in slot_counts:
+            for placement in (_evenly, _first, _last):
+                resident = _most_resident(request, slots, placement)
+                if resident is not None and (slots, resident) not in options:
+                    options.append((slots, resident))
+    for slots, resident in options:
+        memory = _memory(request, resident, slots=slots)
+        if memory.total_bytes <= request.budget_bytes:
+            yield Plan(
+                strategy=strategy,
+                resident=resident,
+                slots=slots,
+                slot_bytes=_slot_bytes(request.spec, resident) if slots else 0,
+                embedding=_embedding(request, resident),
+                compute_dtype=request.compute_dtype,
+                memory=memory,
+                budget_bytes=request.budget_bytes,
+                workload=request.workload,
+                streamed_bytes_per_pass=sum(
+                    block.footprint_bytes
+                    for block, stays in zip(request.spec.blocks, resident, strict=True)
+                    if not stays
+                ),
+            )
+
+
+def _most_resident(
+    request: Request, slots: int, placement: Callable[[int, int], tuple[bool, ...]]
+) -> tuple[bool, ...] | None:
+    """The largest number of resident blocks that fits beside the slots, then filled up with whatever still does."""
+    count = len(request.spec.blocks)
+    for number in range(count - slots, -1, -1):
+        resident = placement(count, number)
+        if _memory(request, resident, slots=slots).total_bytes <= request.budget_bytes:
+            return _fill_up(request, resident, slots)
+    return None
+
+
+def _fill_up(request: Request, resident: tuple[bool, ...], slots: int) -> tuple[bool, ...]:
+    """Blocks differ in size (the head's pieces); add those that still fit, so that no memory lies idle."""
+    flags = list(resident)
+    for index in sorted(range(len(flags)), key=lambda i: -request.spec.blocks[i].footprint_bytes):
+        if flags[index] or flags.count(False) <= slots:
+            continue
+        flags[index] = True
+        if _memory(request, tuple(flags), slots=slots).total_bytes > request.budget_bytes:
+            flags[index] = False
+    return tuple(flags)
+
+
+def _evenly(count: int, number: int) -> tuple[bool, ...]:
+    """Spread residents among the streamed: while a resident block computes, the stream gets ahead."""
+    return tuple((index + 1) * number // count > index * number // count for index in range(count))
+
+
+def _first(count: int, number: int) -> tuple[bool, ...]:
+    return tuple(index < number for index in range(count))
+
+
+def _last(count: int, number: int) -> tuple[bool, ...]:
+    return tuple(index >= count - number for index in range(count))
+
+
+def _slot_bytes(spec: ModelSpec, resident: tuple[bool, ...]) -> int:
+    """A slot holds the largest block that is streamed."""
+    return max(
+        (block.footprint_bytes for block, stays in zip(spec.blocks, resident, strict=True) if not stays), default=0
+    )
+
+
+def _embedding(request: Request, resident: tuple[bool, ...]) -> EmbeddingPlacement:
+    head_stays = all(
+        stays for block, stays in zip(request.spec.blocks, resident, strict=True) if block.head_rows is not None
+    )
+    if request.spec.tied and head_stays:
+        return EmbeddingPlacement.HEAD
+    if all(resident):
+        with_table = _memory(request, resident, slots=0, embedding=EmbeddingPlacement.RESIDENT)
+        if with_table.total_bytes <= request.budget_bytes:
+            return EmbeddingPlacement.RESIDENT
+    return EmbeddingPlacement.ROWS
+
+
+def _memory(
+    request: Request,
+    resident: tuple[bool, ...],
+    *,
+    slots: int,
+    embedding: EmbeddingPlacement = EmbeddingPlacement.ROWS,
+) -> MemoryUse:
+    spec, work = request.spec, request.workload
+    element_bytes = ELEMENT_BYTES[request.compute_dtype]
+    if embedding is EmbeddingPlacement.ROWS and all(resident) and not spec.tied:
+        with_table = _memory(request, resident, slots=slots, embedding=EmbeddingPlacement.RESIDENT)
+        if with_table.total_bytes <= request.budget_bytes:
+            return with_table
+    return MemoryUse(
+        resident_bytes=sum(
+            block.footprint_bytes for block, stays in zip(spec.blocks, resident, strict=True) if stays
+        ),
+        slots_bytes=slots * _slot_bytes(spec, resident),
+        fixed_bytes=align_up(sum(entry.num_elements for entry in spec.fixed) * element_bytes)
+        + spec.fixed_layout.footprint_bytes,
+        embedding_bytes=align_up(spec.embedding.size_bytes) + 2 * PAGE_BYTES
+        if embedding is EmbeddingPlacement.RESIDENT
+        else 0,
+        conversion_bytes=conversion_bytes(request),
+        kv_cache_bytes=spec.kv_cache_bytes(
+            sequences=work.sequences, tokens=work.context_tokens, element_bytes=element_bytes
+        ),
+        work_space_bytes=max(
+            spec.work_space_bytes(
+                sequences=work.sequences,
+                new_tokens=work.prompt_tokens,
+                context_tokens=work.prompt_tokens,
+                element_bytes=element_bytes,
+            ),
+            spec.work_space_bytes(
+                sequences=work.sequences, new_tokens=1, context_tokens=work.context_tokens, element_bytes=element_bytes
+            ),
+        ),
+    )
+
+
+def conversion_bytes(request: Request) -> int:
+    """Bytes of the buffer in which one module's weights are widened or put together, 0 where none are.
+
+    Weights are converted module by module (a linear layer's matrix and bias), just before the module computes, so the
+    buffer is as large as the largest module of any block, or as the smallest piece of the head that is converted.
+    """
+    spec = request.spec
+    element_bytes = ELEMENT_BYTES[request.compute_dtype]
+    converts = request.copies_weights or STORED_AS.get(spec.stored_dtype) != request.compute_dtype
+    largest = 0
+    for block in spec.blocks:
+        if block.head_rows is not None:
+            rows = min(block.head_rows.last - block.head_rows.first, HEAD_PIECE_MIN_ROWS)
+            if converts:
+                largest = max(largest, rows * spec.embedding.shape[1] * element_bytes)
+        else:
+            largest = max(largest, _largest_module(block, element_bytes, converts=converts))
+    return align_up(largest) + 2 * PAGE_BYTES if largest else 0
+
+
+def _largest_module(block: BlockSpec, element_bytes: int, *, converts: bool) -> int:
+    modules: dict[str, int] = {}
+    for entry in block.tensors:
+        module = entry.name.rsplit(".", 1)[0]
+        fused = ".experts." in module  # the model holds all experts as one tensor, the checkpoint one by one
+        if fused:
+            module = module.split(".experts.")[0]
+        if converts or fused:
+            modules[module] = modules.get(module, 0) + entry.num_elements * element_bytes + 64
+    return max(modules.values(), default=0)
+
+
+def _too_small(request: Request, strategy: Strategy) -> BudgetError:
+    count = len(request.spec.blocks)
+    if strategy is Strategy.RESIDENT:
+        needed = _memory(request, (True,) * count, slots=0)
+    else:
+        slots = 1 if strategy is Strategy.SEQUENTIAL else min(SLOT_COUNTS)
+        needed = _memory(request, (False,) * count, slots=slots)
+    work = request.workload
+    parts = ", ".join(
+        f"{label} {format_bytes(size)}"
+        for label, size in (
+            ("resident weights", needed.resident_bytes),
+            ("slots", needed.slots_bytes),
+            ("conversion", needed.conversion_bytes),
+            ("KV cache", needed.kv_cache_bytes),
+            ("work space", needed.work_space_bytes),
+            ("small tensors", needed.fixed_bytes),
+        )
+        if size
+    )
+    return BudgetError(
+        f"a budget of {format_bytes(request.budget_bytes)} is too small for {request.spec.name} ({strategy.value}, "
+        f"{request.compute_dtype}, {work.sequences} x ({work.prompt_tokens} + {work.generate_tokens}) tokens): it "
+        f"needs at least {format_bytes(needed.total_bytes)} ({needed.total_bytes} bytes: {parts}). "
+        "Give --memory that much, or ask for fewer sequences or tokens.",
+        required_bytes=needed.total_bytes,
+    )

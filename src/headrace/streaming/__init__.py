@@ -1,0 +1,1 @@
+"""Floor two, bytes on the move: checkpoint extents, direct reads, slots, devices, the stream, the probe."""

@@ -1,0 +1,75 @@
+"""All memory that weights as stored may ever hold, taken once at the start.
+
+Python's `mmap.mmap(-1, n)` is shared memory and ignores the advice for huge pages; private anonymous memory takes it,
+and direct reads into it are up to twice as fast, since the kernel pins 512 times fewer pages.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+from headrace.errors import BudgetError
+from headrace.planning.extents import PAGE_BYTES
+from headrace.units import format_bytes
+
+HUGE_PAGE_BYTES = 2 << 20
+
+
+class Arena:
+    """One private anonymous mapping, handed out in page-aligned pieces from the start on; never grows.
+
+    Pages are taken from the system when they are first written. `close` gives everything back; views handed out
+    before must not be used afterwards.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self._taken_bytes = 0
+        try:
+            self._map = mmap.mmap(-1, max(size_bytes, PAGE_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise BudgetError(f"the system refuses {format_bytes(size_bytes)} of memory: {error}") from error
+        if size_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+            try:
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:  # a kernel built without huge pages: slower, not wrong
+                pass
+        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._view = memoryview(self._map)
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes not handed out yet."""
+        return self.size_bytes - self._taken_bytes
+
+    def take(self, size_bytes: int) -> Piece:
+        """Hand out the next `size_bytes` (a page multiple); raises BudgetError beyond the arena's size."""
+        if size_bytes % PAGE_BYTES:
+            raise ValueError(f"arena pieces are page multiples, not {size_bytes} bytes")
+        if size_bytes > self.free_bytes:
+            raise BudgetError(f"the arena of {self.size_bytes} bytes has {self.free_bytes} left, not {size_bytes}")
+        start = self._taken_bytes
+        self._taken_bytes += size_bytes
+        return Piece(self._bytes[start : start + size_bytes], self._view[start : start + size_bytes])
+
+    def close(self) -> None:
+        """Give the memory back to the system. The mapping itself goes when the last view of it does."""
+        if hasattr(mmap, "MADV_DONTNEED") and len(self._map):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class Piece:
+    """A stretch of an arena, seen as a tensor of bytes and as a writable buffer. Owner: whoever took it."""
+
+    __slots__ = ("buffer", "tensor")
+
+    def __init__(self, tensor: torch.Tensor, buffer: memoryview) -> None:
+        self.tensor = tensor
+        self.buffer = buffer
+
+    @property
+    def size_bytes(self) -> int:
+        """Length."""
+        return len(self.buffer)

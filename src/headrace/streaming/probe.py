@@ -1,0 +1,291 @@
+"""Measure this machine: how fast its disk reads past the page cache, how fast it computes with which dtypes.
+
+Every figure is the median of a few repetitions; none is taken from a data sheet.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+from torch.nn import functional
+
+from headrace.errors import MachineError
+from headrace.planning.extents import align_down
+from headrace.planning.machine import ComputeCurve, CurvePoint, Machine
+from headrace.planning.tensor_index import ShardFile
+from headrace.streaming.arena import Arena
+from headrace.streaming.checkpoint import TORCH_DTYPES
+from headrace.streaming.source import ByteSource, DirectFiles
+
+Progress = Callable[[str, float], None]
+"""Called with what is being measured and the share of the work that is done, 0 to 1."""
+
+CURVE_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PROBE_FILE_BYTES = 512 << 20
+_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+class ReadSettings(NamedTuple):
+    """How to read: the chunk of one read call, the number of threads, and the rate that this gave."""
+
+    chunk_bytes: int
+    threads: int
+    bytes_per_s: float
+
+
+def compute_curve(
+    stored: torch.dtype,
+    compute: torch.dtype,
+    *,
+    shape: tuple[int, int],
+    tokens: Sequence[int] = CURVE_TOKENS,
+    repetitions: int = 3,
+) -> ComputeCurve:
+    """Time `x @ w.T` with weights of `shape` (out, in), widened first where the dtypes differ.
+
+    Two matrices of the shape are used in turn, so that small ones are not simply found in the cache. Seconds per
+    element of the weights.
+    """
+    weights = [torch.randn(shape).to(stored) for _ in range(2)]
+    widened = torch.empty(shape, dtype=compute)
+    points = []
+    with torch.inference_mode():
+        for count in tokens:
+            rows = torch.randn(count, shape[1]).to(compute)
+
+            def once(number: int, rows: torch.Tensor = rows) -> None:
+                weight = weights[number % 2]
+                functional.linear(rows, widened.copy_(weight) if stored is not compute else weight)
+
+            seconds = _median_seconds(once, repetitions)
+            points.append(CurvePoint(count, seconds / (shape[0] * shape[1])))
+    stored_name = next(name for name, dtype in TORCH_DTYPES.items() if dtype is stored)
+    return ComputeCurve(compute_dtype=_DTYPE_NAMES[compute], stored_dtype=stored_name, points=tuple(points))
+
+
+def _median_seconds(call: Callable[[int], None], repetitions: int) -> float:
+    call(0)
+    seconds = []
+    for number in range(repetitions):
+        start = time.perf_counter()
+        call(number + 1)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def products_need_alignment(dtype: torch.dtype) -> bool:
+    """Whether this processor's matrix products change a bit when the weights do not begin at a multiple of 64 bytes.
+
+    Tensors of a checkpoint seldom do. Tried on a few shapes and numbers of tokens; where it shows, weights are copied
+    to an aligned place before they are used.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        for out_features, in_features in ((64, 64), (192, 576), (512, 320)):
+            weight = torch.randn(out_features, in_features, generator=generator).to(dtype)
+            memory = torch.empty(weight.numel() * dtype.itemsize + 256, dtype=torch.uint8)
+            base = -memory.data_ptr() % 64
+            for offset in (8, 24, 40):
+                moved = memory[base + offset : base + offset + weight.numel() * dtype.itemsize]
+                moved = moved.view(dtype).view(weight.shape).copy_(weight)
+                for tokens in (1, 3, 33):
+                    rows = torch.randn(tokens, in_features, generator=generator).to(dtype)
+                    if not torch.equal(functional.linear(rows, weight), functional.linear(rows, moved)):
+                        return True
+    return False
+
+
+def read_rate(
+    source: ByteSource,
+    files: Sequence[ShardFile],
+    *,
+    chunk_bytes: int,
+    threads: int,
+    seconds: float,
+    while_doing: Callable[[], None] | None = None,
+) -> float:
+    """Bytes per second of direct reads spread over the files, for about `seconds`; 0 where there is nothing to read.
+
+    `while_doing` is called again and again in this thread meanwhile.
+    """
+    chunks = list(_chunks(files, chunk_bytes))
+    if not chunks:
+        return 0.0
+    arena = Arena(threads * chunk_bytes)
+    pieces = [arena.take(chunk_bytes) for _ in range(threads)]
+    lock = threading.Lock()
+    state = {"next": 0, "bytes": 0}
+    failures: list[BaseException] = []
+    started = time.perf_counter()
+    deadline = started + seconds
+
+    def work(number: int) -> None:
+        while time.perf_counter() < deadline and not failures:
+            with lock:
+                file_index, offset, length = chunks[state["next"] % len(chunks)]
+                state["next"] += 1
+            try:
+                count = source.read_into(file_index, offset, pieces[number].buffer[:length])
+            except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
+                failures.append(error)
+                return
+            with lock:
+                state["bytes"] += count
+
+    workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    while while_doing is not None and any(worker.is_alive() for worker in workers):
+        while_doing()
+    for worker in workers:
+        worker.join()
+    elapsed = time.perf_counter() - started
+    arena.close()
+    if failures:
+        raise failures[0]
+    return state["bytes"] / elapsed
+
+
+def _chunks(files: Sequence[ShardFile], chunk_bytes: int) -> Iterator[tuple[int, int, int]]:
+    for index, file in enumerate(files):
+        whole = align_down(file.size_bytes)
+        for offset in range(0, whole, chunk_bytes):
+            yield index, offset, min(chunk_bytes, whole - offset)
+
+
+def best_read_settings(source: ByteSource, files: Sequence[ShardFile], *, seconds: float = 2.0) -> ReadSettings:
+    """Try a few chunk sizes and numbers of threads in turn, three rounds, and take the best median."""
+    options = [(chunk, threads) for chunk in (2 << 20, 8 << 20) for threads in (1, 2, 4)]
+    rates: dict[tuple[int, int], list[float]] = {option: [] for option in options}
+    each = seconds / (3 * len(options))
+    for _ in range(3):
+        for chunk_bytes, threads in options:
+            rate = read_rate(source, files, chunk_bytes=chunk_bytes, threads=threads, seconds=each)
+            rates[chunk_bytes, threads].append(rate)
+    best = max(options, key=lambda option: statistics.median(rates[option]))
+    return ReadSettings(best[0], best[1], statistics.median(rates[best]))
+
+
+@contextmanager
+def _probe_file(directory: Path) -> Iterator[ShardFile]:
+    """A file of random bytes on the disk in question, removed afterwards."""
+    try:
+        handle = tempfile.NamedTemporaryFile(dir=directory, prefix=".headrace-probe-")  # noqa: SIM115
+    except OSError as error:
+        raise MachineError(f"{directory} cannot be written to, which measuring its disk needs: {error}") from error
+    with handle as file:
+        block = os.urandom(8 << 20)
+        try:
+            for _ in range(PROBE_FILE_BYTES // len(block)):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise MachineError(f"{directory} has no room for a file of {PROBE_FILE_BYTES} bytes: {error}") from error
+        status = os.fstat(file.fileno())
+        yield ShardFile(Path(file.name), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+
+
+def probe_machine(directory: Path, *, progress: Progress = lambda _what, _share: None) -> Machine:
+    """Measure disk, arithmetic and how much they slow each other, in about twenty seconds."""
+    progress(f"writing a file of {PROBE_FILE_BYTES >> 20} MiB to {directory}", 0.0)
+    with _probe_file(directory) as file:
+        source = DirectFiles([file])
+        direct = source.direct[0]
+        try:
+            progress("disk", 0.15)
+            settings = best_read_settings(source, [file], seconds=4.0)
+            progress("disk and arithmetic at once", 0.4)
+            slowdowns = contention(source, [file], settings)
+        finally:
+            source.close()
+    curves = []
+    pairs = [
+        (stored, compute)
+        for stored in (torch.bfloat16, torch.float16, torch.float32)
+        for compute in dict.fromkeys((stored, torch.float32))
+    ]
+    for number, (stored, compute) in enumerate(pairs):
+        progress(f"arithmetic, {_DTYPE_NAMES[stored]} weights in {_DTYPE_NAMES[compute]}", 0.5 + 0.5 * number / len(pairs))
+        curves.append(compute_curve(stored, compute, shape=(4096, 2048)))
+    progress("done", 1.0)
+    how = "direct reads" if direct else "buffered reads (the file system refuses direct ones), dropped from the cache"
+    return Machine(
+        name=platform.node() or "this machine",
+        memory_bytes=int(psutil.virtual_memory().total),
+        read_bytes_per_s=settings.bytes_per_s,
+        read_chunk_bytes=settings.chunk_bytes,
+        reader_threads=settings.threads,
+        compute=tuple(curves),
+        compute_slowdown=slowdowns.compute,
+        read_slowdown=slowdowns.read,
+        sources={
+            "read_bytes_per_s": f"measured: {how} of a fresh file in {directory}, best of six settings, median of three",
+            "compute": f"measured: torch {torch.__version__}, {torch.get_num_threads()} threads, 4096 x 2048 weights",
+            "slowdown": "measured: reading and a product at once against each alone",
+        },
+    )
+
+
+class Slowdowns(NamedTuple):
+    """How many times longer computing and reading take while the other goes on; at least 1."""
+
+    compute: float
+    read: float
+
+
+def contention(source: ByteSource, files: Sequence[ShardFile], settings: ReadSettings) -> Slowdowns:
+    """Read and compute at once and compare with each alone, interleaved, medians of three."""
+    weight = torch.randn(4096, 2048)
+    rows = torch.randn(8, 2048)
+    compute, read = [], []
+
+    def product() -> None:
+        with torch.inference_mode():
+            functional.linear(rows, weight)
+
+    for _ in range(3):
+        alone = _per_call(product, 0.15)
+        rate_alone = read_rate(
+            source, files, chunk_bytes=settings.chunk_bytes, threads=settings.threads, seconds=0.15
+        )
+        calls = 0
+
+        def counted() -> None:
+            nonlocal calls
+            product()
+            calls += 1
+
+        start = time.perf_counter()
+        rate = read_rate(
+            source,
+            files,
+            chunk_bytes=settings.chunk_bytes,
+            threads=settings.threads,
+            seconds=0.2,
+            while_doing=counted,
+        )
+        compute.append((time.perf_counter() - start) / max(1, calls) / alone)
+        read.append(rate_alone / rate if rate else 1.0)
+    return Slowdowns(max(1.0, statistics.median(compute)), max(1.0, statistics.median(read)))
+
+
+def _per_call(call: Callable[[], None], seconds: float) -> float:
+    call()
+    start = time.perf_counter()
+    count = 0
+    while time.perf_counter() - start < seconds:
+        call()
+        count += 1
+    return (time.perf_counter() - start) / count

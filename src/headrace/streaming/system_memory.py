@@ -1,0 +1,94 @@
+"""What the operating system says about memory: this process's peak, the machine's free bytes, the cgroup's limit.
+
+Sources: proc(5) for /proc/self/status; cgroups(7), the kernel's cgroup-v1 `memory.txt` and cgroup-v2 documents for
+the limits.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psutil
+
+_NO_LIMIT = 1 << 60
+AUTO_RESERVE_SHARE = 0.10
+AUTO_RESERVE_MIN_BYTES = 256 << 20
+
+
+def resident_bytes(process_status: Path = Path("/proc/self/status")) -> int:
+    """Bytes of memory that this process holds now (resident set)."""
+    return _status_bytes(process_status, "VmRSS")
+
+
+def peak_resident_bytes(process_status: Path = Path("/proc/self/status")) -> int:
+    """The most that this process ever held, or held since `reset_peak`, by the kernel's own high-water mark."""
+    return _status_bytes(process_status, "VmHWM")
+
+
+def reset_peak() -> bool:
+    """Let the kernel's high-water mark start again from the present value; False where that is not allowed."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status_bytes(process_status: Path, field: str) -> int:
+    match = re.search(rf"^{field}:\s+(\d+) kB$", process_status.read_text(), re.MULTILINE)
+    if match is None:
+        raise OSError(f"{process_status} has no {field}")
+    return int(match[1]) * 1024
+
+
+def cgroup_free_bytes(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that the tightest memory cgroup above this process still allows, or None where none limits it.
+
+    Page cache that the group could drop counts as free. Reads cgroup v1 and v2, and every ancestor's limit.
+    """
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:
+        return None
+    free: list[int] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            for base in (root, root / "unified"):
+                free += _group_free(base, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            free += _group_free(
+                root / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            )
+    return min(free, default=None)
+
+
+def _group_free(base: Path, path: str, limit_name: str, usage_name: str, cache_name: str) -> list[int]:
+    free = []
+    group = base / path.lstrip("/")
+    while True:
+        try:
+            limit_text = (group / limit_name).read_text().strip()
+            if limit_text != "max" and int(limit_text) < _NO_LIMIT:
+                usage = int((group / usage_name).read_text())
+                cache = re.search(rf"^{cache_name} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+                free.append(max(0, int(limit_text) - usage + (int(cache[1]) if cache else 0)))
+        except (OSError, ValueError):
+            pass
+        if group == base or base not in group.parents:
+            return free
+        group = group.parent
+
+
+def free_bytes() -> int:
+    """Bytes that could be taken now without swapping or breaking a cgroup's limit."""
+    available = int(psutil.virtual_memory().available)
+    limited = cgroup_free_bytes()
+    return available if limited is None else min(available, limited)
+
+
+def default_budget_bytes() -> int:
+    """What headrace takes when no budget is given: the free memory less a tenth of it (256 MiB at least)."""
+    free = free_bytes()
+    return max(0, free - max(AUTO_RESERVE_MIN_BYTES, int(AUTO_RESERVE_SHARE * free)))

@@ -1,0 +1,72 @@
+"""Sizes and rates as people write them. GB is 10^9 bytes, GiB is 2^30, and a bare `G` means GiB."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from headrace.errors import InvalidRequestError
+
+_DECIMAL = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
+_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
+_FACTORS = {"B": 1, **_DECIMAL, **_BINARY, **{f"{prefix}IB": factor for prefix, factor in _BINARY.items()}}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)")
+_LARGEST_BYTES = 2**60
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `text` means: `800MB`, `2GiB`, `2G` (= GiB), `1.5e9` is not accepted.
+
+    Raises InvalidRequestError for anything without a positive number and a unit (a bare number is refused unless it
+    is large enough to be plainly meant as bytes, at least 4096).
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidRequestError(f"{text!r} is not a size; write a number and a unit, such as 800MB, 2GiB or 2G")
+    number, unit = float(match[1]), match[2].upper()
+    if unit == "":
+        if number < 4096:
+            raise InvalidRequestError(f"{text!r} has no unit; write for instance {match[1]}GiB or {match[1]}MB")
+        unit = "B"
+    if unit not in _FACTORS:
+        raise InvalidRequestError(f"{text!r} has an unknown unit {match[2]!r}; use KB, MB, GB, TB, KiB, MiB, GiB or TiB")
+    size_bytes = number * _FACTORS[unit]
+    if not 1 <= size_bytes <= _LARGEST_BYTES:
+        raise InvalidRequestError(f"{text!r} is not a usable size; it must lie between one byte and 1 EiB")
+    return int(size_bytes)
+
+
+def parse_rate(text: str) -> float:
+    """Return bytes per second for `500MB/s`, `500MB` or `1GiB/s`."""
+    return float(parse_size(text.strip().removesuffix("/s").removesuffix("ps")))
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Write bytes in decimal units with three digits: `1.23 GB`, `640 MB`, `12 B`."""
+    for unit, factor in reversed(_DECIMAL.items()):
+        if abs(size_bytes) >= factor:
+            value = size_bytes / factor
+            return f"{value:.{max(0, 2 - int(math.log10(abs(value))))}f} {unit}"
+    return f"{int(size_bytes)} B"
+
+
+def format_rate(bytes_per_s: float) -> str:
+    """Write a bandwidth: `1.23 GB/s`."""
+    return f"{format_bytes(bytes_per_s)}/s"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration with three digits in the unit that suits it: `12.3 ms`, `4.56 s`, `3 min 20 s`."""
+    if seconds < 0:
+        return "-" + format_seconds(-seconds)
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
