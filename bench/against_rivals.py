@@ -37,6 +37,16 @@ from memory_cgroup import MemoryCgroup, MemoryCgroupError, why_unavailable
 
 SCRIPTS = Path(__file__).resolve().parent / "rivals"
 DEFAULT_ENVIRONMENTS = Path.home() / ".cache" / "headrace" / "bench-envs"
+SUMMARIZED = (
+    "decode_s_per_pass",
+    "tokens_per_s",
+    "start_to_first_token_s",
+    "load_s",
+    "prefill_s",
+    "peak_bytes",
+    "peak_anonymous_bytes",
+    "agreement",
+)
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
@@ -80,7 +90,7 @@ class Bench:
     extra: dict[str, list[str]]
 
     def python(self, environment: str | None) -> Path:
-        """The interpreter that runs a rival."""
+        """Return the interpreter that runs a rival."""
         return self.headrace_python if environment is None else self.environments / environment / "bin" / "python"
 
     def prepared(self, kind: str) -> Path:
@@ -113,10 +123,10 @@ def prepare_airllm(bench: Bench) -> list[str]:
     if not target.is_dir():
         unfinished = target.with_name(target.name + ".part")
         shutil.rmtree(unfinished, ignore_errors=True)
-        run_preparation(
-            [bench.python("airllm"), SCRIPTS / "airllm_run.py", "--prepare", "--model", bench.model, "--shards"]
-            + [unfinished, "--work-dir", bench.work_dir / "run", "--report", bench.work_dir / "none.json"]
-        )
+        command: list[str | Path] = [bench.python("airllm"), SCRIPTS / "airllm_run.py", "--prepare"]
+        command += ["--model", bench.model, "--shards", unfinished]
+        command += ["--work-dir", bench.work_dir / "run", "--report", bench.work_dir / "none.json"]
+        run_preparation(command)
         unfinished.rename(target)
     return ["--shards", str(target)]
 
@@ -141,7 +151,7 @@ def parse_bytes(text: str) -> int:
 
 
 def list_of(convert: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """An argument type for comma-separated values."""
+    """Make an argument type for comma-separated values."""
 
     def parse(text: str) -> list[Any]:
         return [convert(part) for part in text.split(",") if part.strip()]
@@ -158,7 +168,7 @@ def extra_arguments(text: str) -> tuple[str, list[str]]:
 
 
 def last_lines(text: str, count: int = 3) -> str:
-    """The end of a program's output on one line, where its error message usually is."""
+    """Return the end of a program's output on one line, where its error message usually is."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " | ".join(lines[-count:])[-500:]
 
@@ -224,7 +234,8 @@ def measure(bench: Bench, name: str, configuration: Configuration, arguments: li
         result["peak_anonymous_bytes"] = anonymous_peak[0]
         result["oom_kills"] = group.oom_kills()
     if status == 0 and report_path.is_file():
-        return {"outcome": "ok"} | result | json.loads(report_path.read_text())
+        report: dict[str, Any] = json.loads(report_path.read_text())
+        return {"outcome": "ok"} | result | report
     if result["oom_kills"]:
         return {"outcome": "killed: out of memory"} | result
     if status is None:
@@ -234,7 +245,7 @@ def measure(bench: Bench, name: str, configuration: Configuration, arguments: li
 
 
 def machine_description() -> dict[str, Any]:
-    """What the numbers depend on besides the programs."""
+    """Describe what the numbers depend on besides the programs."""
     cpu_info: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
@@ -251,7 +262,7 @@ def machine_description() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of this repository, marked where files differ from it; empty outside of one."""
+    """Return the commit of this repository, marked where files differ from it; empty outside of one."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
         cwd=SCRIPTS,
@@ -261,14 +272,26 @@ def commit() -> str:
     return done.stdout.strip()
 
 
+def agreement(run: dict[str, Any], earlier: list[dict[str, Any]], configuration: Configuration) -> dict[str, Any]:
+    """Return the share of generated tokens that are those of the first run that succeeded on the same prompts.
+
+    Below 1 is no error by itself: roundings differ, and where two tokens are nearly as likely they decide.
+    """
+    if run["outcome"] != "ok":
+        return {}
+    first = next(
+        (other for other in earlier if other["outcome"] == "ok" and other["batch"] == configuration.batch), run
+    )
+    ours = [token for row in run["tokens"] for token in row]
+    theirs = [token for row in first["tokens"] for token in row]
+    return {"agreement": sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)}
+
+
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Median and spread over the rounds of one rival in one configuration."""
     good = [run for run in runs if run["outcome"] == "ok"]
     summary: dict[str, Any] = {"rounds": len(runs), "ok": len(good), "outcomes": sorted({r["outcome"] for r in runs})}
-    for key in ("decode_s_per_pass", "tokens_per_s", "start_to_first_token_s", "load_s", "prefill_s") + (
-        "peak_bytes",
-        "peak_anonymous_bytes",
-    ):
+    for key in SUMMARIZED:
         values = [run[key] for run in good if run.get(key) is not None]
         if values:
             summary[key] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
@@ -276,15 +299,16 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(names: list[str], configurations: list[Configuration], results: dict[str, Any]) -> str:
-    """The summary as a Markdown table: seconds per token and sequence, start to first token, peaks."""
+    """Write the summary as a Markdown table: seconds per token and sequence, start to first token, peaks."""
     lines = ["| system | " + " | ".join(configuration.label() for configuration in configurations) + " |"]
     lines.append("| --- |" + " --- |" * len(configurations))
     for name in names:
-        cells = []
-        for configuration in configurations:
+        cells: list[str] = []
+        if skipped := results["skipped"].get(name):
+            cells = [f"skipped: {skipped}", *["skipped"] * (len(configurations) - 1)]
+        for configuration in configurations[len(cells) :]:
             summary = results["summary"].get(name, {}).get(configuration.label())
-            skipped = results["skipped"].get(name)
-            cells.append(f"skipped: {skipped}" if skipped else cell(summary) if summary else "not run")
+            cells.append(cell(summary) if summary else "not run")
         lines.append(f"| {name} | " + " | ".join(text.replace("|", "/") for text in cells) + " |")
     return "\n".join(lines)
 
@@ -300,13 +324,15 @@ def cell(summary: dict[str, Any]) -> str:
     text += f"first token {summary['start_to_first_token_s']['median']:.1f} s; "
     text += f"peak {summary['peak_bytes']['median'] / (1 << 30):.2f} GiB"
     text += f" ({summary['peak_anonymous_bytes']['median'] / (1 << 30):.2f} anonymous)"
+    if summary["agreement"]["min"] < 1:
+        text += f"; {summary['agreement']['min']:.0%} of the tokens as the first system's"
     if summary["ok"] < summary["rounds"]:
         text += f"; {summary['ok']} of {summary['rounds']} rounds, else {', '.join(summary['outcomes'])}"
     return text
 
 
 def why_skipped(bench: Bench, name: str) -> str | None:
-    """The reason if a rival's environment isn't there."""
+    """Return the reason if a rival's environment isn't there."""
     rival = RIVALS[name]
     if rival.environment is None:
         probe = subprocess.run([bench.headrace_python, "-c", "import headrace"], capture_output=True, text=True)
@@ -321,7 +347,7 @@ def why_skipped(bench: Bench, name: str) -> str | None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--envs", type=Path, default=DEFAULT_ENVIRONMENTS, help="default: %(default)s")
@@ -433,6 +459,7 @@ def run_rounds(
             for name in names[turn:] + names[:turn]:
                 run = measure(bench, name, configuration, arguments[name])
                 run = {"rival": name, "round": round_index, "limit_bytes": configuration.total_bytes} | run
+                run |= agreement(run, results["runs"], configuration)
                 run |= {"rival": name, "batch": configuration.batch, "configuration": configuration.label()}
                 results["runs"].append(run)
                 if "version" in run:

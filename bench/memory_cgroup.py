@@ -91,7 +91,9 @@ class MemoryCgroup:
         Exit status 125 with nothing run means that the group could not be joined.
         """
         procs = self.directory / "cgroup.procs"
-        return subprocess.Popen(["/bin/sh", "-c", _JOIN_AND_EXEC, str(procs), *map(os.fspath, command)], **options)
+        return subprocess.Popen(
+            ["/bin/sh", "-c", _JOIN_AND_EXEC, str(procs), *(str(word) for word in command)], **options
+        )
 
     def current_bytes(self) -> int:
         """Memory charged to the group now, page cache included."""
@@ -102,7 +104,7 @@ class MemoryCgroup:
         return dict(self._pairs("memory.stat"))["rss" if self._version == 1 else "anon"]
 
     def peak_bytes(self) -> int:
-        """The most memory ever charged to the group, page cache included."""
+        """Return the most memory ever charged to the group, page cache included."""
         if self._version == 1:
             return int(self._read("memory.max_usage_in_bytes"))
         try:
@@ -167,7 +169,7 @@ class MemoryCgroup:
             file.write(str(value))
 
     def _pairs(self, file_name: str) -> Iterator[tuple[str, int]]:
-        """The `name number` lines of a control file."""
+        """Yield the `name number` lines of a control file."""
         for line in self._read(file_name).splitlines():
             name, _, value = line.partition(" ")
             yield name, int(value)
@@ -215,7 +217,7 @@ def _possible_parents() -> Iterator[_Parent]:
 
 
 def _own_groups() -> dict[str, str]:
-    """This process's group of each version 1 controller; that of version 2 has an empty name."""
+    """Find the own group of each version 1 controller; that of version 2 has an empty name."""
     groups: dict[str, str] = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -225,14 +227,14 @@ def _own_groups() -> dict[str, str]:
 
 
 def _visible_group(mount: Path, root: str, path: str) -> Path:
-    """The directory of a group; the mount itself if the group lies outside what this container sees."""
+    """Return the directory of a group; the mount itself if the group lies outside what this container sees."""
     relative = os.path.relpath(path, root)
     directory = mount / relative
     return directory if not relative.startswith("..") and directory.is_dir() else mount
 
 
 def _words(path: Path) -> list[str]:
-    """The words of a file that may not exist."""
+    """Return the words of a file that may not exist."""
     try:
         return path.read_text().split()
     except OSError:

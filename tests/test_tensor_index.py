@@ -404,7 +404,7 @@ def test_sharded_checkpoint_behind_links_as_in_the_hub_cache(tmp_path: Path) -> 
 
 
 def test_the_index_decides_where_a_tensor_is_and_which_count(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"not named by the index")
+    (tmp_path / "other.safetensors").write_bytes(b"not named by the index")
     (tmp_path / "x.safetensors").write_bytes(shard_of("a", "b", "extra"))
     (tmp_path / "y.safetensors").write_bytes(shard_of("a", "b"))
     write_index(tmp_path, {"a": "y.safetensors", "b": "x.safetensors"})
@@ -412,6 +412,12 @@ def test_the_index_decides_where_a_tensor_is_and_which_count(tmp_path: Path) -> 
     assert [file.path.name for file in index.files] == ["x.safetensors", "y.safetensors"]
     assert {name: entry.file_index for name, entry in index.entries.items()} == {"b": 0, "a": 1}
     assert index.total_bytes == 8
+
+
+def test_a_single_file_counts_before_an_index_as_in_transformers(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(shard_of("a"))
+    write_index(tmp_path, {"a": "elsewhere.safetensors"})
+    assert list(TensorIndex.from_directory(tmp_path).entries) == ["a"]
 
 
 def test_missing_shards_are_named_and_counted(tmp_path: Path) -> None:
@@ -694,10 +700,12 @@ def test_replaced_fields(fuzzed_file: Path, valid: tuple[Header, int], data: st.
 
 @given(JSON)
 def test_replaced_weight_map(fuzzed_file: Path, weight_map: object) -> None:
-    fuzzed_file.write_bytes(shard_of("a"))
+    fuzzed_file.unlink(missing_ok=True)
+    (fuzzed_file.parent / "shard.safetensors").write_bytes(shard_of("a"))
     write_index(fuzzed_file.parent, weight_map)
     try:
         with pytest.raises(CheckpointError):
             TensorIndex.from_directory(fuzzed_file.parent)
     finally:
         (fuzzed_file.parent / INDEX_NAME).unlink()
+        (fuzzed_file.parent / "shard.safetensors").unlink()

@@ -1,8 +1,8 @@
 """Rival: accelerate's disk offload. Every decoder layer is on "disk" and read again whenever it is called.
 
 accelerate reads offloaded weights from the checkpoint's own safetensors where their dtype is the wanted one, so nothing
-is written anew. By default the embedding, the last norm and the head are offloaded too, since a limit may leave no room
-for them; `--resident` names the modules to keep in memory instead.
+is written anew. The embedding stays in place: it is mapped from the file, a pass touches only a few of its rows, and
+offloaded it would be read as a whole in every pass. The head is offloaded like the layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argument_parser(__doc__, dtypes=("bfloat16", "float32"))
     parser.add_argument(
         "--resident",
-        default="model.norm,model.rotary_emb",
+        default="model.embed_tokens,model.norm,model.rotary_emb",
         help="comma-separated modules kept in memory; all others are on disk (default: %(default)s)",
     )
     task = parse_task(parser)

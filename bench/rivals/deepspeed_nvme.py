@@ -19,7 +19,7 @@ MEGABYTE = 1 << 20
 
 
 def largest_tensor_elements(model: Path) -> int:
-    """The element count of the checkpoint's largest tensor: what a swap buffer must hold."""
+    """Return the element count of the checkpoint's largest tensor: what a swap buffer must hold."""
     largest = 0
     for file_path in model.glob("*.safetensors"):
         with open(file_path, "rb") as file:
@@ -33,7 +33,7 @@ def largest_tensor_elements(model: Path) -> int:
 
 
 def zero_config(task: Task) -> dict[str, object]:
-    """The settings that were the fastest of those tried; all can be changed by options."""
+    """Return the settings that were the fastest of those tried; all can be changed by options."""
     extra = task.extra
     return {
         "train_micro_batch_size_per_gpu": task.batch,

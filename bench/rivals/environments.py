@@ -106,7 +106,7 @@ ENVIRONMENTS = {
 
 
 def fingerprint(environment: Environment) -> str:
-    """Changes whenever what would be installed changes."""
+    """Return a text that changes whenever what would be installed does."""
     digest = hashlib.sha256(sys.version.encode())
     for stage in environment.stages:
         digest.update((REQUIREMENTS / stage.requirements).read_bytes())
@@ -115,23 +115,18 @@ def fingerprint(environment: Environment) -> str:
 
 
 def missing_tools(environment: Environment) -> list[str]:
-    """The commands and headers that the builds need and this machine lacks."""
+    """List the commands and headers that the builds need and this machine lacks."""
     missing = [command for command in environment.commands if not shutil.which(command)]
-    for header in environment.headers:
-        source = f"#include <{header}>\n"
-        compiler = shutil.which("c++")
-        if (
-            compiler
-            and subprocess.run(
-                [compiler, "-E", "-x", "c++", "-"], input=source.encode(), capture_output=True
-            ).returncode
-        ):
+    compiler = shutil.which("c++")
+    for header in environment.headers if compiler else ():
+        command = [str(compiler), "-E", "-x", "c++", "-"]
+        if subprocess.run(command, input=f"#include <{header}>\n".encode(), capture_output=True).returncode:
             missing.append(header)
     return missing
 
 
 def python_of(directory: Path, name: str) -> Path:
-    """The interpreter of an environment."""
+    """Return the interpreter of an environment."""
     return directory / name / "bin" / "python"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import headrace
 from measured_run import PassClock, argument_parser, parse_task
+
+import headrace
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ class Sequences:
         return [self.best_token(last_row) for last_row in last_rows]
 
     def best_token(self, row: int) -> int:
-        """The token with the highest logit after the given row of the last batch."""
+        """Return the token with the highest logit after the given row of the last batch."""
         logits = llama_cpp.llama_get_logits_ith(self.context, row)
         values = np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self.vocabulary,))
         return int(values.argmax())

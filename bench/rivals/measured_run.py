@@ -34,7 +34,7 @@ class Task:
     extra: argparse.Namespace
 
     def prompts(self) -> list[list[int]]:
-        """The token ids of the prompts, the same for every rival."""
+        """Return the token ids of the prompts, the same for every rival."""
         return prompt_ids(vocabulary_size(self.model), batch=self.batch, length=self.prompt_tokens, seed=self.seed)
 
 
@@ -48,7 +48,7 @@ def process_start_time() -> float:
 
 
 def argument_parser(description: str | None, *, dtypes: tuple[str, ...]) -> argparse.ArgumentParser:
-    """The command line that all rivals have in common; a script may add options of its own before `parse_task`."""
+    """Make the command line that all rivals have in common; a script may add options before `parse_task`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="directory of a safetensors checkpoint")
     parser.add_argument("--batch", type=int, default=1)
@@ -98,15 +98,15 @@ class PassClock:
     token_times: list[float] = field(default_factory=list)
 
     def loaded(self) -> None:
-        """The model can be called from now on."""
+        """Note that the model can be called from now on."""
         self.loaded_at = time.time()
 
     def begin(self) -> None:
-        """Generating begins."""
+        """Note that generating begins."""
         self.began_at = time.time()
 
     def token(self) -> None:
-        """One more pass is over: its token of each sequence is known."""
+        """Note that one more pass is over: its token of each sequence is known."""
         self.token_times.append(time.time())
 
     def write_report(

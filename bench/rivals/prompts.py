@@ -12,7 +12,7 @@ import numpy as np
 
 
 def vocabulary_size(model: Path) -> int:
-    """The vocabulary size that the checkpoint's config.json states."""
+    """Return the vocabulary size that the checkpoint's config.json states."""
     return int(json.loads((model / "config.json").read_text())["vocab_size"])
 
 

@@ -15,6 +15,7 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -46,7 +47,7 @@ class StoredTensor:
     shape: tuple[int, ...]
 
     def bits(self) -> np.ndarray:
-        """The tensor's bfloat16 bits, as a mapping of the file: nothing is read before it is used."""
+        """Return the tensor's bfloat16 bits, as a mapping of the file: nothing is read before it is used."""
         return np.memmap(self.file, dtype=np.uint16, mode="r", offset=self.offset, shape=self.shape)
 
 
@@ -89,7 +90,7 @@ def as_float32(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def add_hyperparameters(writer: gguf.GGUFWriter, config: dict[str, object]) -> None:
+def add_hyperparameters(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     """Write what llama.cpp needs to know of the model's shape."""
     if config.get("model_type") != "llama" or config.get("rope_scaling"):
         raise SystemExit("only Llama checkpoints without rope scaling can be converted")

@@ -13,9 +13,7 @@ class TokenTimer(StoppingCriteria):
     def __init__(self, clock: PassClock) -> None:
         self.clock = clock
 
-    def __call__(
-        self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs: object
-    ) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor | None, **kwargs: object) -> torch.Tensor:
         """Note the time; answer that no sequence is over."""
         self.clock.token()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

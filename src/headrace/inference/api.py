@@ -20,7 +20,7 @@ from headrace.inference.rehearsal import Rehearsed, rehearse
 from headrace.inference.skeleton import attach_generation_config, build_skeleton, read_transformers_config
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.planning.estimate import Pace
-from headrace.planning.machine import ComputeCurve, CurvePoint, Machine
+from headrace.planning.machine import ComputeCurve, Machine
 from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import COMPUTE_DTYPES, STORED_AS, EmbeddingPlacement, Plan, Strategy, Workload
 from headrace.planning.planner import (
@@ -30,6 +30,7 @@ from headrace.planning.planner import (
     minimum_bytes,
     plan_fastest,
     plan_strategy,
+    refuse_below_minimum,
 )
 from headrace.streaming import probe as machine_probe
 from headrace.streaming.arena import Arena
@@ -181,9 +182,9 @@ def study(checkpoint: Checkpoint, options: Options, config: Any) -> Studied:
         )
         for name in names
     }
-    fitting = [name for name in names if minimum_bytes(requests[name]) <= options.budget_bytes]
+    fitting = [name for name in names if minimum_bytes(requests[name], options.strategy) <= options.budget_bytes]
     if not fitting:
-        plan_fastest(requests[names[0]], _nominal_pace())  # raises BudgetError with the numbers
+        refuse_below_minimum(requests[names[0]], options.strategy)
     curves = {name: _curve(spec, name) for name in fitting}
     name = min(fitting, key=lambda item: _work_seconds(curves[item], options.workload))
     if len(names) > 1:
@@ -375,11 +376,6 @@ def _warm_up() -> None:
             (rows @ rows).softmax(-1)
 
 
-def _nominal_pace() -> Pace:
-    curve = ComputeCurve(compute_dtype="float32", stored_dtype="F32", points=(CurvePoint(1, 1e-10),))
-    return Pace(read_bytes_per_s=1e9, curve=curve, block_overhead_s=0.0, pass_overhead_s=0.0)
-
-
 def _curve(spec: ModelSpec, dtype_name: str) -> ComputeCurve:
     """Time products in the shape of the model's largest matrix (at most 8 M elements of it)."""
     entries = [entry for entry in spec.blocks[0].tensors if len(entry.shape) == 2]
@@ -403,7 +399,11 @@ def _read_rate(checkpoint: Checkpoint, options: Options) -> float:
     source = checkpoint.open_source()
     try:
         measured = machine_probe.read_rate(
-            source, checkpoint.index.files, chunk_bytes=8 << 20, threads=2, seconds=QUICK_READ_S
+            source,
+            checkpoint.index.files,
+            chunk_bytes=8 << 20,
+            threads=2,
+            seconds=min(QUICK_READ_S, max(0.02, checkpoint.index.total_bytes / 1e9)),
         )
     finally:
         source.close()
@@ -437,15 +437,21 @@ def _check_structure(model: Any, spec: ModelSpec, recipes: dict[str, Recipe]) ->
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise UnsupportedModelError(f"the head of {spec.name} is no plain matrix, which headrace cannot stream yet")
-    if model.get_output_embeddings() is not model.get_submodule(architecture.head):
-        raise UnsupportedModelError(f"the head of {spec.name} is not where headrace expects it")
     if spec.tied and not getattr(model.config, "tie_word_embeddings", False):
         raise UnsupportedModelError(
             f"{spec.name} has no {architecture.head}.weight, and its config.json does not say that the head is tied "
             "to the embedding"
         )
-    exempt = {f"{architecture.head}.weight", f"{architecture.embedding}.weight"}
-    require_all(recipes, (name for name, _ in model.named_parameters(remove_duplicate=False) if name not in exempt))
+    ends = {head, model.get_input_embeddings()}
+    require_all(
+        recipes,
+        (
+            f"{path}.{name}" if path else name
+            for path, module in model.named_modules()
+            if module not in ends
+            for name, _ in module.named_parameters(recurse=False)
+        ),
+    )
 
 
 def _load_fixed(model: Any, checkpoint: Checkpoint, recipes: dict[str, Recipe], dtype: torch.dtype) -> None:

@@ -22,6 +22,7 @@ class Architecture:
     """dotted path of the list of decoder layers in the transformers model"""
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"
+    """the output projection's name in checkpoints (newer ones may say lm_head for all)"""
     base: str = "model"
     """prefix that a checkpoint of the bare model lacks"""
     hidden_size: str = "hidden_size"
@@ -45,7 +46,7 @@ class Architecture:
 
     def is_head(self, tensor_name: str) -> bool:
         """Whether this tensor is the output projection to the vocabulary."""
-        return tensor_name == f"{self.head}.weight"
+        return tensor_name in {f"{self.head}.weight", "lm_head.weight"}
 
     def is_ignored(self, tensor_name: str) -> bool:
         """Whether this tensor is no weight of today's model."""

@@ -108,9 +108,9 @@ def _refuse_variants(raw: Mapping[str, Any], *, model_type: str, origin: str) ->
 
 
 def _falcon_kv_heads(raw: Mapping[str, Any], num_heads: int) -> int:
-    """Falcon's three forms: new decoder (grouped), multi-query (one), classic (all)."""
+    """Heads in Falcon's KV cache: one in its multi-query form; grouped heads are repeated to all before caching."""
     if raw.get("new_decoder_architecture"):
-        return int(raw.get("num_kv_heads") or num_heads)
+        return num_heads
     return 1 if raw.get("multi_query", True) else num_heads
 
 

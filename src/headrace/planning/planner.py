@@ -51,10 +51,23 @@ class Request:
     copies_weights: bool = False
 
 
-def minimum_bytes(request: Request) -> int:
-    """The smallest budget in which this model can do this work at all: one slot, nothing resident."""
-    nothing = (False,) * len(request.spec.blocks)
-    return _memory(request, nothing, slots=1).total_bytes
+def minimum_bytes(request: Request, strategy: Strategy | None = None) -> int:
+    """The smallest budget in which this model can do this work, by one strategy or (one slot, nothing resident) at all."""
+    return _smallest(request, Strategy.SEQUENTIAL if strategy is None else strategy).total_bytes
+
+
+def _smallest(request: Request, strategy: Strategy) -> MemoryUse:
+    count = len(request.spec.blocks)
+    if strategy is Strategy.RESIDENT:
+        return _memory(request, (True,) * count, slots=0)
+    slots = 1 if strategy is Strategy.SEQUENTIAL else min(SLOT_COUNTS)
+    return _memory(request, (False,) * count, slots=slots)
+
+
+def refuse_below_minimum(request: Request, strategy: Strategy | None) -> None:
+    """Raise BudgetError, with the smallest budget that would do, when nothing fits."""
+    if minimum_bytes(request, strategy) > request.budget_bytes:
+        raise _too_small(request, Strategy.SEQUENTIAL if strategy is None else strategy)
 
 
 def plan_strategy(request: Request, strategy: Strategy, pace: Pace) -> Candidate:
@@ -250,12 +263,7 @@ def _largest_module(block: BlockSpec, element_bytes: int, *, converts: bool) -> 
 
 
 def _too_small(request: Request, strategy: Strategy) -> BudgetError:
-    count = len(request.spec.blocks)
-    if strategy is Strategy.RESIDENT:
-        needed = _memory(request, (True,) * count, slots=0)
-    else:
-        slots = 1 if strategy is Strategy.SEQUENTIAL else min(SLOT_COUNTS)
-        needed = _memory(request, (False,) * count, slots=slots)
+    needed = _smallest(request, strategy)
     work = request.workload
     parts = ", ".join(
         f"{label} {format_bytes(size)}"

@@ -103,14 +103,14 @@ class TensorIndex:
     def from_directory(cls, directory: Path) -> TensorIndex:
         """Read the headers of the safetensors files in `directory`.
 
-        `model.safetensors.index.json` decides which files and tensors count; without it `model.safetensors` does;
-        without that all `*.safetensors` do, provided that no name occurs twice.
+        `model.safetensors` alone counts where it is there (as in the transformers library); without it
+        `model.safetensors.index.json` decides which files and tensors count; without that all `*.safetensors` do, provided that no name occurs twice.
 
         Raises CheckpointCorruptError for a header or an index that lies and for missing or truncated files;
         CheckpointError for anything else that cannot be used: no such directory, other formats, unreadable files.
         """
         names = _list_names(directory)
-        if _INDEX_NAME in names:
+        if _INDEX_NAME in names and _SINGLE_NAME not in names:
             return cls._from_weight_map(directory, _read_weight_map(directory / _INDEX_NAME))
         shard_names = [name for name in names if name.endswith(".safetensors")]
         if not shard_names:
