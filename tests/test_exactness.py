@@ -106,3 +106,19 @@ def test_generate_behaves_as_on_a_resident_model(checkpoints: dict[str, Path], n
             outputs.append(model.generate(inputs, attention_mask=attention, max_new_tokens=10, min_new_tokens=10, **way))
         model.close()
         assert torch.equal(outputs[0], outputs[1]), way
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("vocab_size", [20_480, 20_000, 20_001])
+def test_a_head_in_pieces(tmp_path: Path, dtype: str, vocab_size: int) -> None:
+    directory = save_tiny("llama", tmp_path / "wide", vocab_size=vocab_size, shard="1GB", num_hidden_layers=2)
+    reference = resident_reference(directory, getattr(torch, dtype))
+    options: dict[str, Any] = {"dtype": dtype, "batch": 3, "prompt_tokens": 40, "max_tokens": 60}
+    with torch.inference_mode(), headrace.load(directory, memory="64MB", strategy="overlap", **options) as model:
+        pieces = sum(block.head_rows is not None for block in model.headrace.checkpoint.spec.blocks)
+        assert pieces == (1 if vocab_size % 8 else 3)
+        for batch, tokens in ((1, 1), (1, 9), (1, 33), (3, 1), (3, 4), (3, 11)):
+            ids = torch.arange(batch * tokens).view(batch, tokens)
+            for keep in (1, 2, 0):
+                wanted = reference(input_ids=ids, logits_to_keep=keep).logits
+                assert torch.equal(wanted, model(input_ids=ids, logits_to_keep=keep).logits), (batch, tokens, keep)

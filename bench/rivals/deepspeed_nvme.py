@@ -2,7 +2,8 @@
 
 ZeRO stage 3 in one process: while the checkpoint loads, every matrix is written to the swap folder (under --work-dir);
 in every pass it is read back with direct asynchronous I/O into one of a few pinned buffers just before its use, while
-the matrix before it is being used. All buffers have the size of the model's largest matrix.
+the matrix before it is being used. All buffers have the size of the model's largest matrix. Matrices smaller than an
+I/O block stay in memory, hence the block size is chosen by --memory-bytes.
 """
 
 from __future__ import annotations
@@ -15,26 +16,49 @@ from pathlib import Path
 
 from measured_run import PassClock, Task, argument_parser, parse_task
 
-MEGABYTE = 1 << 20
+MEBIBYTE = 1 << 20
+BASE_BYTES = 350 * MEBIBYTE  # the interpreter with torch, transformers and DeepSpeed, as measured
+LOADING_COPIES = 3  # of the largest tensor: as it is initialized, gathered and read
 
 
-def largest_tensor_elements(model: Path) -> int:
-    """Return the element count of the checkpoint's largest tensor: what a swap buffer must hold."""
-    largest = 0
+def tensor_elements(model: Path) -> list[int]:
+    """Return the element counts of the checkpoint's tensors."""
+    counts: list[int] = []
     for file_path in model.glob("*.safetensors"):
         with open(file_path, "rb") as file:
             (header_bytes,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(header_bytes))
         header.pop("__metadata__", None)
-        largest = max([largest, *(math.prod(entry["shape"]) for entry in header.values())])
-    if not largest:
+        counts += [math.prod(entry["shape"]) for entry in header.values()]
+    if not counts:
         raise SystemExit(f"{model}: no safetensors files there")
-    return largest
+    return counts
+
+
+def block_mib_for(task: Task, counts: list[int]) -> int:
+    """Choose the I/O block size, which also decides what stays in memory.
+
+    DeepSpeed keeps tensors smaller than a block in memory, and this is the one setting through which it can use memory
+    to spare (`max_in_cpu` is read by nothing, and larger persistence thresholds run out of buffers). So: the smallest
+    block that keeps the most, by an estimate that has room for what loading needs beside the buffers.
+    """
+    if not task.memory_bytes:
+        return 1
+    fixed = BASE_BYTES + (task.extra.buffers + LOADING_COPIES) * 2 * max(counts)
+    best_block, best_kept = 1, -1
+    for block in (1, 2, 4, 8, 16, 32, 64):
+        kept = sum(2 * count for count in counts if 2 * count < block * MEBIBYTE)
+        fits = fixed + kept <= 0.92 * task.memory_bytes
+        if kept > best_kept and (fits or best_kept < 0):
+            best_block, best_kept = block, kept
+    return best_block
 
 
 def zero_config(task: Task) -> dict[str, object]:
     """Return the settings that were the fastest of those tried; all can be changed by options."""
     extra = task.extra
+    counts = tensor_elements(task.model)
+    block_mib = extra.block_mib or block_mib_for(task, counts)
     return {
         "train_micro_batch_size_per_gpu": task.batch,
         "bf16": {"enabled": True},
@@ -50,12 +74,12 @@ def zero_config(task: Task) -> dict[str, object]:
                 "nvme_path": str(task.work_dir.resolve() / "deepspeed-swap"),
                 "pin_memory": True,
                 "buffer_count": extra.buffers,
-                "buffer_size": largest_tensor_elements(task.model),
+                "buffer_size": max(counts),
                 "max_in_cpu": 0,
             },
         },
         "aio": {
-            "block_size": extra.block_mib * MEGABYTE,
+            "block_size": block_mib * MEBIBYTE,
             "queue_depth": extra.queue_depth,
             "intra_op_parallelism": extra.io_threads,
             "single_submit": False,
@@ -80,7 +104,7 @@ def main() -> None:
     """Load, generate and report."""
     parser = argument_parser(__doc__, dtypes=("bfloat16",))
     parser.add_argument("--buffers", type=int, default=2, help="swap buffers (default: %(default)s)")
-    parser.add_argument("--block-mib", type=int, default=1, help="MiB per I/O request (default: %(default)s)")
+    parser.add_argument("--block-mib", type=int, default=0, help="MiB per I/O request (default: by --memory-bytes)")
     parser.add_argument("--queue-depth", type=int, default=32)
     parser.add_argument("--io-threads", type=int, default=1, help="threads that share one read (default: %(default)s)")
     parser.add_argument("--prefetch-elements", type=int, default=200_000_000)

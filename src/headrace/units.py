@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 
 from headrace.errors import InvalidRequestError
 
 _DECIMAL = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 _FACTORS = {"B": 1, **_DECIMAL, **_BINARY, **{f"{prefix}IB": factor for prefix, factor in _BINARY.items()}}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)")
+_SIZE = re.compile(r"([0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})\s*([A-Za-z]*)")
 _LARGEST_BYTES = 2**60
 
 
@@ -23,7 +24,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise InvalidRequestError(f"{text!r} is not a size; write a number and a unit, such as 800MB, 2GiB or 2G")
-    number, unit = float(match[1]), match[2].upper()
+    number, unit = Fraction(match[1]), match[2].upper()
     if unit == "":
         if number < 4096:
             raise InvalidRequestError(f"{text!r} has no unit; write for instance {match[1]}GiB or {match[1]}MB")
@@ -37,15 +38,16 @@ def parse_size(text: str) -> int:
 
 
 def parse_rate(text: str) -> float:
-    """Return bytes per second for `500MB/s`, `500MB` or `1GiB/s`."""
-    return float(parse_size(text.strip().removesuffix("/s").removesuffix("ps")))
+    """Return bytes per second for `500MB/s`, `500MBps`, `500MB` or `1GiB/s`; `Mbps`, which means bits, is refused."""
+    text = text.strip().removesuffix("/s")
+    return float(parse_size(text.removesuffix("ps") if text.endswith("Bps") else text))
 
 
 def format_bytes(size_bytes: float) -> str:
     """Write bytes in decimal units with three digits: `1.23 GB`, `640 MB`, `12 B`."""
     for unit, factor in reversed(_DECIMAL.items()):
-        if abs(size_bytes) >= factor:
-            value = size_bytes / factor
+        value = float(f"{size_bytes / factor:.3g}")  # rounded first: 999.9 MB is 1.00 GB
+        if abs(value) >= 1:
             return f"{value:.{max(0, 2 - int(math.log10(abs(value))))}f} {unit}"
     return f"{int(size_bytes)} B"
 
@@ -59,9 +61,9 @@ def format_seconds(seconds: float) -> str:
     """Write a duration with three digits in the unit that suits it: `12.3 ms`, `4.56 s`, `3 min 20 s`."""
     if seconds < 0:
         return "-" + format_seconds(-seconds)
-    if seconds < 1e-3:
+    if seconds < 0.9995e-3:
         return f"{seconds * 1e6:.0f} us"
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1e3:.3g} ms"
     if seconds < 120:
         return f"{seconds:.3g} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import gc
 import time
 from dataclasses import replace
@@ -37,7 +38,7 @@ from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.stream import Stream, StreamSettings
-from headrace.streaming.system_memory import default_budget_bytes, resident_bytes
+from headrace.streaming.system_memory import default_budget_bytes, resident_bytes, return_free_memory
 from headrace.units import format_bytes, format_rate, parse_rate, parse_size
 
 DEFAULT_MAX_TOKENS = 1024
@@ -200,7 +201,6 @@ def study(checkpoint: Checkpoint, options: Options, config: Any) -> Studied:
         copy_misaligned=copies[name],
         attention=options.attention,
     )
-    gc.collect()
     read_rate = _read_rate(checkpoint, options)
     notes.append(f"disk: {format_rate(read_rate)} in direct reads of this checkpoint")
     return Studied(request, _pace(curves[name], rehearsed, read_rate, options, spec), tuple(notes))
@@ -210,8 +210,6 @@ def load_checkpoint(checkpoint: Checkpoint, options: Options, *, started: float 
     """Measure, plan, take the memory, start the stream, and return the model. See `load`."""
     started = time.perf_counter() if started is None else started
     config = read_transformers_config(checkpoint.directory, trust_remote_code=options.trust_remote_code)
-    _warm_up()
-    overhead_bytes = resident_bytes()
     studied = study(checkpoint, options, config)
     candidate = choose(studied, options.strategy)
     return assemble(
@@ -220,7 +218,6 @@ def load_checkpoint(checkpoint: Checkpoint, options: Options, *, started: float 
         candidate,
         studied,
         options,
-        process_overhead_bytes=overhead_bytes,
         started=started,
     )
 
@@ -239,7 +236,6 @@ def assemble(
     studied: Studied,
     options: Options,
     *,
-    process_overhead_bytes: int,
     started: float,
     device: Device | None = None,
 ) -> Any:
@@ -266,6 +262,9 @@ def assemble(
         poison=options.poison,
         block_names=tuple(block.name for block in spec.blocks),
     )
+    gc.collect()
+    return_free_memory()
+    process_overhead_bytes = resident_bytes()  # from here on, what is taken is weights, caches and work space
     _load_fixed(model, checkpoint, recipes, dtype)
     table = _resident_table(checkpoint) if plan.embedding is EmbeddingPlacement.RESIDENT else None
     stream = Stream(
@@ -293,9 +292,7 @@ def assemble(
             _take_turns(weights, stream, block.index, stays=plan.resident[block.index])
             blocks.append(weights)
         head_blocks = [block for block in spec.blocks if block.head_rows is not None]
-        head = StreamedHead(
-            head_blocks, stream, plan.resident, dtype, buffer, copy_misaligned=studied.request.copies_weights
-        )
+        head = StreamedHead(head_blocks, stream, dtype, buffer, copy_misaligned=studied.request.copies_weights)
         model.set_output_embeddings(head)
         _attach_embedding(model, checkpoint, stream, plan, dtype, table)
         model.headrace = Handle(
@@ -365,15 +362,6 @@ def probe(directory: str | Path = ".") -> Machine:
 
 
 # -- the parts of `study` and `assemble` ------------------------------------------------------------------------
-
-
-def _warm_up() -> None:
-    """Let the libraries start their threads, so that the memory they take counts as theirs."""
-    with torch.inference_mode():
-        for dtype in (torch.float32, torch.bfloat16):
-            rows = torch.ones(64, 64, dtype=dtype)
-            nn.functional.scaled_dot_product_attention(*(rows.view(1, 1, 64, 64),) * 3)
-            (rows @ rows).softmax(-1)
 
 
 def _curve(spec: ModelSpec, dtype_name: str) -> ComputeCurve:
@@ -539,8 +527,9 @@ def _rows_of_head(heads: list[Any], stream: Stream, wanted: list[int]) -> torch.
     if any(piece is None for piece in pieces):
         return None
     parts = [head_rows(block, piece) for block, piece in zip(heads, pieces, strict=True) if piece is not None]
-    step = parts[0].shape[0]
-    return torch.stack([parts[row // step][row % step] for row in wanted])
+    firsts = [block.head_rows.first for block in heads]
+    places = [bisect.bisect_right(firsts, row) - 1 for row in wanted]
+    return torch.stack([parts[place][row - firsts[place]] for place, row in zip(places, wanted, strict=True)])
 
 
 def _record_passes(model: Any) -> None:

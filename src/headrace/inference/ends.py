@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from headrace.inference.block_weights import ConversionBuffer
+from headrace.inference.block_weights import ALIGNMENT_BYTES, ConversionBuffer
 from headrace.inference.skeleton import placeholder
-from headrace.planning.model_spec import HEAD_ROW_MULTIPLE, BlockSpec
+from headrace.planning.model_spec import HEAD_CHUNK_ROWS, BlockSpec, product_slices
 from headrace.streaming.arena import Piece
 from headrace.streaming.checkpoint import view
 from headrace.streaming.stream import Stream
@@ -53,15 +53,15 @@ class EmbeddingRows:
 class StreamedHead(nn.Module):
     """The output projection, computed piece by piece as its rows come past.
 
-    Input (..., hidden), output (..., vocabulary). Pieces are cut at multiples of HEAD_ROW_MULTIPLE rows and are never
-    small, so that each product is the whole product's bit for bit.
+    Input (..., hidden), output (..., vocabulary). About HEAD_CHUNK_ROWS rows are multiplied at once, which bounds the
+    memory of conversion and of the libraries; `product_slices` sees to it that each part's product is the whole
+    product's bit for bit.
     """
 
     def __init__(
         self,
         blocks: Sequence[BlockSpec],
         stream: Stream,
-        resident: Sequence[bool],
         dtype: torch.dtype,
         buffer: ConversionBuffer,
         *,
@@ -70,7 +70,6 @@ class StreamedHead(nn.Module):
         super().__init__()
         self._blocks = tuple(blocks)
         self._stream = stream
-        self._resident = tuple(resident)
         self._buffer = buffer
         self._dtype = dtype
         self._copy_misaligned = copy_misaligned
@@ -97,26 +96,34 @@ class StreamedHead(nn.Module):
 
     def _product(self, block: BlockSpec, piece: Piece, hidden: torch.Tensor) -> torch.Tensor:
         weights = head_rows(block, piece)
-        aligned = weights.data_ptr() % 64 == 0
-        if weights.dtype is self._dtype and (aligned or not self._copy_misaligned):
-            return functional.linear(hidden, weights)
-        rows_at_once = self._buffer.free_bytes // (self.in_features * self._dtype.itemsize)
-        if rows_at_once >= weights.shape[0]:
-            return self._converted(weights, hidden)
-        rows_at_once -= rows_at_once % HEAD_ROW_MULTIPLE
+        slices = product_slices(weights.shape[0], HEAD_CHUNK_ROWS)
+        if len(slices) == 1:
+            return self._multiplied(weights, hidden)
         logits = hidden.new_empty((*hidden.shape[:-1], weights.shape[0]))
-        for first in range(0, weights.shape[0], rows_at_once):
-            part = weights[first : first + rows_at_once]
-            logits[..., first : first + part.shape[0]] = self._converted(part, hidden)
+        for first, last in slices:
+            logits[..., first:last] = self._multiplied(weights[first:last], hidden)
         return logits
 
-    def _converted(self, weights: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    def _multiplied(self, weights: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """The product with some rows, used where they lie or from the conversion buffer."""
+        in_place = weights.dtype is self._dtype and not (self._copy_misaligned and weights.data_ptr() % ALIGNMENT_BYTES)
+        if in_place:
+            return _linear(hidden, weights)
         top = self._buffer.top
         try:
             made = self._buffer.take(tuple(weights.shape), self._dtype)
-            return functional.linear(hidden, made.copy_(weights))
+            return _linear(hidden, made.copy_(weights))
         finally:
             self._buffer.top = top
+
+
+def _linear(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """`functional.linear` on the hidden states as one matrix, as torch does it for weights that may need a gradient.
+
+    Without that the last position of every sequence, cut out of a prefill's result, is no matrix to torch: it then
+    multiplies sequence by sequence, and copies 16-bit weights once per sequence (32 sequences: 50 times as slow).
+    """
+    return functional.linear(hidden.reshape(-1, hidden.shape[-1]), weights).view(*hidden.shape[:-1], -1)
 
 
 def head_rows(block: BlockSpec, piece: Piece) -> torch.Tensor:

@@ -20,7 +20,7 @@ from headrace.inference.kv_cache import build_cache
 from headrace.inference.skeleton import build_skeleton, single_layer_config
 from headrace.inference.weight_names import recipes_of
 from headrace.planning.estimate import LayerTimes
-from headrace.planning.model_spec import HEAD_PIECE_MIN_ROWS
+from headrace.planning.model_spec import HEAD_CHUNK_ROWS
 from headrace.planning.plan import Workload
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import Checkpoint, torch_dtype
@@ -115,7 +115,7 @@ def _head_seconds(checkpoint: Checkpoint, tokens: int, dtype: torch.dtype) -> fl
     """Seconds per element of the head's matrix at `tokens` rows, from one piece of made-up weights."""
     rows, columns = checkpoint.spec.blocks[-1].tensors[0].shape
     stored = torch_dtype(checkpoint.spec.blocks[-1].tensors[0])
-    count = min(rows, HEAD_PIECE_MIN_ROWS)
+    count = min(rows, HEAD_CHUNK_ROWS)
     weights = torch.zeros(count, columns, dtype=stored)
     made = torch.empty(count, columns, dtype=dtype)
     hidden = torch.randn(tokens, columns).to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from headrace.planning.machine import ComputeCurve, Machine
@@ -74,7 +75,7 @@ class Pace:
             read_slowdown=machine.read_slowdown,
         )
 
-    def block_seconds(self, block: BlockSpec, *, tokens: int, head_tokens: int) -> float:
+    def block_seconds(self, block: BlockSpec, *, tokens: float, head_tokens: float) -> float:
         """Seconds to compute a block for a pass of `tokens` tokens, from the curve."""
         if block.head_rows is not None:
             curve = self.head_curve or self.curve
@@ -129,6 +130,19 @@ def predict(spec: ModelSpec, plan: Plan, pace: Pace, *, decode_passes: int = DEC
     )
 
 
+def least_total_s(plan: Plan, pace: Pace, times: Sequence[BlockTimes]) -> float:
+    """Seconds of the whole work that no schedule of this plan is faster than; what a sequential one takes exactly."""
+    all_read_s = sum(t.read_s for t in times)
+    load_s = sum(t.read_s for t, stays in zip(times, plan.resident, strict=True) if not stays)
+    prefill_s = sum(t.prefill_s for t in times) + pace.pass_overhead_s
+    decode_s = sum(t.decode_s for t in times) + pace.pass_overhead_s
+    further_passes = plan.workload.generate_tokens - 1
+    if plan.strategy is Strategy.SEQUENTIAL:
+        return all_read_s + prefill_s + further_passes * (load_s + decode_s)
+    first_s = max(times[0].read_s + prefill_s, all_read_s + times[-1].prefill_s)
+    return first_s + further_passes * max(load_s, decode_s)
+
+
 def _simulate(
     plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], spec: ModelSpec, decode_passes: int
 ) -> Simulated:
@@ -163,7 +177,7 @@ def break_even_tokens(spec: ModelSpec, plan: Plan, pace: Pace, *, load_s: float,
         return 0.0
     tokens = plan.workload.sequences
 
-    def seconds(count: int) -> float:
+    def seconds(count: float) -> float:
         return pace.pass_overhead_s + sum(
             pace.block_seconds(block, tokens=count, head_tokens=count) for block in spec.blocks
         )
@@ -171,18 +185,18 @@ def break_even_tokens(spec: ModelSpec, plan: Plan, pace: Pace, *, load_s: float,
     factor = compute_s / seconds(tokens)
     if factor * seconds(1) >= load_s:
         return load_s / (factor * seconds(1))
-    low, high = 1, 2
+    low, high = 1.0, 2.0
     while factor * seconds(high) < load_s:
         low, high = high, high * 2
         if high > 2**40:
-            return float(high)
-    while high - low > max(1, low // 1000):
-        middle = (low + high) // 2
+            return high
+    while high - low > low / 1000:
+        middle = (low + high) / 2
         if factor * seconds(middle) < load_s:
             low = middle
         else:
             high = middle
-    return float(high)
+    return high
 
 
 def with_read_rate(pace: Pace, read_bytes_per_s: float) -> Pace:

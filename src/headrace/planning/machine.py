@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import bisect
 import math
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import tomli_w
 
@@ -43,18 +44,18 @@ class ComputeCurve:
         if any(not 0 < point.seconds_per_parameter < math.inf for point in self.points):
             raise MachineError("a compute curve holds a time that is not positive")
 
-    def seconds_per_parameter(self, tokens: int) -> float:
+    def seconds_per_parameter(self, tokens: float) -> float:
         """Interpolate in log-log; proportional to `tokens` beyond the last point, constant before the first."""
         points = self.points
         if tokens <= points[0].tokens:
             return points[0].seconds_per_parameter
         if tokens >= points[-1].tokens:
-            return points[-1].seconds_per_parameter * tokens / points[-1].tokens
+            return points[-1].seconds_per_parameter * (tokens / points[-1].tokens)
         upper = bisect.bisect_right([point.tokens for point in points], tokens)
         low, high = points[upper - 1], points[upper]
         share = math.log(tokens / low.tokens) / math.log(high.tokens / low.tokens)
         ratio = high.seconds_per_parameter / low.seconds_per_parameter
-        return low.seconds_per_parameter * ratio**share
+        return low.seconds_per_parameter * math.pow(ratio, share)
 
     def scaled(self, factor: float) -> ComputeCurve:
         """The same curve with every time multiplied by `factor`."""
@@ -85,15 +86,19 @@ class Machine:
     """for each constant, where it comes from"""
 
     def __post_init__(self) -> None:
-        if not 0 < self.read_bytes_per_s < math.inf:
-            raise MachineError(f"{self.name}: the disk's bandwidth must be positive, not {self.read_bytes_per_s}")
-        if self.memory_bytes <= 0:
-            raise MachineError(f"{self.name}: memory must be positive, not {self.memory_bytes}")
-        if self.reader_threads < 1 or self.read_chunk_bytes < 4096:
-            raise MachineError(f"{self.name}: at least one reader thread and chunks of 4096 bytes are needed")
-        for name in ("compute_slowdown", "read_slowdown"):
-            if not 1.0 <= getattr(self, name) < 100:
-                raise MachineError(f"{self.name}: {name} must lie between 1 and 100")
+        for name, value, least, bound in (
+            ("memory_bytes", self.memory_bytes, 1, math.inf),
+            ("disk.read_bytes_per_s", self.read_bytes_per_s, 1, math.inf),
+            ("disk.chunk_bytes", self.read_chunk_bytes, 4096, math.inf),
+            ("disk.threads", self.reader_threads, 1, 1024),
+            ("disk.slowdown_while_computing", self.read_slowdown, 1, 100),
+            ("processor.block_overhead_s", self.block_overhead_s, 0, math.inf),
+            ("processor.pass_overhead_s", self.pass_overhead_s, 0, math.inf),
+            ("processor.slowdown_while_reading", self.compute_slowdown, 1, 100),
+        ):
+            if not least <= value < bound:
+                limit = "a finite number" if bound == math.inf else f"below {bound}"
+                raise MachineError(f"{self.name}: {name} is {value}; it must be at least {least} and {limit}")
 
     def curve(self, *, compute_dtype: str, stored_dtype: str) -> ComputeCurve:
         """The curve for this pair of dtypes; raises MachineError when the machine was not measured with it."""
@@ -138,36 +143,25 @@ class Machine:
     def from_toml(cls, text: str, *, origin: str) -> Machine:
         """Read a description; raises MachineError that names `origin` and what is wrong with it."""
         try:
-            raw = tomllib.loads(text)
-            disk, processor = raw["disk"], raw["processor"]
-            curves = tuple(
-                ComputeCurve(
-                    compute_dtype=str(curve["compute_dtype"]),
-                    stored_dtype=str(curve["stored_dtype"]),
-                    points=tuple(
-                        CurvePoint(int(tokens), float(seconds))
-                        for tokens, seconds in zip(curve["tokens"], curve["seconds_per_parameter"], strict=True)
-                    ),
-                )
-                for curve in processor["curves"]
-            )
+            raw = _Table(tomllib.loads(text))
+            disk, processor, sources = raw.table("disk"), raw.table("processor"), raw.table("sources", {})
             return cls(
-                name=str(raw["name"]),
-                memory_bytes=int(raw["memory_bytes"]),
-                read_bytes_per_s=float(disk["read_bytes_per_s"]),
-                read_chunk_bytes=int(disk["chunk_bytes"]),
-                reader_threads=int(disk["threads"]),
-                read_slowdown=float(disk.get("slowdown_while_computing", 1.0)),
-                compute=curves,
-                block_overhead_s=float(processor["block_overhead_s"]),
-                pass_overhead_s=float(processor["pass_overhead_s"]),
-                compute_slowdown=float(processor.get("slowdown_while_reading", 1.0)),
-                sources={str(key): str(value) for key, value in raw.get("sources", {}).items()},
+                name=raw.text("name"),
+                memory_bytes=raw.whole("memory_bytes"),
+                read_bytes_per_s=disk.number("read_bytes_per_s"),
+                read_chunk_bytes=disk.whole("chunk_bytes"),
+                reader_threads=disk.whole("threads"),
+                read_slowdown=disk.number("slowdown_while_computing", 1.0),
+                compute=tuple(_curve(curve) for curve in processor.tables("curves")),
+                block_overhead_s=processor.number("block_overhead_s"),
+                pass_overhead_s=processor.number("pass_overhead_s"),
+                compute_slowdown=processor.number("slowdown_while_reading", 1.0),
+                sources={key: sources.text(key) for key in sources.raw},
             )
-        except (tomllib.TOMLDecodeError, TypeError, ValueError, AttributeError) as error:
-            raise MachineError(f"{origin} is not a machine description: {error}") from error
-        except KeyError as error:
-            raise MachineError(f"{origin} lacks the field {error}; `headrace probe` writes a complete one") from error
+        except (MachineError, tomllib.TOMLDecodeError, RecursionError) as error:
+            raise MachineError(
+                f"{origin} is not a machine description: {error}; `headrace probe` writes a complete one"
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> Machine:
@@ -177,3 +171,74 @@ class Machine:
         except (OSError, UnicodeDecodeError) as error:
             raise MachineError(f"the machine file {path} cannot be read: {error}") from error
         return cls.from_toml(text, origin=str(path))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of the file, read field by field; a missing or wrong one raises MachineError that names it."""
+
+    raw: Mapping[str, object]
+    path: str = ""
+
+    def table(self, key: str, default: object = None) -> _Table:
+        value = self.raw.get(key, default)
+        if not isinstance(value, dict):
+            raise self._wrong(key, "a table")
+        return _Table(value, f"{self.path}{key}.")
+
+    def tables(self, key: str) -> list[_Table]:
+        value = self.raw.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self._wrong(key, "an array of tables")
+        return [_Table(item, f"{self.path}{key}[{number}].") for number, item in enumerate(value)]
+
+    def text(self, key: str) -> str:
+        value = self.raw.get(key)
+        if not isinstance(value, str):
+            raise self._wrong(key, "a text")
+        return value
+
+    def whole(self, key: str) -> int:
+        value = self.raw.get(key)
+        if type(value) is not int:
+            raise self._wrong(key, "a whole number")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.raw.get(key, default)
+        if not _is_number(value):
+            raise self._wrong(key, "a number")
+        return float(value)
+
+    def array(self, key: str) -> list[object]:
+        value = self.raw.get(key)
+        if not isinstance(value, list):
+            raise self._wrong(key, "an array")
+        return value
+
+    def _wrong(self, key: str, expected: str) -> MachineError:
+        if key not in self.raw:
+            return MachineError(f"the field {self.path}{key} is missing")
+        return MachineError(f"{self.path}{key} is {self.raw[key]!r} where {expected} is expected")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _curve(table: _Table) -> ComputeCurve:
+    tokens, seconds = table.array("tokens"), table.array("seconds_per_parameter")
+    if len(tokens) != len(seconds):
+        raise MachineError(f"{table.path}tokens has {len(tokens)} entries and seconds_per_parameter {len(seconds)}")
+    points = []
+    for count, time_s in zip(tokens, seconds, strict=True):
+        if type(count) is not int:
+            raise MachineError(f"{table.path}tokens holds {count!r} where a whole number is expected")
+        if not _is_number(time_s):
+            raise MachineError(f"{table.path}seconds_per_parameter holds {time_s!r} where a number is expected")
+        points.append(CurvePoint(count, float(time_s)))
+    names = {name: table.text(name) for name in ("compute_dtype", "stored_dtype")}
+    try:
+        return ComputeCurve(**names, points=tuple(points))
+    except MachineError as error:
+        raise MachineError(f"{table.path[:-1]} (tokens, seconds_per_parameter): {error}") from None

@@ -11,6 +11,8 @@ from typing import Any
 from headrace.errors import CheckpointError, UnsupportedModelError
 from headrace.planning.architectures import Architecture, architecture_of
 
+_MOST_LAYERS = 100_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -53,10 +55,11 @@ def parse_config(raw: Mapping[str, Any], *, origin: str) -> ModelConfig:
     if not isinstance(model_type, str):
         raise CheckpointError(f"{origin} names no model_type, so the architecture is unknown")
     architecture = architecture_of(model_type)
-    if raw.get("quantization_config"):
+    quantization = raw.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
         raise UnsupportedModelError(
-            f"{origin} describes quantised weights ({raw['quantization_config'].get('quant_method', 'unknown')}); "
-            "headrace streams 16- and 32-bit checkpoints so far"
+            f"{origin} describes quantised weights ({method}); headrace streams 16- and 32-bit checkpoints so far"
         )
     _refuse_variants(raw, model_type=model_type, origin=origin)
 
@@ -70,6 +73,8 @@ def parse_config(raw: Mapping[str, Any], *, origin: str) -> ModelConfig:
     hidden_size = count(architecture.hidden_size)
     num_heads = count(architecture.num_heads)
     num_layers = count(architecture.num_layers)
+    if num_layers > _MOST_LAYERS:
+        raise CheckpointError(f"{origin}: {architecture.num_layers} is {num_layers}; at most {_MOST_LAYERS} make sense")
     if raw.get("head_dim") is None and hidden_size % num_heads:
         raise CheckpointError(f"{origin}: hidden size {hidden_size} is no multiple of {num_heads} attention heads")
     if model_type == "falcon":
@@ -80,6 +85,11 @@ def parse_config(raw: Mapping[str, Any], *, origin: str) -> ModelConfig:
         raise CheckpointError(f"{origin}: {num_heads} attention heads are no multiple of {num_kv_heads} key-value heads")
     moe = model_type in {"mixtral", "qwen3_moe"}
     experts_field = "num_local_experts" if raw.get("num_local_experts") else "num_experts"
+    num_experts, experts_per_token = (count(experts_field), count("num_experts_per_tok")) if moe else (0, 0)
+    if experts_per_token > num_experts:
+        raise CheckpointError(
+            f"{origin}: num_experts_per_tok is {experts_per_token}, but there are {num_experts} experts ({experts_field})"
+        )
     return ModelConfig(
         architecture=architecture,
         hidden_size=hidden_size,
@@ -91,8 +101,8 @@ def parse_config(raw: Mapping[str, Any], *, origin: str) -> ModelConfig:
         vocab_size=count("vocab_size"),
         context_tokens=count(architecture.context_tokens, 2048),
         sliding_windows=_sliding_windows(raw, num_layers),
-        num_experts=count(experts_field) if moe else 0,
-        experts_per_token=count("num_experts_per_tok") if moe else 0,
+        num_experts=num_experts,
+        experts_per_token=experts_per_token,
     )
 
 
@@ -117,7 +127,8 @@ def _falcon_kv_heads(raw: Mapping[str, Any], num_heads: int) -> int:
 def _sliding_windows(raw: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
     """Per layer, the attention window in tokens, or 0 where the whole context is kept."""
     window = raw.get("sliding_window")
-    if not isinstance(window, int) or window <= 0 or raw.get("use_sliding_window") is False:
+    qwen = str(raw.get("model_type")).startswith("qwen")  # whose switch is off where it is absent
+    if type(window) is not int or window <= 0 or not raw.get("use_sliding_window", not qwen):
         return (0,) * num_layers
     kinds = raw.get("layer_types")
     if isinstance(kinds, list) and len(kinds) == num_layers:

@@ -6,6 +6,7 @@ much larger than a layer. The input embedding is no block, since a pass reads on
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from headrace.planning.extents import ByteRange, Layout, lay_out
 from headrace.planning.model_config import ModelConfig
 from headrace.planning.tensor_index import DTYPE_BYTES, TensorEntry, TensorIndex
 
-HEAD_ROW_MULTIPLE = 256
-"""Head pieces are cut at multiples of this many rows, so that every piece keeps the matrix product's own tiling."""
+HEAD_CHUNK_ROWS = 8192
+"""The head is multiplied about this many rows at a time: parts of 1,024 rows were seen to change the last bit of
+bfloat16 products, 4,096 never."""
 
-HEAD_PIECE_MIN_ROWS = 8192
-"""Smaller pieces were seen to change the last bit of bfloat16 products (1,024 rows, 33 tokens and more)."""
+ROW_TILE = 256
+"""Matrix libraries choose another kernel, with another order of summing, for a number of rows that is a multiple of
+this (seen with MKL 2024.2, float32, 4 to 15 tokens)."""
 
 
 class RowSlice(NamedTuple):
@@ -99,8 +102,8 @@ class ModelSpec:
         Counted per token: in the feed-forward part the residual, the norm's float32 copies and four tensors of the
         intermediate width (a mixture of experts handles each token `experts_per_token` times); in attention query,
         key, value, their rotated copies and the output; beside them keys and values repeated to all heads (grouped
-        attention), the mask, and three float32 copies of the last position's logits. A constant covers the
-        allocator and the libraries' packing buffers.
+        attention), the mask, and three float32 copies of the last position's logits with, for 16-bit products, the
+        libraries' reordered copy of as much of the head as is multiplied at once. A constant covers the allocator.
         """
         config = self.config
         tokens = sequences * new_tokens
@@ -112,8 +115,10 @@ class ModelSpec:
         repeated = 2 * sequences * context_tokens * query_width * element_bytes
         mask = sequences * new_tokens * context_tokens * (1 + element_bytes)
         logits = 3 * sequences * config.vocab_size * 4
+        at_once = max(last - first for first, last in product_slices(config.vocab_size, HEAD_CHUNK_ROWS))
+        reordered = at_once * config.hidden_size * 2 if element_bytes == 2 else 0
         layer = tokens * (max(feed_forward, attention) + norm) + repeated + mask
-        return max(layer, logits + tokens * config.hidden_size * element_bytes) + WORK_SPACE_CONSTANT_BYTES
+        return max(layer, logits + reordered + tokens * config.hidden_size * element_bytes) + WORK_SPACE_CONSTANT_BYTES
 
 
 WORK_SPACE_CONSTANT_BYTES = 8 << 20
@@ -145,15 +150,16 @@ def build_spec(name: str, config: ModelConfig, index: TensorIndex) -> ModelSpec:
             fixed.append(entry)
     if embedding is None:
         raise CheckpointCorruptError(f"{index.directory} holds no {architecture.embedding}.weight, the input embedding")
-    missing = [number for number, tensors in enumerate(layers) if not tensors]
+    missing = [number for number, tensors in enumerate(layers) if not sum(entry.size_bytes for entry in tensors)]
     if missing:
         raise CheckpointCorruptError(
             f"{index.directory}: config.json promises {config.num_layers} layers, but the weights of layer "
             f"{missing[0]} ({len(missing)} in all) are in no shard"
         )
     matrix = head or embedding
-    if len(matrix.shape) != 2 or matrix.shape[0] < 1:
-        raise CheckpointCorruptError(f"{matrix.name} has shape {matrix.shape}; a matrix is expected")
+    for table in (matrix, embedding):
+        if len(table.shape) != 2 or not table.size_bytes:
+            raise CheckpointCorruptError(f"{table.name} has shape {table.shape}; a matrix is expected")
     blocks = [_layer_block(number, tensors, config) for number, tensors in enumerate(layers)]
     blocks += _head_blocks(matrix, len(blocks), max(block.size_bytes for block in blocks))
     return ModelSpec(
@@ -166,6 +172,22 @@ def build_spec(name: str, config: ModelConfig, index: TensorIndex) -> ModelSpec:
         fixed=tuple(fixed),
         fixed_layout=lay_out(_whole(entry) for entry in fixed),
     )
+
+
+def product_slices(rows: int, largest_rows: int) -> list[RowSlice]:
+    """Cut the rows of a matrix so that each part's product is the whole product's bit for bit.
+
+    About equal parts of at most `largest_rows` and a few. If `rows` is a multiple of ROW_TILE so are all parts, and
+    otherwise none is (see there). A number of rows that is no multiple of 8 is not cut: the row left over at the
+    libraries' own cut between threads is summed in another order than the others.
+    """
+    count = -(-rows // largest_rows)
+    if count <= 1 or rows % 8:
+        return [RowSlice(0, rows)]
+    tiles, rest = divmod(rows, ROW_TILE)
+    shift = 0 if rest == 0 else 32 if rest == 16 else 16
+    edges = [tiles * number // count * ROW_TILE + (shift if number % 2 else 0) for number in range(count)] + [rows]
+    return [RowSlice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
 
 
 def _whole(entry: TensorEntry) -> ByteRange:
@@ -200,21 +222,19 @@ def _layer_block(number: int, tensors: list[TensorEntry], config: ModelConfig) -
 
 
 def _head_blocks(matrix: TensorEntry, first_index: int, layer_bytes: int) -> list[BlockSpec]:
-    """Cut the head into equal pieces of about a layer's size, never below HEAD_PIECE_MIN_ROWS rows each."""
+    """Cut the head into equal pieces of about a layer's size, or of HEAD_CHUNK_ROWS where that is more."""
     rows, columns = matrix.shape
     row_bytes = columns * DTYPE_BYTES[matrix.dtype]
-    wanted = max(1, math.ceil(matrix.size_bytes / max(1, layer_bytes)))
-    pieces = max(1, min(wanted, rows // HEAD_PIECE_MIN_ROWS))
-    piece_rows = -(-math.ceil(rows / pieces) // HEAD_ROW_MULTIPLE) * HEAD_ROW_MULTIPLE
+    wanted = math.ceil(matrix.size_bytes / max(1, layer_bytes))
+    slices = product_slices(rows, max(HEAD_CHUNK_ROWS, math.ceil(rows / wanted)))
     blocks = []
-    for number, first in enumerate(range(0, rows, piece_rows)):
-        last = min(rows, first + piece_rows)
+    for number, (first, last) in enumerate(slices):
         size_bytes = (last - first) * row_bytes
         part = ByteRange(matrix.name, matrix.file_index, matrix.offset + first * row_bytes, size_bytes)
         blocks.append(
             BlockSpec(
                 index=first_index + number,
-                name="head" if piece_rows >= rows else f"head, rows {first}-{last - 1}",
+                name="head" if len(slices) == 1 else f"head, rows {first}-{last - 1}",
                 layer_index=None,
                 head_rows=RowSlice(first, last),
                 tensors=(matrix,),

@@ -120,9 +120,25 @@ class Plan:
             raw: dict[str, Any] = json.loads(text)
             raw["strategy"] = Strategy(raw["strategy"])
             raw["embedding"] = EmbeddingPlacement(raw["embedding"])
-            raw["resident"] = tuple(bool(flag) for flag in raw["resident"])
-            raw["memory"] = MemoryUse(**raw["memory"])
-            raw["workload"] = Workload(**raw["workload"])
+            raw["resident"] = tuple(_flag(flag) for flag in raw["resident"])
+            raw["memory"] = MemoryUse(**_counts(raw["memory"]))
+            raw["workload"] = Workload(**_counts(raw["workload"]))
+            if raw["compute_dtype"] not in COMPUTE_DTYPES:
+                raise ValueError(f"compute_dtype is {raw['compute_dtype']!r}")
+            _counts({name: raw[name] for name in ("slots", "slot_bytes", "budget_bytes", "streamed_bytes_per_pass")})
             return cls(**raw)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InvalidRequestError(f"this is not a plan: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise InvalidRequestError(f"this is not a plan: {type(error).__name__}: {error}") from error
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"resident holds {value!r} where true or false is expected")
+    return value
+
+
+def _counts(fields: dict[str, Any]) -> dict[str, int]:
+    for name, value in fields.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} is {value!r}, not a whole number from 0 on")
+    return fields

@@ -1,20 +1,23 @@
 """Compare the ways to run a model within a budget by simulated time, and take the fastest that fits.
 
-Candidates: everything resident; sequential streaming; overlapped streaming with 2, 3 or 4 slots, each with as many
-resident blocks as the rest of the budget holds, placed evenly among the streamed ones, or first, or last. The
-simplest rule (fill the memory, stream the rest) is among them, so the planner is never slower than it.
+Candidates: everything resident; sequential streaming; overlapped streaming with 2, 3 or 4 slots, each with every number
+of resident blocks that the rest of the budget holds, placed evenly among the streamed ones, or first, or last, or the
+largest of them. The simplest rule (fill the memory, stream the rest) is among them, so the planner is never slower than
+it; and so is what a smaller budget allows, so more memory does not make a plan slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import BudgetError
-from headrace.planning.estimate import Pace, Prediction, predict
+from headrace.planning.estimate import Pace, Prediction, block_times, least_total_s, predict
 from headrace.planning.extents import PAGE_BYTES, align_up
-from headrace.planning.model_spec import HEAD_PIECE_MIN_ROWS, BlockSpec, ModelSpec
+from headrace.planning.model_spec import HEAD_CHUNK_ROWS, BlockSpec, ModelSpec, product_slices
 from headrace.planning.plan import (
     ELEMENT_BYTES,
     STORED_AS,
@@ -50,6 +53,37 @@ class Request:
     budget_bytes: int
     copies_weights: bool = False
 
+    @cached_property
+    def beside_blocks(self) -> MemoryUse:
+        """What is held whichever blocks stay: no blocks, no slots, no table."""
+        spec, work = self.spec, self.workload
+        element_bytes = ELEMENT_BYTES[self.compute_dtype]
+        return MemoryUse(
+            resident_bytes=0,
+            slots_bytes=0,
+            fixed_bytes=align_up(sum(entry.num_elements for entry in spec.fixed) * element_bytes)
+            + spec.fixed_layout.footprint_bytes,
+            embedding_bytes=0,
+            conversion_bytes=conversion_bytes(self),
+            kv_cache_bytes=spec.kv_cache_bytes(
+                sequences=work.sequences, tokens=work.context_tokens, element_bytes=element_bytes
+            ),
+            work_space_bytes=max(
+                spec.work_space_bytes(
+                    sequences=work.sequences,
+                    new_tokens=work.prompt_tokens,
+                    context_tokens=work.prompt_tokens,
+                    element_bytes=element_bytes,
+                ),
+                spec.work_space_bytes(
+                    sequences=work.sequences,
+                    new_tokens=1,
+                    context_tokens=work.context_tokens,
+                    element_bytes=element_bytes,
+                ),
+            ),
+        )
+
 
 def minimum_bytes(request: Request, strategy: Strategy | None = None) -> int:
     """The smallest budget in which this model can do this work, by one strategy or (one slot, nothing resident) at all."""
@@ -60,8 +94,12 @@ def _smallest(request: Request, strategy: Strategy) -> MemoryUse:
     count = len(request.spec.blocks)
     if strategy is Strategy.RESIDENT:
         return _memory(request, (True,) * count, slots=0)
-    slots = 1 if strategy is Strategy.SEQUENTIAL else min(SLOT_COUNTS)
-    return _memory(request, (False,) * count, slots=slots)
+    if strategy is Strategy.SEQUENTIAL:
+        return _memory(request, (False,) * count, slots=1)
+    # Where a few blocks are much larger than the others, keeping them takes less than slots of their size.
+    slots = min(SLOT_COUNTS)
+    options = [_largest(request.spec, number) for number in range(max(1, count - slots + 1))]
+    return min((_memory(request, resident, slots=slots) for resident in options), key=lambda use: use.total_bytes)
 
 
 def refuse_below_minimum(request: Request, strategy: Strategy | None) -> None:
@@ -77,6 +115,10 @@ def plan_strategy(request: Request, strategy: Strategy, pace: Pace) -> Candidate
     """
     best: Candidate | None = None
     for plan in _plans(request, strategy):
+        if best is None:
+            times = block_times(request.spec, plan, pace)
+        elif least_total_s(plan, pace, times) >= best.prediction.total_s * (1 - 1e-9):
+            continue
         candidate = Candidate(plan, predict(request.spec, plan, pace))
         if best is None or candidate.prediction.total_s < best.prediction.total_s * (1 - 1e-9):
             best = candidate
@@ -99,19 +141,8 @@ def plan_fastest(request: Request, pace: Pace) -> Candidate:
 
 
 def _plans(request: Request, strategy: Strategy) -> Iterator[Plan]:
-    """Every plan of one strategy that fits the budget and that no other plan here beats for certain."""
-    count = len(request.spec.blocks)
-    if strategy is Strategy.RESIDENT:
-        options: list[tuple[int, tuple[bool, ...]]] = [(0, (True,) * count)]
-    else:
-        slot_counts = (1,) if strategy is Strategy.SEQUENTIAL else SLOT_COUNTS
-        options = []
-        for slots in slot_counts:
-            for placement in (_evenly, _first, _last):
-                resident = _most_resident(request, slots, placement)
-                if resident is not None and (slots, resident) not in options:
-                    options.append((slots, resident))
-    for slots, resident in options:
+    """Every plan of one strategy that fits the budget; those that keep most blocks first."""
+    for slots, resident in dict.fromkeys(_options(request, strategy)):
         memory = _memory(request, resident, slots=slots)
         if memory.total_bytes <= request.budget_bytes:
             yield Plan(
@@ -132,41 +163,74 @@ def _plans(request: Request, strategy: Strategy) -> Iterator[Plan]:
             )
 
 
-def _most_resident(
-    request: Request, slots: int, placement: Callable[[int, int], tuple[bool, ...]]
-) -> tuple[bool, ...] | None:
-    """The largest number of resident blocks that fits beside the slots, then filled up with whatever still does."""
+def _options(request: Request, strategy: Strategy) -> Iterator[tuple[int, tuple[bool, ...]]]:
+    """Numbers of slots and sets of residents, each also filled up with whatever still fits beside it."""
     count = len(request.spec.blocks)
-    for number in range(count - slots, -1, -1):
-        resident = placement(count, number)
-        if _memory(request, resident, slots=slots).total_bytes <= request.budget_bytes:
-            return _fill_up(request, resident, slots)
-    return None
+    if strategy is Strategy.RESIDENT:
+        yield 0, (True,) * count
+        return
+    for slots in (1,) if strategy is Strategy.SEQUENTIAL else SLOT_COUNTS:
+        for placement in (_evenly, _first, _last, _largest):
+            for number in range(count - slots, -1, -1):
+                resident = placement(request.spec, number)
+                memory = _memory(request, resident, slots=slots)
+                if memory.total_bytes <= request.budget_bytes:
+                    left_bytes = request.budget_bytes - memory.total_bytes
+                    yield slots, _fill_up(request.spec, resident, slots, left_bytes)
+                    yield slots, _fill_up_smallest_first(request.spec, resident, slots, left_bytes)
+                    yield slots, resident
 
 
-def _fill_up(request: Request, resident: tuple[bool, ...], slots: int) -> tuple[bool, ...]:
-    """Blocks differ in size (the head's pieces); add those that still fit, so that no memory lies idle."""
+def _fill_up(spec: ModelSpec, resident: tuple[bool, ...], slots: int, left_bytes: int) -> tuple[bool, ...]:
+    """Blocks differ in size (the head's pieces); add those that still fit, largest first, so that no memory lies idle."""
     flags = list(resident)
-    for index in sorted(range(len(flags)), key=lambda i: -request.spec.blocks[i].footprint_bytes):
-        if flags[index] or flags.count(False) <= slots:
-            continue
-        flags[index] = True
-        if _memory(request, tuple(flags), slots=slots).total_bytes > request.budget_bytes:
-            flags[index] = False
+    sizes = [block.footprint_bytes for block in spec.blocks]
+    streamed = sorted((index for index, stays in enumerate(flags) if not stays), key=lambda index: -sizes[index])
+    slot_bytes = sizes[streamed[0]]
+    skipped_bytes: int | None = None  # the first that does not fit stays the largest that is streamed
+    for index, following in itertools.pairwise(streamed):
+        if flags.count(False) <= slots:
+            break
+        largest = sizes[following] if skipped_bytes is None else skipped_bytes
+        cost_bytes = sizes[index] - slots * (slot_bytes - largest)
+        if cost_bytes <= left_bytes:
+            flags[index], left_bytes, slot_bytes = True, left_bytes - cost_bytes, largest
+        elif skipped_bytes is None:
+            skipped_bytes = sizes[index]
     return tuple(flags)
 
 
-def _evenly(count: int, number: int) -> tuple[bool, ...]:
+def _fill_up_smallest_first(
+    spec: ModelSpec, resident: tuple[bool, ...], slots: int, left_bytes: int
+) -> tuple[bool, ...]:
+    """The same in the order in which a larger budget only ever adds blocks."""
+    flags = list(resident)
+    sizes = [block.footprint_bytes for block in spec.blocks]
+    for index in sorted((index for index, stays in enumerate(flags) if not stays), key=lambda index: sizes[index]):
+        if flags.count(False) <= slots or sizes[index] > left_bytes:
+            break
+        flags[index], left_bytes = True, left_bytes - sizes[index]
+    return tuple(flags)
+
+
+def _evenly(spec: ModelSpec, number: int) -> tuple[bool, ...]:
     """Spread residents among the streamed: while a resident block computes, the stream gets ahead."""
+    count = len(spec.blocks)
     return tuple((index + 1) * number // count > index * number // count for index in range(count))
 
 
-def _first(count: int, number: int) -> tuple[bool, ...]:
-    return tuple(index < number for index in range(count))
+def _first(spec: ModelSpec, number: int) -> tuple[bool, ...]:
+    return tuple(index < number for index in range(len(spec.blocks)))
 
 
-def _last(count: int, number: int) -> tuple[bool, ...]:
-    return tuple(index >= count - number for index in range(count))
+def _last(spec: ModelSpec, number: int) -> tuple[bool, ...]:
+    return tuple(index >= len(spec.blocks) - number for index in range(len(spec.blocks)))
+
+
+def _largest(spec: ModelSpec, number: int) -> tuple[bool, ...]:
+    """Keep the largest blocks, so that slots need not be of their size."""
+    kept = sorted(range(len(spec.blocks)), key=lambda index: -spec.blocks[index].footprint_bytes)[:number]
+    return tuple(index in kept for index in range(len(spec.blocks)))
 
 
 def _slot_bytes(spec: ModelSpec, resident: tuple[bool, ...]) -> int:
@@ -196,37 +260,20 @@ def _memory(
     slots: int,
     embedding: EmbeddingPlacement = EmbeddingPlacement.ROWS,
 ) -> MemoryUse:
-    spec, work = request.spec, request.workload
-    element_bytes = ELEMENT_BYTES[request.compute_dtype]
+    spec = request.spec
     if embedding is EmbeddingPlacement.ROWS and all(resident) and not spec.tied:
         with_table = _memory(request, resident, slots=slots, embedding=EmbeddingPlacement.RESIDENT)
         if with_table.total_bytes <= request.budget_bytes:
             return with_table
-    return MemoryUse(
+    return replace(
+        request.beside_blocks,
         resident_bytes=sum(
             block.footprint_bytes for block, stays in zip(spec.blocks, resident, strict=True) if stays
         ),
         slots_bytes=slots * _slot_bytes(spec, resident),
-        fixed_bytes=align_up(sum(entry.num_elements for entry in spec.fixed) * element_bytes)
-        + spec.fixed_layout.footprint_bytes,
         embedding_bytes=align_up(spec.embedding.size_bytes) + 2 * PAGE_BYTES
         if embedding is EmbeddingPlacement.RESIDENT
         else 0,
-        conversion_bytes=conversion_bytes(request),
-        kv_cache_bytes=spec.kv_cache_bytes(
-            sequences=work.sequences, tokens=work.context_tokens, element_bytes=element_bytes
-        ),
-        work_space_bytes=max(
-            spec.work_space_bytes(
-                sequences=work.sequences,
-                new_tokens=work.prompt_tokens,
-                context_tokens=work.prompt_tokens,
-                element_bytes=element_bytes,
-            ),
-            spec.work_space_bytes(
-                sequences=work.sequences, new_tokens=1, context_tokens=work.context_tokens, element_bytes=element_bytes
-            ),
-        ),
     )
 
 
@@ -242,9 +289,10 @@ def conversion_bytes(request: Request) -> int:
     largest = 0
     for block in spec.blocks:
         if block.head_rows is not None:
-            rows = min(block.head_rows.last - block.head_rows.first, HEAD_PIECE_MIN_ROWS)
+            slices = product_slices(block.head_rows.last - block.head_rows.first, HEAD_CHUNK_ROWS)
             if converts:
-                largest = max(largest, rows * spec.embedding.shape[1] * element_bytes)
+                rows = max(part.last - part.first for part in slices)
+                largest = max(largest, rows * block.tensors[0].shape[1] * element_bytes)
         else:
             largest = max(largest, _largest_module(block, element_bytes, converts=converts))
     return align_up(largest) + 2 * PAGE_BYTES if largest else 0

@@ -39,7 +39,10 @@ class Scenario:
 
 
 class Simulated(NamedTuple):
-    """Outcome: the first pass (which also brings the residents), a steady decode pass, and all events."""
+    """Outcome: the first pass (which also brings the residents), a steady decode pass, and all events.
+
+    The steady pass is the one of a long run: a lead that the reader won during prefill does not count in it.
+    """
 
     prefill_s: float
     decode_s_per_pass: float
@@ -121,6 +124,9 @@ def simulate(scenario: Scenario, block_names: Sequence[str] | None = None) -> Si
 
     names = tuple(block_names) if block_names is not None else tuple(f"block {i}" for i in range(count))
     steady = (pass_ends[-1] - pass_ends[passes // 2]) / (passes - 1 - passes // 2) if passes > 2 else _span(pass_ends)
+    if scenario.decode_passes:
+        load_s = sum(t.read_s for t, stays in zip(scenario.blocks, scenario.resident, strict=True) if not stays)
+        steady = max(steady, load_s, scenario.pass_overhead_s + sum(times.decode_s for times in scenario.blocks))
     return Simulated(pass_ends[0], steady, Timeline(tuple(events), names))
 
 

@@ -85,9 +85,10 @@ def chrome_trace(processes: Iterable[tuple[str, Timeline]]) -> str:
 def text_chart(timeline: Timeline, *, pass_index: int, width: int = 72) -> str:
     """Draw one pass as three rows of characters, read, compute and stall; a full cell is a busy one.
 
-    Returns an empty string when the pass has no events.
+    Returns an empty string when nothing was computed or waited for in the pass.
     """
-    if not any(event.pass_index == pass_index for event in timeline.events):
+    own_lanes = (Lane.COMPUTE, Lane.STALL)  # what was read ahead for a pass that never came is no pass
+    if not any(event.pass_index == pass_index and event.lane in own_lanes for event in timeline.events):
         return ""
     start, end = timeline.pass_span(pass_index)
     if end <= start:

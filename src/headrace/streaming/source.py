@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 import time
@@ -57,13 +58,13 @@ class DirectFiles:
         descriptor = self._descriptors[file_index]
         done = 0
         while done < len(buffer):
+            direct = self.direct[file_index]  # another thread may fall back while this one reads
             try:
                 count = os.preadv(descriptor, [buffer[done:]], offset + done)
             except OSError as error:
-                if error.errno == errno.EINVAL and self.direct[file_index]:
+                if error.errno == errno.EINVAL and direct:
                     # Some file systems accept the flag and refuse the read.
                     self._fall_back(file_index)
-                    descriptor = self._descriptors[file_index]
                     continue
                 raise
             done += count
@@ -94,9 +95,9 @@ class DirectFiles:
             )
 
     def _fall_back(self, file_index: int) -> None:
-        descriptor = os.open(self._files[file_index].path, os.O_RDONLY | os.O_CLOEXEC)
-        os.dup2(descriptor, self._descriptors[file_index], inheritable=False)
-        os.close(descriptor)
+        """Make the open file an ordinary one; opening its path again might find another file."""
+        descriptor = self._descriptors[file_index]
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT)
         self.direct[file_index] = False
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from headrace.errors import HeadraceError, StreamError
-from headrace.planning.extents import Layout
+from headrace.planning.extents import PAGE_BYTES, Layout, align_down
 from headrace.planning.timeline import Event, Lane, Timeline
 from headrace.streaming.arena import Arena, Piece
 from headrace.streaming.device import COMPLETE, Device, DeviceEvent
@@ -106,6 +106,8 @@ class Stream:
     ) -> None:
         if len(layouts) != len(resident):
             raise ValueError(f"{len(layouts)} layouts for {len(resident)} blocks")
+        if any(not layout.footprint_bytes for layout in layouts):
+            raise ValueError("a block without bytes cannot be streamed")
         if not all(resident) and settings.slots < 1:
             raise ValueError("streamed blocks need at least one slot")
         self._layouts = tuple(layouts)
@@ -177,7 +179,7 @@ class Stream:
             self._raise_failure()
             if block_index in self._lent:
                 raise StreamError(f"{self._name(block_index)} was asked for twice without being given back")
-            if block_index == 0 or block_index < self._due:
+            if self._due == 0 or block_index < self._due:
                 self._consumer_pass += 1
             if block_index != self._due:
                 self._start_over(block_index)
@@ -277,7 +279,7 @@ class Stream:
             except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must hear of it
                 with self._changed:
                     self._chunks_in_flight -= 1
-                    self._failure = self._explain(error, fetch, chunk)
+                    self._failure = self._failure or self._explain(error, fetch, chunk)  # the first one counts
                     self._changed.notify_all()
                 return
             end = self._clock()
@@ -319,6 +321,7 @@ class Stream:
                 return None
             slot = self._free_slots.popleft()
             place = slot.piece
+        self._wanted = None  # asked for once, requested once: the same block may be next again
         chunks = deque(self._cut(self._layouts[block_index]))
         fetch = _Fetch(block_index, self._cursor_pass, place, slot, chunks, len(chunks), self._clock())
         if slot is None:
@@ -335,7 +338,7 @@ class Stream:
 
     def _cut(self, layout: Layout) -> list[_Chunk]:
         """Cut a block's extents into reads of at most chunk_bytes."""
-        size = self._settings.chunk_bytes
+        size = max(PAGE_BYTES, align_down(self._settings.chunk_bytes))
         return [
             _Chunk(extent.file_index, extent.file_offset + done, extent.slot_offset + done, min(size, extent.length - done))
             for extent in layout.extents
@@ -344,9 +347,9 @@ class Stream:
 
     def _read(self, fetch: _Fetch, chunk: _Chunk) -> int:
         """One read call, paced by the limit. The slot's former computation must be over before a byte is written."""
-        passed = self._limit.occupy(chunk.length) if self._limit is not None else None
         if fetch.slot is not None:
             fetch.slot.reusable.wait()
+        passed = self._limit.occupy(chunk.length) if self._limit is not None else None
         buffer = fetch.piece.buffer[chunk.start : chunk.start + chunk.length]
         size_bytes = self._source.read_into(chunk.file_index, chunk.offset, buffer)
         if self._limit is not None and passed is not None:

@@ -6,6 +6,8 @@ the limits.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import re
 from pathlib import Path
 
@@ -33,6 +35,12 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def return_free_memory() -> None:
+    """Let the C allocator give its free pages back to the system, where it can (glibc's malloc_trim)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status_bytes(process_status: Path, field: str) -> int:

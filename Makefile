@@ -1,0 +1,36 @@
+# make demo    on a fresh machine: install into .venv, then run a small real model in less memory than its weights take
+# make test    the tests
+# make check   lint, format, types, import contracts
+# make bench   the quick benchmark
+#
+# Another interpreter: make PYTHON=python3.12 demo. Where packages come from is pip's own configuration (PIP_INDEX_URL
+# and the like); a CPU-only build of torch, which is much smaller, is enough.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check bench
+
+demo: $(INSTALLED)
+	$(BIN)/headrace demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	@echo "The quick benchmark; bench/METHODOLOGY.md says how the published figures are taken."
+	$(BIN)/python bench/run_all.py --quick
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("headrace needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[run,dev]'
+	@touch $@

@@ -1,0 +1,75 @@
+"""The tokens per pass at which computing a pass takes as long as loading it, what they cost, and how to reach them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from headrace.cli.planning_case import PlanningCase
+from headrace.planning.plan import ELEMENT_BYTES
+from headrace.planning.planner import Candidate
+from headrace.units import format_bytes
+
+DRAFT_TOKENS_MAX = 16
+"""Drafts longer than this are hardly ever accepted whole, so that they count as no way to more tokens per pass."""
+
+
+class Way(NamedTuple):
+    """One way to put that many tokens into a pass."""
+
+    name: str
+    how: str
+
+
+class BreakEven(NamedTuple):
+    """Below `tokens_per_pass` further tokens are free; zero where nothing is streamed."""
+
+    tokens_per_pass: float
+    tokens_now: int
+    """tokens of a decode pass of the work as it was asked for"""
+    kv_cache_bytes: int
+    """keys and values of that many sequences at the workload's full context"""
+    ways: tuple[Way, ...]
+
+    def describe(self) -> str:
+        """In one or two sentences."""
+        if not self.tokens_per_pass:
+            return "Nothing is streamed, so there is no break-even: a pass takes as long as its arithmetic."
+        if self.tokens_per_pass <= self.tokens_now:
+            return (
+                f"Break-even: {self.tokens_per_pass:.3g} tokens per pass, which this work is past already: computing a "
+                "pass takes longer than loading it."
+            )
+        start = (
+            f"Break-even: {self.tokens_per_pass:.0f} tokens per pass (as that many sequences, "
+            f"{format_bytes(self.kv_cache_bytes)} of KV cache)"
+        )
+        if not self.ways:
+            return f"{start}; within this budget nothing reaches it."
+        return f"{start}; reached by {', or '.join(way.how for way in self.ways)}."
+
+
+NO_BREAK_EVEN = BreakEven(0.0, 0, 0, ())
+
+
+def break_even_of(case: PlanningCase, candidate: Candidate) -> BreakEven:
+    """Return the break-even of one plan, its price in KV cache, and the ways to it that fit this budget."""
+    tokens = candidate.prediction.break_even_tokens_per_pass
+    spec, work = case.request.spec, case.request.workload
+    if not tokens:
+        return BreakEven(0.0, work.sequences, 0, ())
+    sequences = math.ceil(tokens)
+    kv_cache_bytes = spec.kv_cache_bytes(
+        sequences=sequences,
+        tokens=work.context_tokens,
+        element_bytes=ELEMENT_BYTES[case.request.compute_dtype],
+    )
+    ways = [Way("decode", "every pass of this work")] if tokens <= work.sequences else []
+    if sequences <= spec.config.context_tokens * work.sequences:
+        ways.append(Way("prefill", f"prompts of {math.ceil(tokens / work.sequences)} tokens (the first pass)"))
+    if case.fits(sequences=sequences):
+        ways.append(Way("batch", f"a batch of {sequences}"))
+    drafts = math.ceil(tokens / work.sequences) - 1
+    if 1 <= drafts <= DRAFT_TOKENS_MAX:
+        ways.append(Way("speculation", f"{drafts} draft tokens per pass"))
+    return BreakEven(tokens, work.sequences, kv_cache_bytes, tuple(ways))

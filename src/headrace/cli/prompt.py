@@ -1,0 +1,136 @@
+"""The prompts of a run: read from options, files or standard input, and turned into token ids."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.errors import CheckpointError, InvalidRequestError
+
+if TYPE_CHECKING:
+    import torch
+
+STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBatch:
+    """Prompts as one left-padded batch: tensors of shape (prompts, tokens of the longest)."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    lengths: tuple[int, ...]
+    """tokens of each prompt, padding not counted"""
+    pad_token_id: int
+    chat: bool
+    """whether the chat template was put around the prompts"""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt, which is the width of the batch."""
+        return max(self.lengths)
+
+
+def read_prompts(prompts: Sequence[str] | None, prompt_file: str | None) -> tuple[str, ...]:
+    """Return the texts that `--prompt` or `--prompt-file` mean; raises InvalidRequestError where there are none."""
+    if prompts and prompt_file is not None:
+        raise InvalidRequestError("both --prompt and --prompt-file were given; give one of them")
+    if prompt_file is not None:
+        prompts = [_read_file(prompt_file)]
+    if not prompts:
+        raise InvalidRequestError(
+            "there is no prompt; give --prompt TEXT, or --prompt-file FILE (- for standard input)"
+        )
+    for text in prompts:
+        if not text.strip():
+            raise InvalidRequestError("the prompt is empty; a model needs at least one token to go on from")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InvalidRequestError("the prompt is not UTF-8 text; headrace reads no other encoding") from None
+    return tuple(prompts)
+
+
+def _read_file(name: str) -> str:
+    origin = "standard input" if name == STANDARD_INPUT else name
+    try:
+        data = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).expanduser().read_bytes()
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(
+            f"the prompt in {origin} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from error
+    except OSError as error:
+        raise InvalidRequestError(f"the prompt file {origin} cannot be read: {error.strerror}") from error
+
+
+def encode_prompts(
+    tokenizer: Any, texts: Sequence[str], *, chat: bool | None, system: str | None, vocab_size: int
+) -> PromptBatch:
+    """Tokenize; `chat` None means: with the chat template where the tokenizer has one.
+
+    Raises InvalidRequestError for a prompt without tokens or a template that refuses it, CheckpointError for a
+    tokenizer that does not belong to the model.
+    """
+    import torch
+
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat and not has_template:
+        raise InvalidRequestError("--chat was given, but this model's tokenizer has no chat template; leave it out")
+    chat = has_template if chat is None else chat
+    if system is not None and not chat:
+        why = "--no-chat was given" if has_template else "this model's tokenizer has no chat template"
+        raise InvalidRequestError(f"--system needs a chat template to put it into, but {why}; leave it out")
+    rows = []
+    for text in texts:
+        if not tokenizer(text, add_special_tokens=False)["input_ids"]:
+            raise InvalidRequestError(f"the prompt {text[:40]!r} has no tokens in this model's vocabulary")
+        rows.append(_chat_ids(tokenizer, text, system) if chat else list(tokenizer(text)["input_ids"]))
+    highest = max(max(row) for row in rows)
+    if highest >= vocab_size:
+        raise CheckpointError(
+            f"the tokenizer gives token {highest}, but the model knows {vocab_size} tokens; they do not belong together"
+        )
+    width = max(len(row) for row in rows)
+    pad = _padding_token(tokenizer)
+    return PromptBatch(
+        input_ids=torch.tensor([[pad] * (width - len(row)) + row for row in rows]),
+        attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+        lengths=tuple(len(row) for row in rows),
+        pad_token_id=pad,
+        chat=chat,
+    )
+
+
+def _chat_ids(tokenizer: Any, text: str, system: str | None) -> list[int]:
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": text})
+    try:
+        whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of the model's authors, and may raise anything
+        raise InvalidRequestError(
+            f"this model's chat template refuses the prompt: {error}; try without --system, or with --no-chat"
+        ) from error
+    return list(tokenizer(whole, add_special_tokens=False)["input_ids"])
+
+
+def _padding_token(tokenizer: Any) -> int:
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    return 0
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
+    """Load a checkpoint's tokenizer; raises CheckpointError with the reason where there is no usable one."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the tokenizer files are parsed by several libraries, each with errors of its own
+        raise CheckpointError(
+            f"the tokenizer in {directory} cannot be loaded (tokenizer.json or the like is expected there): {error}"
+        ) from error

@@ -1,0 +1,158 @@
+"""`headrace run`: generate text, streaming it as it comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.cli.command import Command
+from headrace.cli.generation import DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
+from headrace.cli.options import (
+    DtypeChoice,
+    DtypeOption,
+    JsonOption,
+    MemoryOption,
+    ModelArgument,
+    ReadLimitOption,
+    StrategyChoice,
+    StrategyOption,
+    TrustOption,
+    existing_file,
+)
+from headrace.cli.output import Output
+from headrace.cli.prompt import read_prompts
+from headrace.cli.run_report import run_json, run_summary, run_table
+from headrace.cli.sampling import Sampling
+from headrace.cli.trace_file import check_writable, write_trace
+from headrace.planning.machine import Machine
+
+EXAMPLES = (
+    "headrace run ./my-model --memory 4GiB --prompt 'Name three rivers of Europe.'",
+    "headrace run ./my-model --prompt-file question.txt --max-new-tokens 300 --temperature 0.7 --seed 1",
+    "cat question.txt | headrace run ./my-model --prompt-file - --json > answer.json",
+    "headrace run ./my-model --prompt 'Red is' --prompt 'The sea is' --no-chat --trace trace.json",
+)
+
+
+def run(
+    model: ModelArgument,
+    *,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="What to go on from. Given several times: a batch, whose texts are shown at the end."
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Read the prompt from a file; - is standard input.")
+    ] = None,
+    memory: MemoryOption = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help=f"Stop after this many new tokens.  [default: {DEFAULT_NEW_TOKENS}]")
+    ] = None,
+    min_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Do not end the text before this many new tokens.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on past the model's end of text, up to --max-new-tokens.")
+    ] = False,
+    strategy: StrategyOption = StrategyChoice.AUTO,
+    dtype: DtypeOption = DtypeChoice.AUTO,
+    read_limit: ReadLimitOption = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Put the model's chat template around the prompt, or not. Without either: if the tokenizer has one.",
+            show_default=False,
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System message for the chat template.", show_default=False)
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Draw tokens at this temperature; 0 is greedy.", show_default=False),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="X", help="Draw from the likeliest tokens that make up this share.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="N", help="Draw from the N likeliest tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Make the draws repeatable.")] = None,
+    num_beams: Annotated[int, typer.Option(metavar="N", help="Beam search; the text is shown at the end.")] = 1,
+    greedy: Annotated[
+        bool,
+        typer.Option(
+            "--greedy",
+            help="Take the likeliest token each time: the default unless --temperature, --top-p or --top-k is given.",
+        ),
+    ] = False,
+    machine: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Read with the chunk size and threads found best by headrace probe."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the measured and the predicted timeline as a Chrome trace (for Perfetto)."
+        ),
+    ] = None,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Generate text with a model bigger than its memory.
+
+    The text goes to standard output as it comes, progress to standard error. Decoding is greedy unless --temperature,
+    --top-p or --top-k is given. At the end, predicted times stand next to the measured ones.
+    """
+    request = RunRequest(
+        model=model,
+        prompts=read_prompts(prompt, prompt_file),
+        memory=memory,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        strategy=strategy.value,
+        dtype=dtype.value,
+        read_limit=read_limit,
+        machine=_machine(machine),
+        sampling=Sampling(
+            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, num_beams=num_beams, greedy=greedy
+        ),
+        chat=chat,
+        system=system,
+        ignore_eos=ignore_eos,
+        trust_remote_code=trust_remote_code,
+    )
+    if trace is not None:
+        check_writable(trace, option="--trace")
+    output = Output(as_json=as_json)
+    with output.reserved():
+        show_run(request, output, trace=trace)
+
+
+def show_run(request: RunRequest, output: Output, *, trace: Path | None = None) -> RunResult:
+    """Perform a run and report it, as one object or as text and table."""
+    result = perform(request, output, stream_text=not output.as_json)
+    streamed = len(result.texts) == 1 and request.sampling.num_beams == 1
+    if output.as_json:
+        output.json(run_json(result))
+    elif streamed:
+        output.text("" if result.texts[0].endswith("\n") else "\n")
+    else:
+        for text, prompt in zip(result.texts, request.prompts, strict=True):
+            output.text(f"--- {' '.join(prompt.split())[:70]}\n{text}\n" if len(result.texts) > 1 else f"{text}\n")
+    output.note(run_table(result), run_summary(result))
+    if trace is not None:
+        write_trace(trace, measured=result.handle.timeline(), predicted=result.handle.prediction.timeline)
+        output.note(f"trace: {trace} (open it in Perfetto)")
+    return result
+
+
+def _machine(path: Path | None) -> Machine | None:
+    found = existing_file(path, option="--machine")
+    return None if found is None else Machine.load(found)
+
+
+RUN = Command("run", run, EXAMPLES)

@@ -1,0 +1,151 @@
+"""What a run says at its end: predicted next to measured, achieved next to possible; as one object or as a table."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+from headrace import __version__
+from headrace.cli.generation import RunResult
+from headrace.cli.output import table, three_digits
+from headrace.units import format_bytes, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from headrace.inference.handle import Handle, Measured
+
+
+def run_json(result: RunResult) -> dict[str, Any]:
+    """Build the object that `headrace run --json` prints."""
+    handle = result.handle
+    report: dict[str, Any] = {
+        "text": result.texts[0],
+        "prompt_tokens": sum(result.prompt_tokens),
+        "generated_tokens": sum(result.generated_tokens),
+        "plan": _plan(handle),
+        "predicted": _predicted(handle),
+        "measured": _measured(result.measured),
+        "possible": handle.possible(),
+        "machine": _machine(handle),
+        "notes": list(result.notes),
+        "headrace_version": __version__,
+    }
+    if len(result.texts) > 1:
+        report["texts"] = list(result.texts)
+        report["prompt_tokens_each"] = list(result.prompt_tokens)
+        report["generated_tokens_each"] = list(result.generated_tokens)
+    return report
+
+
+def _plan(handle: Handle) -> dict[str, Any]:
+    plan, spec = handle.plan, handle.checkpoint.spec
+    return {
+        "strategy": plan.strategy.value,
+        "num_blocks": plan.num_blocks,
+        "resident_blocks": plan.resident_blocks,
+        "streamed_blocks": plan.streamed_blocks,
+        "slots": plan.slots,
+        "memory_bytes": plan.memory.total_bytes,
+        "budget_bytes": plan.budget_bytes,
+        "streamed_bytes_per_pass": plan.streamed_bytes_per_pass,
+        "weights_bytes": spec.weights_bytes,
+        "kv_cache_bytes": plan.memory.kv_cache_bytes,
+        "compute_dtype": plan.compute_dtype,
+        "embedding": plan.embedding.value,
+    }
+
+
+def _predicted(handle: Handle) -> dict[str, Any]:
+    predicted = handle.prediction
+    return {
+        "prefill_s": predicted.prefill_s,
+        "decode_s_per_pass": predicted.decode_s_per_pass,
+        "tokens_per_s": predicted.tokens_per_s,
+        "total_s": predicted.total_s,
+        "load_s_per_pass": predicted.load_s_per_pass,
+        "compute_s_per_pass": predicted.compute_s_per_pass,
+        "binds": predicted.binds,
+        "break_even_tokens_per_pass": predicted.break_even_tokens_per_pass,
+    }
+
+
+def _measured(measured: Measured) -> dict[str, Any]:
+    beyond = measured.peak_memory_bytes - measured.process_overhead_bytes
+    return {**measured._asdict(), "peak_beyond_overhead_bytes": beyond}
+
+
+def _machine(handle: Handle) -> dict[str, Any]:
+    import torch
+
+    return {
+        "name": platform.node(),
+        "architecture": platform.machine(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "read_bytes_per_s": handle.pace.read_bytes_per_s,
+    }
+
+
+def run_table(result: RunResult) -> Table:
+    """Predicted, measured and possible, side by side."""
+    handle = result.handle
+    predicted, measured, possible = handle.prediction, result.measured, handle.possible()
+    rows = [
+        ["first pass", format_seconds(predicted.prefill_s), format_seconds(measured.prefill_s), ""],
+    ]
+    if measured.decode_s_per_pass:
+        possible_s = possible["decode_s_per_pass"]
+        sequences = handle.plan.workload.sequences
+        rows += [
+            [
+                "each further pass",
+                format_seconds(predicted.decode_s_per_pass),
+                format_seconds(measured.decode_s_per_pass),
+                format_seconds(possible_s),
+            ],
+            [
+                "tokens per second",
+                three_digits(predicted.tokens_per_s),
+                three_digits(measured.tokens_per_s),
+                three_digits(sequences / possible_s),
+            ],
+        ]
+    if handle.plan.streamed_blocks:
+        expected = handle.plan.streamed_bytes_per_pass / predicted.decode_s_per_pass
+        rows.append(
+            [
+                "read from the disk",
+                format_rate(expected),
+                format_rate(measured.read_bytes_per_s),
+                format_rate(possible["read_bytes_per_s"]),
+            ]
+        )
+    beyond = measured.peak_memory_bytes - measured.process_overhead_bytes
+    budget = handle.plan.budget_bytes
+    rows.append(
+        [
+            "memory held",
+            format_bytes(handle.plan.memory.total_bytes),
+            format_bytes(beyond),
+            f"{format_bytes(budget)} allowed",
+        ]
+    )
+    return table(("", "predicted", "measured", "possible"), rows)
+
+
+def run_summary(result: RunResult) -> str:
+    """One line below the table."""
+    measured, binds = result.measured, result.handle.prediction.binds
+    waits = (
+        "the disk and the processor, in turn"
+        if binds == "both"
+        else f"the {'disk' if binds == 'disk' else 'processor'}"
+    )
+    return (
+        f"{sum(result.generated_tokens)} tokens after {sum(result.prompt_tokens)}, {result.notes[-1]}; "
+        f"a pass waits for {waits}; {format_bytes(measured.bytes_read)} read; "
+        f"peak of the whole process {format_bytes(measured.peak_memory_bytes)}, of which interpreter and libraries "
+        f"{format_bytes(measured.process_overhead_bytes)} (from the operating system)"
+    )

@@ -1,0 +1,37 @@
+"""Tiny random checkpoints with a tokenizer, for tests of the command line: nothing is fetched from anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from make_checkpoint import SHAPES, write_checkpoint
+
+SHAPE = SHAPES["llama-tiny"]
+CONTEXT_TOKENS = 8192
+CHAT_TEMPLATE = (
+    "{% for message in messages %}w10 {{ message['role'] }} {{ message['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}w11{% endif %}"
+)
+
+
+def write_tokenizer(directory: Path, *, chat: bool) -> None:
+    """Write a tokenizer with a word for every token: <unk>, <s>, </s>, w3, w4, ..."""
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, SHAPE.vocabulary)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    if chat:
+        wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.save_pretrained(directory)
+
+
+def write_model(directory: Path, *, chat: bool = False) -> Path:
+    """Write the checkpoint (12.8 MB of weights, most of them in the head) and its tokenizer."""
+    write_checkpoint(directory, SHAPE, shard_bytes=1_000_000_000, seed=0)
+    write_tokenizer(directory, chat=chat)
+    return directory

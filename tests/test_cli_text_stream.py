@@ -1,0 +1,46 @@
+"""The streamed parts add up to the text, and no part shows half a character."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.cli.text_stream import UNFINISHED, TextStream
+
+
+class ByteTokenizer:
+    """Every token is one byte of UTF-8, so that most characters take several tokens."""
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
+        assert skip_special_tokens
+        assert not clean_up_tokenization_spaces
+        return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def streamed(tokens: bytes) -> list[str]:
+    parts: list[str] = []
+    stream = TextStream(ByteTokenizer(), parts.append)
+    stream.put(torch.tensor([[1, 2, 3]]))  # the prompt, which is not shown
+    for token in tokens:
+        stream.put(torch.tensor([token]))
+    stream.end()
+    return parts
+
+
+@given(st.text(max_size=12))
+def test_parts_add_up_and_are_whole_characters(text: str) -> None:
+    parts = streamed(text.encode())
+    assert "".join(parts) == text
+    if UNFINISHED not in text:
+        assert not any(UNFINISHED in part for part in parts)
+
+
+def test_text_comes_as_soon_as_it_is_known() -> None:
+    assert streamed("aé€b".encode()) == ["a", "é", "€", "b"]
+
+
+@pytest.mark.parametrize("tokens", [b"ab\xe2\x82", b"\xff"])
+def test_bytes_that_never_become_a_character_are_shown_at_the_end(tokens: bytes) -> None:
+    assert "".join(streamed(tokens)) == tokens.decode(errors="replace")

@@ -1,0 +1,282 @@
+"""A machine survives TOML unchanged, interpolates sensibly, and a bad file is refused by the name of its field."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.errors import MachineError
+from headrace.planning.machine import ComputeCurve, CurvePoint, Machine
+
+times = st.floats(1e-15, 1e3)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@st.composite
+def curves(draw: st.DrawFn, *, rising: bool = False) -> ComputeCurve:
+    tokens = sorted(draw(st.sets(st.integers(1, 10**6), min_size=1, max_size=6)))
+    seconds = draw(st.lists(times, min_size=len(tokens), max_size=len(tokens)))
+    return ComputeCurve(
+        compute_dtype=draw(texts),
+        stored_dtype=draw(texts),
+        points=tuple(itertools.starmap(CurvePoint, zip(tokens, sorted(seconds) if rising else seconds, strict=True))),
+    )
+
+
+machines = st.builds(
+    Machine,
+    name=texts,
+    memory_bytes=st.integers(1, 2**63 - 1),
+    read_bytes_per_s=st.floats(1, 1e15),
+    read_chunk_bytes=st.integers(4096, 2**40),
+    reader_threads=st.integers(1, 64),
+    compute=st.lists(curves(), max_size=3).map(tuple),
+    block_overhead_s=st.floats(0, 10),
+    pass_overhead_s=st.floats(0, 10),
+    compute_slowdown=st.floats(1, 99),
+    read_slowdown=st.floats(1, 99),
+    sources=st.dictionaries(texts, texts, max_size=3),
+)
+
+CURVE = ComputeCurve(
+    compute_dtype="float32",
+    stored_dtype="BF16",
+    points=(CurvePoint(1, 1e-9), CurvePoint(4, 2e-9), CurvePoint(64, 8e-9)),
+)
+MACHINE = Machine(name="bench", memory_bytes=1 << 33, read_bytes_per_s=1.5e9, compute=(CURVE,))
+
+
+# -- TOML ------------------------------------------------------------------------------------------------------------
+
+
+@given(machines)
+def test_toml_and_back(machine: Machine) -> None:
+    assert Machine.from_toml(machine.to_toml(), origin="x") == machine
+
+
+def test_a_file_and_back(tmp_path: Path) -> None:
+    path = tmp_path / "machine.toml"
+    path.write_text(MACHINE.to_toml(), encoding="utf-8")
+    assert Machine.load(path) == MACHINE
+
+
+def test_whole_numbers_do_where_fractions_may_stand() -> None:
+    assert Machine.from_toml(edited("disk", "read_bytes_per_s", 1_500_000_000), origin="x") == MACHINE
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "attribute"),
+    [
+        ("disk", "slowdown_while_computing", "read_slowdown"),
+        ("processor", "slowdown_while_reading", "compute_slowdown"),
+    ],
+)
+def test_slowdowns_may_be_left_out(table: str, field: str, attribute: str) -> None:
+    raw = tomllib.loads(MACHINE.to_toml())
+    del raw[table][field], raw["sources"]
+    assert getattr(Machine.from_toml(tomli_w.dumps(raw), origin="x"), attribute) == 1.0
+
+
+def edited(*path_and_value: Any) -> str:
+    """Return the TOML of MACHINE with one field changed; REMOVED takes it out."""
+    *path, last, value = path_and_value
+    raw: dict[str, Any] = tomllib.loads(MACHINE.to_toml())
+    table: Any = raw
+    for key in path:
+        table = table[key]
+    if value is REMOVED:
+        del table[last]
+    else:
+        table[last] = value
+    return tomli_w.dumps(raw)
+
+
+REMOVED = object()
+FIRST_CURVE = ("processor", "curves", 0)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("name",),
+        ("memory_bytes",),
+        ("disk",),
+        ("disk", "read_bytes_per_s"),
+        ("disk", "chunk_bytes"),
+        ("disk", "threads"),
+        ("processor",),
+        ("processor", "block_overhead_s"),
+        ("processor", "pass_overhead_s"),
+        ("processor", "curves"),
+        (*FIRST_CURVE, "compute_dtype"),
+        (*FIRST_CURVE, "stored_dtype"),
+        (*FIRST_CURVE, "tokens"),
+        (*FIRST_CURVE, "seconds_per_parameter"),
+    ],
+)
+@pytest.mark.parametrize(
+    "value", [REMOVED, "wrong", True, [], [1, "x"]], ids=["removed", "text", "flag", "empty", "mixed"]
+)
+def test_a_field_that_is_missing_or_of_another_kind_is_named(path: tuple[str | int, ...], value: object) -> None:
+    field = path[-1]
+    accepted = {
+        "name": "wrong",
+        "compute_dtype": "wrong",
+        "stored_dtype": "wrong",
+    }
+    if accepted.get(str(field)) == value or (field == "curves" and value == []):
+        assert Machine.from_toml(edited(*path, value), origin="x")
+        return
+    with pytest.raises(MachineError) as caught:
+        Machine.from_toml(edited(*path, value), origin="the file")
+    assert str(caught.value).startswith("the file is not a machine description: ")
+    assert str(field) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("memory_bytes",), 0),
+        (("memory_bytes",), -1),
+        (("memory_bytes",), 1.5),
+        (("memory_bytes",), float("inf")),
+        (("memory_bytes",), "8GiB"),
+        (("disk", "read_bytes_per_s"), 0),
+        (("disk", "read_bytes_per_s"), -1e9),
+        (("disk", "read_bytes_per_s"), float("inf")),
+        (("disk", "read_bytes_per_s"), float("nan")),
+        (("disk", "chunk_bytes"), 4095),
+        (("disk", "chunk_bytes"), 1e6),
+        (("disk", "threads"), 0),
+        (("disk", "threads"), 10**9),
+        (("disk", "slowdown_while_computing"), 0.5),
+        (("disk", "slowdown_while_computing"), 100),
+        (("disk", "slowdown_while_computing"), "slow"),
+        (("processor", "block_overhead_s"), -0.1),
+        (("processor", "block_overhead_s"), float("nan")),
+        (("processor", "pass_overhead_s"), -0.1),
+        (("processor", "pass_overhead_s"), float("inf")),
+        (("processor", "slowdown_while_reading"), 0.99),
+        ((*FIRST_CURVE, "tokens"), [1, 4]),
+        ((*FIRST_CURVE, "tokens"), [4, 1, 64]),
+        ((*FIRST_CURVE, "tokens"), [1, 1, 64]),
+        ((*FIRST_CURVE, "tokens"), [0, 4, 64]),
+        ((*FIRST_CURVE, "tokens"), [1.0, 4, 64]),
+        ((*FIRST_CURVE, "seconds_per_parameter"), [1e-9, 0.0, 1e-9]),
+        ((*FIRST_CURVE, "seconds_per_parameter"), [1e-9, -1e-9, 1e-9]),
+        ((*FIRST_CURVE, "seconds_per_parameter"), [1e-9, float("nan"), 1e-9]),
+        ((*FIRST_CURVE, "seconds_per_parameter"), [1e-9, float("inf"), 1e-9]),
+        (("processor", "curves", 0), 7),
+        (("sources",), "me"),
+        (("sources", "disk"), 7),
+    ],
+)
+def test_a_value_without_sense_is_named(path: tuple[str | int, ...], value: object) -> None:
+    with pytest.raises(MachineError) as caught:
+        Machine.from_toml(edited(*path, value), origin="the file")
+    named = "curves" if path[-1] == 0 else str(path[-1])
+    assert str(caught.value).startswith("the file is not a machine description: ")
+    assert named in str(caught.value)
+
+
+def test_a_curve_without_points_is_refused() -> None:
+    raw = tomllib.loads(MACHINE.to_toml())
+    raw["processor"]["curves"][0].update(tokens=[], seconds_per_parameter=[])
+    with pytest.raises(MachineError, match=r"processor\.curves\[0\] \(tokens, .*at least one point"):
+        Machine.from_toml(tomli_w.dumps(raw), origin="x")
+
+
+@pytest.mark.parametrize("text", ["=", "[disk", "a = 1\na = 2", "", "a = " + "[" * 100_000])
+def test_what_is_no_toml_is_refused(text: str) -> None:
+    with pytest.raises(MachineError, match="the file is not a machine description"):
+        Machine.from_toml(text, origin="the file")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"missing\.toml cannot be read"):
+        Machine.load(tmp_path / "missing.toml")
+    with pytest.raises(MachineError, match="cannot be read"):
+        Machine.load(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
+    with pytest.raises(MachineError, match=r"latin\.toml cannot be read"):
+        Machine.load(tmp_path / "latin.toml")
+
+
+# -- curves ------------------------------------------------------------------------------------------------------------
+
+
+@given(curves())
+def test_curves_are_exact_at_their_points(curve: ComputeCurve) -> None:
+    for point in curve.points:
+        assert curve.seconds_per_parameter(point.tokens) == point.seconds_per_parameter
+
+
+@given(curves(), st.integers(1, 10**6))
+def test_between_two_points_a_curve_stays_between_them(curve: ComputeCurve, tokens: int) -> None:
+    for low, high in itertools.pairwise(curve.points):
+        if low.tokens <= tokens <= high.tokens:
+            least, most = sorted((low.seconds_per_parameter, high.seconds_per_parameter))
+            assert least * (1 - 1e-9) <= curve.seconds_per_parameter(tokens) <= most * (1 + 1e-9)
+
+
+@given(curves(rising=True), st.tuples(st.integers(1, 10**7), st.integers(1, 10**7)))
+def test_a_rising_curve_never_falls(curve: ComputeCurve, tokens: tuple[int, int]) -> None:
+    fewer, more = sorted(tokens)
+    assert curve.seconds_per_parameter(fewer) <= curve.seconds_per_parameter(more) * (1 + 1e-9)
+
+
+@given(curves(), st.floats(1, 1e3))
+def test_beyond_the_last_point_time_is_proportional_to_tokens(curve: ComputeCurve, factor: float) -> None:
+    last = curve.points[-1]
+    seconds = curve.seconds_per_parameter(last.tokens * factor)
+    assert seconds == pytest.approx(last.seconds_per_parameter * factor)
+
+
+@given(curves())
+def test_before_the_first_point_time_is_constant(curve: ComputeCurve) -> None:
+    first = curve.points[0]
+    assert curve.seconds_per_parameter(1) == first.seconds_per_parameter
+    assert curve.seconds_per_parameter(first.tokens / 2) == first.seconds_per_parameter
+
+
+def test_interpolation_is_straight_in_log_log() -> None:
+    assert CURVE.seconds_per_parameter(2) == pytest.approx(2**0.5 * 1e-9)
+    assert CURVE.seconds_per_parameter(16) == pytest.approx(4e-9)
+    assert CURVE.seconds_per_parameter(128) == pytest.approx(16e-9)
+
+
+@given(curves(), st.floats(0.01, 100), st.integers(1, 10**6))
+def test_scaling_a_curve(curve: ComputeCurve, factor: float, tokens: int) -> None:
+    scaled = curve.scaled(factor)
+    assert scaled.seconds_per_parameter(tokens) == pytest.approx(factor * curve.seconds_per_parameter(tokens))
+    assert (scaled.compute_dtype, scaled.stored_dtype) == (curve.compute_dtype, curve.stored_dtype)
+
+
+def test_the_curve_of_a_pair_of_dtypes() -> None:
+    assert MACHINE.curve(compute_dtype="float32", stored_dtype="BF16") is CURVE
+    for compute, stored in (("float32", "F32"), ("bfloat16", "BF16")):
+        with pytest.raises(MachineError, match=f"bench has no measurement of {compute} products with {stored}"):
+            MACHINE.curve(compute_dtype=compute, stored_dtype=stored)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Machine(name="x", memory_bytes=0, read_bytes_per_s=1e9, compute=()),
+        lambda: Machine(name="x", memory_bytes=1, read_bytes_per_s=float("nan"), compute=()),
+        lambda: ComputeCurve(compute_dtype="a", stored_dtype="b", points=()),
+        lambda: ComputeCurve(compute_dtype="a", stored_dtype="b", points=(CurvePoint(2, 1.0), CurvePoint(1, 1.0))),
+        lambda: ComputeCurve(compute_dtype="a", stored_dtype="b", points=(CurvePoint(1, float("nan")),)),
+    ],
+)
+def test_values_are_checked_without_a_file_too(build: Callable[[], object]) -> None:
+    with pytest.raises(MachineError):
+        build()

@@ -1,0 +1,108 @@
+"""A timeline becomes a Chrome trace that tools can open, and a chart that fits a terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.planning.timeline import Event, Lane, Timeline, chrome_trace, text_chart
+
+NAMES = ("layer 0", "layer 1", 'head, rows 0-"99"')
+
+seconds = st.floats(0, 1e4, allow_nan=False)
+events = st.builds(
+    lambda lane, block, pass_index, start, length: Event(lane, block, pass_index, start, start + length),
+    st.sampled_from(list(Lane)),
+    st.integers(0, len(NAMES) - 1),
+    st.integers(0, 3),
+    seconds,
+    seconds,
+)
+timelines = st.lists(events, max_size=20).map(lambda found: Timeline(tuple(found), NAMES))
+
+PIPELINE = Timeline(
+    (
+        Event(Lane.READ, 0, 0, 0.0, 1.0),
+        Event(Lane.STALL, 0, 0, 0.0, 1.0),
+        Event(Lane.COMPUTE, 0, 0, 1.0, 3.0),
+        Event(Lane.READ, 1, 0, 1.0, 2.0),
+        Event(Lane.COMPUTE, 1, 0, 3.0, 4.0),
+        Event(Lane.READ, 0, 1, 3.0, 3.5),
+    ),
+    NAMES,
+)
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), timelines), max_size=3))
+def test_the_trace_is_one_that_tools_can_open(processes: list[tuple[str, Timeline]]) -> None:
+    trace = json.loads(chrome_trace(processes))
+    assert trace["displayTimeUnit"] == "ms"
+    rows: list[dict[str, Any]] = trace["traceEvents"]
+    named = {(row["pid"], row["tid"]): row["args"]["name"] for row in rows if row["name"] == "thread_name"}
+    labels = {row["pid"]: row["args"]["name"] for row in rows if row["name"] == "process_name"}
+    assert list(labels.values()) == [name for name, _ in processes]
+    spans = [row for row in rows if row["ph"] == "X"]
+    assert len(spans) + len(named) + len(labels) == len(rows)
+    assert len(spans) == sum(len(timeline.events) for _, timeline in processes)
+    for (process_id, event), row in zip(
+        ((number, event) for number, (_, timeline) in enumerate(processes, start=1) for event in timeline.events),
+        spans,
+        strict=True,
+    ):
+        assert row["pid"] == process_id
+        assert named[row["pid"], row["tid"]] == event.lane.value == row["cat"]
+        assert row["name"] == NAMES[event.block_index]
+        assert row["ts"] == pytest.approx(event.start_s * 1e6, abs=0.001)
+        assert row["dur"] == pytest.approx(event.duration_s * 1e6, abs=0.002)
+        assert row["dur"] >= 0
+        assert row["args"] == {"block": event.block_index, "pass": event.pass_index}
+
+
+def test_busy_seconds_by_lane_and_pass() -> None:
+    assert PIPELINE.busy_s(Lane.READ) == 2.5
+    assert PIPELINE.busy_s(Lane.READ, pass_index=1) == 0.5
+    assert PIPELINE.busy_s(Lane.COMPUTE, pass_index=0) == 3.0
+    assert PIPELINE.busy_s(Lane.COPY) == 0
+    assert PIPELINE.pass_span(0) == (0.0, 4.0)
+
+
+def test_the_chart_shows_who_was_busy() -> None:
+    read, compute, stall, ruler = text_chart(PIPELINE, pass_index=0, width=8).splitlines()
+    assert read == "   read |████  █ |"
+    assert compute == "compute |  ██████|"
+    assert stall == "  stall |██      |"
+    assert ruler.split() == ["0", "4000", "ms"]
+    assert len(ruler) == len("        ") + 8 + len(" ms") - 2
+
+
+def test_partly_busy_cells_are_shaded() -> None:
+    timeline = Timeline(
+        (
+            Event(Lane.COMPUTE, 0, 0, 0.0, 4.0),
+            Event(Lane.READ, 0, 0, 0.0, 0.05),
+            Event(Lane.READ, 0, 0, 1.0, 1.3),
+            Event(Lane.READ, 0, 0, 2.2, 2.8),
+            Event(Lane.READ, 0, 0, 3.0, 3.9),
+        ),
+        NAMES,
+    )
+    assert text_chart(timeline, pass_index=0, width=4).splitlines()[0] == "   read | ░▒█|"
+
+
+def test_a_pass_without_work_has_no_chart() -> None:
+    assert text_chart(PIPELINE, pass_index=7) == ""
+    assert text_chart(PIPELINE, pass_index=1) == "", "what was read ahead for a pass that never came"
+    instant = Timeline((Event(Lane.COMPUTE, 0, 0, 1.0, 1.0),), NAMES)
+    assert text_chart(instant, pass_index=0) == ""
+
+
+@given(timelines, st.integers(0, 3), st.integers(4, 100))
+def test_charts_have_the_width_that_was_asked_for(timeline: Timeline, pass_index: int, width: int) -> None:
+    lines = text_chart(timeline, pass_index=pass_index, width=width).splitlines()
+    for line in lines[:3]:
+        assert len(line) == len("compute |") + width + len("|")
+        assert set(line[9:-1]) <= set(" ░▒█")
