@@ -9,10 +9,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from headrace.planning.model_config import read_config
+from headrace.planning.model_spec import build_spec
+from headrace.planning.plan import Workload
+from headrace.planning.planner import Request, minimum_bytes
+from headrace.planning.tensor_index import TensorIndex
 from make_checkpoint import SHAPES, write_checkpoint
 
 SHAPE = SHAPES["llama-tiny"]
 CONTEXT_TOKENS = 8192
+STREAMED_DTYPE = "bfloat16"
 CHAT_TEMPLATE = (
     "{% for message in messages %}w10 {{ message['role'] }} {{ message['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}w11{% endif %}"
@@ -35,3 +41,18 @@ def write_model(directory: Path, *, chat: bool = False) -> Path:
     write_checkpoint(directory, SHAPE, shard_bytes=1_000_000_000, seed=0)
     write_tokenizer(directory, chat=chat)
     return directory
+
+
+def streaming_budget(directory: Path, *, prompt_tokens: int, new_tokens: int) -> int:
+    """Bytes that suffice for this work in STREAMED_DTYPE, and that leave some of the weights on the disk.
+
+    The least that will do, and less of the remaining 5.5 MB than would hold them all.
+    """
+    request = Request(
+        spec=build_spec(directory.name, read_config(directory), TensorIndex.from_directory(directory)),
+        workload=Workload(sequences=1, prompt_tokens=prompt_tokens, generate_tokens=new_tokens),
+        compute_dtype=STREAMED_DTYPE,
+        budget_bytes=1,
+        copies_weights=True,
+    )
+    return minimum_bytes(request) + 2_500_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 
 from cli_checkpoints import write_model
 from headrace.cli import text_stream
+from headrace.cli.dependencies import require_run_libraries
 from headrace.cli.main import main
+from headrace.errors import DependencyError
 from headrace.streaming import probe as machine_probe
 
 PROMPT = ["--prompt", "w5 w6 w7", "--dtype", "float32"]
@@ -53,7 +56,7 @@ def test_ctrl_c_closes_the_stream_and_ends_its_threads(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(text_stream.TextStream, "put", interrupted)
-    assert main(["run", str(model), *PROMPT, "--strategy", "overlap", "--memory", "20MB"]) == 130
+    assert main(["run", str(model), *PROMPT, "--strategy", "overlap"]) == 130
     assert any(name.startswith("headrace-reader") for name in seen[0])
     assert readers() == []
     assert "interrupted" in capsys.readouterr().err
@@ -119,6 +122,12 @@ def test_a_single_token_is_enough(model: Path, capsys: pytest.CaptureFixture[str
     report = run_json(capsys, model, "--max-new-tokens", "1")
     assert (report["generated_tokens"], report["measured"]["passes"]) == (1, 1)
     assert main(["run", str(model), *PROMPT, "--max-new-tokens", "1"]) == 0  # the table has no further pass to show
+
+
+def test_one_missing_library_of_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(DependencyError, match=r"a test needs accelerate, .* pip install 'headrace\[run\]'"):
+        require_run_libraries("a test")
 
 
 def test_probe_writes_a_machine_that_plan_reads(

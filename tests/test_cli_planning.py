@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_checkpoints import write_model
+from cli_checkpoints import STREAMED_DTYPE, streaming_budget, write_model
 from headrace.cli.break_even import break_even_of
 from headrace.cli.plan_command import plan_json, recommended
 from headrace.cli.planning_case import Asked, PlanningCase, from_description
@@ -44,10 +44,11 @@ def case_of(
     *,
     read_bytes_per_s: float,
     flat_until: int = FLAT_UNTIL,
-    memory: str | None = "13MB",
-    dtype: str | None = "bfloat16",
+    memory: str | None = None,
+    dtype: str | None = STREAMED_DTYPE,
 ) -> PlanningCase:
     work = Workload(sequences=1, prompt_tokens=8, generate_tokens=8)
+    memory = memory or f"{streaming_budget(model, prompt_tokens=8, new_tokens=8)}B"
     asked = Asked(memory=memory, workload=work, strategy=None, dtype=dtype, read_limit=None)
     made_up = machine(read_bytes_per_s=read_bytes_per_s, flat_until=flat_until)
     return from_description(model, asked, made_up, origin="a test")
@@ -89,7 +90,7 @@ def test_speculation_reaches_a_low_break_even_and_a_slow_processor_is_past_it(mo
 
 
 def test_nothing_streamed_has_no_break_even(model: Path) -> None:
-    case = case_of(model, read_bytes_per_s=1e8, memory=None)
+    case = case_of(model, read_bytes_per_s=1e8, memory="1GB")
     best = best_of(case)
     assert best.plan.streamed_blocks == 0
     assert break_even_of(case, best)[:3] == (0.0, 1, 0)
@@ -130,4 +131,4 @@ def test_weights_left_on_the_disk_are_counted(model: Path) -> None:
     table = case.request.spec.embedding.size_bytes
     assert overlap["memory_bytes"]["disk"] >= table
     assert overlap["memory_bytes"]["disk"] <= case.request.spec.weights_bytes
-    assert overlap["memory_bytes"]["host"] <= 13_000_000
+    assert overlap["memory_bytes"]["host"] <= case.request.budget_bytes

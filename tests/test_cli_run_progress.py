@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,6 +99,34 @@ def test_lines_are_sparse(clock: Clock, progress: RunProgress, capsys: pytest.Ca
         display.tick()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 + int((50 - FIRST_LINE_S) / LINES_APART_S)
+
+
+class OneFile(Output):
+    """Both streams in one file."""
+
+    one_file = True
+
+
+def test_no_line_cuts_up_the_text_of_a_file_that_holds_both(
+    clock: Clock, progress: RunProgress, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for output, lines in ((OneFile(), 1), (Output(), 2)):
+        display = LineDisplay(progress, output, clock)
+        clock.now += FIRST_LINE_S
+        display.tick()
+        display.write("so far")
+        clock.now += LINES_APART_S
+        display.tick()
+        captured = capsys.readouterr()
+        assert captured.out == "so far"
+        assert len(captured.err.splitlines()) == lines
+
+
+@pytest.mark.parametrize(("stderr", "expected"), [(subprocess.STDOUT, "True"), (subprocess.PIPE, "False")])
+def test_one_file_is_recognised(stderr: int, expected: str) -> None:
+    code = "from headrace.cli.output import Output; print(Output().one_file)"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr, text=True, check=True)
+    assert done.stdout.strip() == expected
 
 
 def bar(stdout: io.StringIO, progress: RunProgress, width: int = 40) -> tuple[Any, io.StringIO]:

@@ -21,7 +21,7 @@ EXAMPLES = (
     "headrace demo --memory 96MiB",
     "headrace demo --dir /mnt/models/smol --json",
 )
-PROMPT = "Explain in three sentences why rivers flow to the sea."
+PROMPT = "Why is the sky blue?"
 NEW_TOKENS = 64
 DEFAULT_MEMORY = "128MiB"
 

@@ -15,6 +15,7 @@ from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
 from headrace.planning.machine import Machine
 from headrace.planning.model_spec import ModelSpec
+from headrace.streaming.system_memory import AUTO_RESERVE_MIN_BYTES, AUTO_RESERVE_SHARE
 from headrace.units import format_bytes, parse_rate, parse_size
 
 if TYPE_CHECKING:
@@ -192,7 +193,8 @@ def _until_end(tokens: list[int], eos_token_id: int | list[int] | None) -> list[
 
 def _announcement(spec: ModelSpec, options: Options, *, memory_given: bool) -> str:
     """Weights next to the memory that they may take."""
-    origin = "" if memory_given else " (what is free now, less a reserve)"
+    reserve = f"{AUTO_RESERVE_SHARE:.0%}, at least {format_bytes(AUTO_RESERVE_MIN_BYTES)}"
+    origin = "" if memory_given else f" (what is free now, less a reserve of {reserve})"
     return (
         f"{spec.name}: {format_bytes(spec.weights_bytes)} of weights; headrace may hold "
         f"{format_bytes(options.budget_bytes)}{origin}"

@@ -37,7 +37,7 @@ MemoryOption = Annotated[
     typer.Option(
         metavar="SIZE",
         help="What weights, KV cache and work space may take together (800MB, 2GiB, 2G), beyond the interpreter and "
-        "its libraries. Without it: what is free now, less a tenth.",
+        "its libraries. Without it: what is free now, less a reserve.",
     ),
 ]
 StrategyOption = Annotated[

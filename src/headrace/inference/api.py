@@ -38,7 +38,12 @@ from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.stream import Stream, StreamSettings
-from headrace.streaming.system_memory import default_budget_bytes, resident_bytes, return_free_memory
+from headrace.streaming.system_memory import (
+    default_budget_bytes,
+    keep_heap_small,
+    resident_bytes,
+    return_free_memory,
+)
 from headrace.units import format_bytes, format_rate, parse_rate, parse_size
 
 DEFAULT_MAX_TOKENS = 1024
@@ -209,6 +214,7 @@ def study(checkpoint: Checkpoint, options: Options, config: Any) -> Studied:
 def load_checkpoint(checkpoint: Checkpoint, options: Options, *, started: float | None = None) -> Any:
     """Measure, plan, take the memory, start the stream, and return the model. See `load`."""
     started = time.perf_counter() if started is None else started
+    keep_heap_small()
     config = read_transformers_config(checkpoint.directory, trust_remote_code=options.trust_remote_code)
     studied = study(checkpoint, options, config)
     candidate = choose(studied, options.strategy)

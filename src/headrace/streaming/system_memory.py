@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 
 _NO_LIMIT = 1 << 60
-AUTO_RESERVE_SHARE = 0.10
-AUTO_RESERVE_MIN_BYTES = 256 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+AUTO_RESERVE_SHARE = 0.05
+AUTO_RESERVE_MIN_BYTES = 160 << 20
 
 
 def resident_bytes(process_status: Path = Path("/proc/self/status")) -> int:
@@ -35,6 +36,19 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def keep_heap_small() -> None:
+    """Let the C allocator take buffers of 4 MiB and more from the system and give them back when they are freed.
+
+    glibc otherwise learns, from the first large buffer that is freed, to keep all up to 32 MiB in its heap, where
+    they leave holes: a prefill of 1,024 tokens through a 135 M model was seen to hold 130 MB that nothing used. For
+    the whole process; where there is no glibc nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 4 << 20)
 
 
 def return_free_memory() -> None:
@@ -97,6 +111,6 @@ def free_bytes() -> int:
 
 
 def default_budget_bytes() -> int:
-    """What headrace takes when no budget is given: the free memory less a tenth of it (256 MiB at least)."""
+    """What headrace takes when no budget is given: the free memory less a twentieth of it (160 MiB at least), which the libraries still grow by."""
     free = free_bytes()
     return max(0, free - max(AUTO_RESERVE_MIN_BYTES, int(AUTO_RESERVE_SHARE * free)))
