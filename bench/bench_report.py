@@ -19,7 +19,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def provenance() -> dict[str, Any]:
     """Machine, commit, library versions and date of this run."""
     model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     flags = Path("/proc/cpuinfo").read_text()

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_report import spread, table, write
 
 import headrace
+from bench_report import spread, table, write
 
 FIO_SETTINGS = [(size, depth) for size in ("1M", "4M") for depth in (1, 4, 16)]
 
@@ -27,7 +27,8 @@ FIO_SETTINGS = [(size, depth) for size in ("1M", "4M") for depth in (1, 4, 16)]
 def fio_bytes_per_s(files: list[Path], block_size: str, depth: int, seconds: float) -> float:
     """One fio run: sequential direct reads over the files."""
     command = [
-        "fio", "--name=read", f"--filename={':'.join(map(str, files))}", "--rw=read", f"--bs={block_size}", "--direct=1",
+        "fio", "--name=read", f"--filename={':'.join(map(str, files))}", "--rw=read", f"--bs={block_size}",
+        "--direct=1",
         "--ioengine=libaio", f"--iodepth={depth}", "--readonly", f"--runtime={seconds}", "--time_based",
         "--output-format=json",
     ]  # fmt: skip

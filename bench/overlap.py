@@ -14,15 +14,16 @@ that the link is the same in every row.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_report import spread, table, write
 
 import headrace
+from bench_report import spread, table, write
 
 
 def cycle_seconds(model: Any, ids: torch.Tensor, passes: int) -> list[float]:
@@ -32,7 +33,7 @@ def cycle_seconds(model: Any, ids: torch.Tensor, passes: int) -> list[float]:
         for _ in range(passes + 2):
             starts.append(time.perf_counter())
             model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    return [later - earlier for earlier, later in zip(starts[1:], starts[2:], strict=False)]
+    return [later - earlier for earlier, later in itertools.pairwise(starts)]
 
 
 def drain_seconds(model: Any, passes: int) -> list[float]:
@@ -44,7 +45,7 @@ def drain_seconds(model: Any, passes: int) -> list[float]:
         for index in range(model.headrace.plan.num_blocks):
             stream.wait(index)
             stream.release(index)
-    return [later - earlier for earlier, later in zip(starts[1:], starts[2:], strict=False)]
+    return [later - earlier for earlier, later in itertools.pairwise(starts)]
 
 
 def main() -> None:
@@ -113,7 +114,8 @@ def main() -> None:
             f"{plan.streamed_bytes_per_pass / 1e9:.2f} GB per pass at {options.read_limit}",
             "",
             table(
-                ["tokens per pass", "load alone s", "compute alone s", "overlap s", "ratio", "sequential s", "ratio"], rows
+                ["tokens per pass", "load alone s", "compute alone s", "overlap s", "ratio", "sequential s", "ratio"],
+                rows,
             ),
             "",
             f"Break-even tokens per pass: measured {measured}, predicted (from the rehearsal at each number of tokens) "
@@ -133,7 +135,7 @@ def measured_break_even(medians: dict[int, dict[str, float]]) -> str:
     gaps = {count: medians[count]["compute"] - medians[count]["load"] for count in counts}
     if gaps[counts[0]] >= 0:
         return f"below {counts[0]}"
-    for low, high in zip(counts, counts[1:], strict=False):
+    for low, high in itertools.pairwise(counts):
         if gaps[high] >= 0:
             return f"{low + (high - low) * -gaps[low] / (gaps[high] - gaps[low]):.0f}"
     return f"above {counts[-1]}"

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_report import table, write
 
 import headrace
+from bench_report import table, write
 
 
 def one(model_directory: Path, memory: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def main() -> None:
             ),
             "",
             f"Decode: median error {100 * statistics.median(errors['decode_s']):.1f} %, largest "
-            f"{100 * max(errors['decode_s']):.1f} %. Prefill: median {100 * statistics.median(errors['prefill_s']):.1f} "
-            f"%, largest {100 * max(errors['prefill_s']):.1f} %.",
+            f"{100 * max(errors['decode_s']):.1f} %. Prefill: median "
+            f"{100 * statistics.median(errors['prefill_s']):.1f} %, largest {100 * max(errors['prefill_s']):.1f} %.",
         ]
     )  # fmt: skip
     name = options.name or ("prediction-raw" if options.raw else "prediction-steady")

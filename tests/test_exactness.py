@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CONFIGS, resident_reference, save_tiny
 
 import headrace
 from headrace.errors import BudgetError
+from tiny_models import CONFIGS, resident_reference, save_tiny
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -49,7 +49,9 @@ def passes(model: Any, batch: int, dtype: torch.dtype) -> list[torch.Tensor]:
 
 def smallest_budget(directory: Path, dtype: str, strategy: str) -> int:
     with pytest.raises(BudgetError) as refused:
-        headrace.load(directory, memory=1 << 20, dtype=dtype, strategy=strategy, batch=3, prompt_tokens=12, max_tokens=24)
+        headrace.load(
+            directory, memory=1 << 20, dtype=dtype, strategy=strategy, batch=3, prompt_tokens=12, max_tokens=24
+        )
     assert refused.value.required_bytes is not None
     return refused.value.required_bytes
 
@@ -67,7 +69,14 @@ def test_streamed_logits_equal_resident_logits(checkpoints: dict[str, Path], nam
     seen = set()
     for strategy, budget in [*budgets, ("auto", all_resident), ("auto", all_resident + (1 << 20))]:
         with headrace.load(
-            directory, memory=budget, dtype=dtype, strategy=strategy, batch=3, prompt_tokens=12, max_tokens=24, poison=True
+            directory,
+            memory=budget,
+            dtype=dtype,
+            strategy=strategy,
+            batch=3,
+            prompt_tokens=12,
+            max_tokens=24,
+            poison=True,
         ) as model:
             seen.add((model.headrace.plan.strategy.value, model.headrace.plan.resident_blocks))
             for batch, logits in expected.items():
@@ -99,11 +108,19 @@ def test_generate_behaves_as_on_a_resident_model(checkpoints: dict[str, Path], n
         for model in (
             reference,
             headrace.load(
-                directory, memory=floor + (4 << 20), dtype="float32", strategy=strategy, batch=6, prompt_tokens=8, max_tokens=24
+                directory,
+                memory=floor + (4 << 20),
+                dtype="float32",
+                strategy=strategy,
+                batch=6,
+                prompt_tokens=8,
+                max_tokens=24,
             ),
         ):
             torch.manual_seed(11)
-            outputs.append(model.generate(inputs, attention_mask=attention, max_new_tokens=10, min_new_tokens=10, **way))
+            outputs.append(
+                model.generate(inputs, attention_mask=attention, max_new_tokens=10, min_new_tokens=10, **way)
+            )
         model.close()
         assert torch.equal(outputs[0], outputs[1]), way
 

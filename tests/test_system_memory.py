@@ -215,8 +215,8 @@ def test_free_memory_is_the_tighter_of_machine_and_group(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("free", "budget"),
-    [(10 * GIB, 9 * GIB), (GIB, 768 * MIB), (256 * MIB, 0), (0, 0)],
+    [(20 * GIB, 19 * GIB), (GIB, 864 * MIB), (160 * MIB, 0), (0, 0)],
 )
-def test_a_tenth_is_kept_free_and_256_mib_at_least(monkeypatch: pytest.MonkeyPatch, free: int, budget: int) -> None:
+def test_a_twentieth_is_kept_free_and_160_mib_at_least(monkeypatch: pytest.MonkeyPatch, free: int, budget: int) -> None:
     monkeypatch.setattr(system_memory, "free_bytes", lambda: free)
     assert default_budget_bytes() == budget

@@ -28,7 +28,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2Config", {**_GEMMA, "query_pre_attn_scalar": 16}),
     "gemma3": ("Gemma3TextConfig", {**_GEMMA, "query_pre_attn_scalar": 16, "sliding_window_pattern": 3}),
     "phi3": ("Phi3Config", {**_LLAMA_LIKE, "sliding_window": None}),
-    "gpt2": ("GPT2Config", {**_SPECIAL, "vocab_size": 320, "n_embd": 64, "n_layer": 5, "n_head": 4, "n_positions": 128}),
+    "gpt2": (
+        "GPT2Config",
+        {**_SPECIAL, "vocab_size": 320, "n_embd": 64, "n_layer": 5, "n_head": 4, "n_positions": 128},
+    ),
     "opt": (
         "OPTConfig",
         {**_SPECIAL, "vocab_size": 320, "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 5}
@@ -56,7 +59,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def save_tiny(name: str, directory: Path, *, dtype: torch.dtype = torch.bfloat16, shard: str = "100KB", **changes: Any) -> Path:
+def save_tiny(
+    name: str, directory: Path, *, dtype: torch.dtype = torch.bfloat16, shard: str = "100KB", **changes: Any
+) -> Path:
     """Write the checkpoint of a tiny random model, in several shards; weights are large enough to matter."""
     class_name, options = CONFIGS[name]
     config = getattr(transformers, class_name)(**{**options, **changes})

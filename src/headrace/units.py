@@ -30,7 +30,9 @@ def parse_size(text: str) -> int:
             raise InvalidRequestError(f"{text!r} has no unit; write for instance {match[1]}GiB or {match[1]}MB")
         unit = "B"
     if unit not in _FACTORS:
-        raise InvalidRequestError(f"{text!r} has an unknown unit {match[2]!r}; use KB, MB, GB, TB, KiB, MiB, GiB or TiB")
+        raise InvalidRequestError(
+            f"{text!r} has an unknown unit {match[2]!r}; use KB, MB, GB, TB, KiB, MiB, GiB or TiB"
+        )
     size_bytes = number * _FACTORS[unit]
     if not 1 <= size_bytes <= _LARGEST_BYTES:
         raise InvalidRequestError(f"{text!r} is not a usable size; it must lie between one byte and 1 EiB")

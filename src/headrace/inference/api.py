@@ -429,7 +429,7 @@ def _check_structure(model: Any, spec: ModelSpec, recipes: dict[str, Recipe]) ->
     if len(layers) != spec.config.num_layers:
         raise UnsupportedModelError(f"{spec.name} has {len(layers)} layers where config.json says otherwise")
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None:
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
         raise UnsupportedModelError(f"the head of {spec.name} is no plain matrix, which headrace cannot stream yet")
     if spec.tied and not getattr(model.config, "tie_word_embeddings", False):
         raise UnsupportedModelError(

@@ -33,14 +33,14 @@ class EmbeddingRows:
         self._rows = rows
         self._num_rows = embedding.num_embeddings
         self._empty = placeholder((embedding.num_embeddings, embedding.embedding_dim), dtype)
-        embedding.padding_idx = None  # type: ignore[assignment]  # matters for gradients only; may lie outside the small table
+        embedding.padding_idx = None  # matters for gradients only, and may lie outside the small table
         embedding.register_forward_pre_hook(self._enter)
         embedding.register_forward_hook(self._leave, always_call=True)
 
     def _enter(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         distinct, renumbered = torch.unique(args[0], return_inverse=True)
         wanted = distinct.tolist()
-        if wanted and not (0 <= wanted[0] and wanted[-1] < self._num_rows):
+        if wanted and not (wanted[0] >= 0 and wanted[-1] < self._num_rows):
             raise IndexError(f"token ids must lie between 0 and {self._num_rows - 1}, not {wanted[0]} to {wanted[-1]}")
         table = self._rows(wanted).to(self._dtype)
         module.register_parameter("weight", nn.Parameter(table, requires_grad=False))
@@ -130,4 +130,4 @@ def head_rows(block: BlockSpec, piece: Piece) -> torch.Tensor:
     """The rows of the head's matrix that a head block carries, as stored."""
     assert block.head_rows is not None
     entry = block.tensors[0]
-    return view(piece, block.layout.positions[entry.name], entry, rows=tuple(block.head_rows))
+    return view(piece, block.layout.positions[entry.name], entry, rows=(block.head_rows.first, block.head_rows.last))

@@ -13,8 +13,11 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
-class PreallocatedLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     """A full-attention cache layer of a fixed greatest length, in tokens."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, capacity_tokens: int) -> None:
         super().__init__()
@@ -23,7 +26,11 @@ class PreallocatedLayer(DynamicLayer):
         self._value_memory: torch.Tensor | None = None
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        *_args: Any,
+        **_kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append states of shape (sequences, heads, new tokens, head size); return all so far."""
         if not self.is_initialized:

@@ -102,7 +102,6 @@ def rehearse(
         past = workload.prompt_tokens + workload.generate_tokens // 2
         decode = [run(workload.sequences, 1, past) for _ in range(DECODE_REPETITIONS)]
         head_s = _head_seconds(checkpoint, workload.sequences, dtype)
-    del weights, layer, model, base, piece
     arena.close()
     return Rehearsed(
         LayerTimes(prefill_s=prefill_s, decode_s=statistics.median(inside for inside, _ in decode)),

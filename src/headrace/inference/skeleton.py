@@ -38,7 +38,7 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, attention: str | None = N
     original = AutoModelForCausalLM._model_mapping[type(config)]
     if isinstance(original, tuple):
         original = original[0]
-    streamed = type(original.__name__, (StreamedModel, original), {"__module__": original.__module__})
+    streamed: Any = type(original.__name__, (StreamedModel, original), {"__module__": original.__module__})
     config = copy.deepcopy(config)
     options = {} if attention is None else {"attn_implementation": attention}
     with init_empty_weights(include_buffers=False):

@@ -68,10 +68,7 @@ def recipes_of(model: Any, entries: Iterable[TensorEntry]) -> dict[str, Recipe]:
     for name, parts in collected.items():
         shape = tuple(state[name].shape)
         pattern = parts[0][0]
-        if pattern is None:
-            ingredients = (Ingredient(parts[-1][1], ()),)
-        else:
-            ingredients = _fused(name, by_pattern[pattern], parts)
+        ingredients = (Ingredient(parts[-1][1], ()),) if pattern is None else _fused(name, by_pattern[pattern], parts)
         recipes[name] = Recipe(name, shape, ingredients)
         _check_shape(recipes[name])
     return recipes
@@ -112,5 +109,6 @@ def require_all(recipes: dict[str, Recipe], parameters: Iterable[str]) -> None:
     missing = [name for name in parameters if name not in recipes]
     if missing:
         raise CheckpointCorruptError(
-            f"the checkpoint lacks the weights of {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            f"the checkpoint lacks the weights of {missing[0]}"
+            + (f" and {len(missing) - 1} more" if missing[1:] else "")
         )

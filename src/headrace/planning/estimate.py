@@ -143,9 +143,7 @@ def least_total_s(plan: Plan, pace: Pace, times: Sequence[BlockTimes]) -> float:
     return first_s + further_passes * max(load_s, decode_s)
 
 
-def _simulate(
-    plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], spec: ModelSpec, decode_passes: int
-) -> Simulated:
+def _simulate(plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], spec: ModelSpec, decode_passes: int) -> Simulated:
     scenario = Scenario(
         blocks=times,
         resident=plan.resident,

@@ -16,7 +16,7 @@ _MOST_LAYERS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Dimensions of a decoder; sizes count elements, `sliding_windows` holds one entry per layer (0: full attention)."""
+    """Dimensions of a decoder; sizes count elements, `sliding_windows` holds one entry per layer (0: full)."""
 
     architecture: Architecture
     hidden_size: int
@@ -41,7 +41,9 @@ def read_config(directory: Path) -> ModelConfig:
     try:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{directory} has no config.json; a Hugging Face checkpoint directory holds one") from None
+        raise CheckpointError(
+            f"{directory} has no config.json; a Hugging Face checkpoint directory holds one"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(raw, dict):
@@ -82,13 +84,15 @@ def parse_config(raw: Mapping[str, Any], *, origin: str) -> ModelConfig:
     else:
         num_kv_heads = count(architecture.num_kv_heads, num_heads)
     if num_heads % num_kv_heads:
-        raise CheckpointError(f"{origin}: {num_heads} attention heads are no multiple of {num_kv_heads} key-value heads")
+        raise CheckpointError(
+            f"{origin}: {num_heads} attention heads are no multiple of {num_kv_heads} key-value heads"
+        )
     moe = model_type in {"mixtral", "qwen3_moe"}
     experts_field = "num_local_experts" if raw.get("num_local_experts") else "num_experts"
     num_experts, experts_per_token = (count(experts_field), count("num_experts_per_tok")) if moe else (0, 0)
     if experts_per_token > num_experts:
         raise CheckpointError(
-            f"{origin}: num_experts_per_tok is {experts_per_token}, but there are {num_experts} experts ({experts_field})"
+            f"{origin}: num_experts_per_tok is {experts_per_token}, but there are {num_experts} experts"
         )
     return ModelConfig(
         architecture=architecture,
@@ -114,7 +118,9 @@ def _refuse_variants(raw: Mapping[str, Any], *, model_type: str, origin: str) ->
     if isinstance(architectures, list) and architectures:
         name = str(architectures[0])
         if not name.endswith(("ForCausalLM", "LMHeadModel", "Model")):
-            raise UnsupportedModelError(f"{origin}: {name} is no causal language model, which is all that headrace runs")
+            raise UnsupportedModelError(
+                f"{origin}: {name} is no causal language model, which is all that headrace runs"
+            )
 
 
 def _falcon_kv_heads(raw: Mapping[str, Any], num_heads: int) -> int:

@@ -187,7 +187,7 @@ def product_slices(rows: int, largest_rows: int) -> list[RowSlice]:
     tiles, rest = divmod(rows, ROW_TILE)
     shift = 0 if rest == 0 else 32 if rest == 16 else 16
     edges = [tiles * number // count * ROW_TILE + (shift if number % 2 else 0) for number in range(count)] + [rows]
-    return [RowSlice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+    return [RowSlice(first, last) for first, last in itertools.pairwise(edges)]
 
 
 def _whole(entry: TensorEntry) -> ByteRange:
@@ -204,9 +204,7 @@ def _prevailing_dtype(entries: Sequence[TensorEntry]) -> str:
 def _layer_block(number: int, tensors: list[TensorEntry], config: ModelConfig) -> BlockSpec:
     share = config.experts_per_token / config.num_experts if config.num_experts else 1.0
     active = sum(
-        entry.num_elements * (share if ".experts." in entry.name else 1.0)
-        for entry in tensors
-        if len(entry.shape) > 1
+        entry.num_elements * (share if ".experts." in entry.name else 1.0) for entry in tensors if len(entry.shape) > 1
     )
     return BlockSpec(
         index=number,

@@ -1,4 +1,4 @@
-"""The plan: for each block where it lives; slots, dtype, memory. Frozen, and the same in planner, simulator, runtime."""
+"""The plan: for each block where it lives; slots, dtype, memory. Frozen; one for planner, simulator, runtime."""
 
 from __future__ import annotations
 

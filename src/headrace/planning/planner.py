@@ -86,7 +86,7 @@ class Request:
 
 
 def minimum_bytes(request: Request, strategy: Strategy | None = None) -> int:
-    """The smallest budget in which this model can do this work, by one strategy or (one slot, nothing resident) at all."""
+    """The smallest budget in which this model can do this work, by one strategy or (one slot) at all."""
     return _smallest(request, Strategy.SEQUENTIAL if strategy is None else strategy).total_bytes
 
 
@@ -184,7 +184,7 @@ def _options(request: Request, strategy: Strategy) -> Iterator[tuple[int, tuple[
 
 
 def _fill_up(spec: ModelSpec, resident: tuple[bool, ...], slots: int, left_bytes: int) -> tuple[bool, ...]:
-    """Blocks differ in size (the head's pieces); add those that still fit, largest first, so that no memory lies idle."""
+    """Blocks differ in size (the head's pieces); add those that still fit, largest first: no memory lies idle."""
     flags = list(resident)
     sizes = [block.footprint_bytes for block in spec.blocks]
     streamed = sorted((index for index, stays in enumerate(flags) if not stays), key=lambda index: -sizes[index])
@@ -269,9 +269,7 @@ def _memory(
             return with_table
     return replace(
         request.beside_blocks,
-        resident_bytes=sum(
-            block.footprint_bytes for block, stays in zip(spec.blocks, resident, strict=True) if stays
-        ),
+        resident_bytes=sum(block.footprint_bytes for block, stays in zip(spec.blocks, resident, strict=True) if stays),
         slots_bytes=slots * _slot_bytes(spec, resident),
         embedding_bytes=align_up(spec.embedding.size_bytes) + 2 * PAGE_BYTES
         if embedding is EmbeddingPlacement.RESIDENT

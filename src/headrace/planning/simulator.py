@@ -60,7 +60,7 @@ def fetch_order(resident: Sequence[bool], passes: int) -> list[_Fetch]:
     order = [_Fetch(0, index, not stays) for index, stays in enumerate(resident)]
     streamed = [index for index, stays in enumerate(resident) if not stays]
     for pass_index in range(1, passes):
-        order += [_Fetch(pass_index, index, True) for index in streamed]
+        order += [_Fetch(pass_index, index, streamed=True) for index in streamed]
     return order
 
 

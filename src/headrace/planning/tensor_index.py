@@ -104,7 +104,8 @@ class TensorIndex:
         """Read the headers of the safetensors files in `directory`.
 
         `model.safetensors` alone counts where it is there (as in the transformers library); without it
-        `model.safetensors.index.json` decides which files and tensors count; without that all `*.safetensors` do, provided that no name occurs twice.
+        `model.safetensors.index.json` decides which files and tensors count; without that all `*.safetensors` do,
+        provided that no name occurs twice.
 
         Raises CheckpointCorruptError for a header or an index that lies and for missing or truncated files;
         CheckpointError for anything else that cannot be used: no such directory, other formats, unreadable files.

@@ -63,7 +63,13 @@ def chrome_trace(processes: Iterable[tuple[str, Timeline]]) -> str:
     for process_id, (name, timeline) in enumerate(processes, start=1):
         rows.append({"ph": "M", "name": "process_name", "pid": process_id, "tid": 0, "args": {"name": name}})
         for thread_id, lane in enumerate(Lane, start=1):
-            label = {"ph": "M", "name": "thread_name", "pid": process_id, "tid": thread_id, "args": {"name": lane.value}}
+            label = {
+                "ph": "M",
+                "name": "thread_name",
+                "pid": process_id,
+                "tid": thread_id,
+                "args": {"name": lane.value},
+            }
             rows.append(label)
         threads = {lane: thread_id for thread_id, lane in enumerate(Lane, start=1)}
         rows.extend(

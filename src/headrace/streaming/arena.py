@@ -6,6 +6,7 @@ and direct reads into it are up to twice as fast, since the kernel pins 512 time
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import torch
@@ -32,10 +33,8 @@ class Arena:
         except OSError as error:
             raise BudgetError(f"the system refuses {format_bytes(size_bytes)} of memory: {error}") from error
         if size_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with contextlib.suppress(OSError):  # a kernel built without huge pages: slower, not wrong
                 self._map.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:  # a kernel built without huge pages: slower, not wrong
-                pass
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._view = memoryview(self._map)
 

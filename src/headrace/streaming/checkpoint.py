@@ -139,7 +139,9 @@ class _RowReader:
         row_bytes = entry.size_bytes // entry.shape[0]
         distinct = sorted(set(rows))
         found: dict[int, torch.Tensor] = {}
-        for part in self._pool.map(lambda window: self._read_window(entry, window, row_bytes), _windows(entry, distinct)):
+        for part in self._pool.map(
+            lambda window: self._read_window(entry, window, row_bytes), _windows(entry, distinct)
+        ):
             found.update(part)
         return torch.stack([found[row] for row in rows])
 

@@ -137,7 +137,7 @@ def read_rate(
                 state["next"] += 1
             try:
                 count = source.read_into(file_index, offset, pieces[number].buffer[:length])
-            except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
+            except BaseException as error:
                 failures.append(error)
                 return
             with lock:
@@ -217,7 +217,9 @@ def probe_machine(directory: Path, *, progress: Progress = lambda _what, _share:
         for compute in dict.fromkeys((stored, torch.float32))
     ]
     for number, (stored, compute) in enumerate(pairs):
-        progress(f"arithmetic, {_DTYPE_NAMES[stored]} weights in {_DTYPE_NAMES[compute]}", 0.5 + 0.5 * number / len(pairs))
+        progress(
+            f"arithmetic, {_DTYPE_NAMES[stored]} weights in {_DTYPE_NAMES[compute]}", 0.5 + 0.5 * number / len(pairs)
+        )
         curves.append(compute_curve(stored, compute, shape=(4096, 2048)))
     progress("done", 1.0)
     how = "direct reads" if direct else "buffered reads (the file system refuses direct ones), dropped from the cache"
@@ -231,7 +233,7 @@ def probe_machine(directory: Path, *, progress: Progress = lambda _what, _share:
         compute_slowdown=slowdowns.compute,
         read_slowdown=slowdowns.read,
         sources={
-            "read_bytes_per_s": f"measured: {how} of a fresh file in {directory}, best of six settings, median of three",
+            "read_bytes_per_s": f"measured: {how} of a fresh file in {directory}, best of six, median of three",
             "compute": f"measured: torch {torch.__version__}, {torch.get_num_threads()} threads, 4096 x 2048 weights",
             "slowdown": "measured: reading and a product at once against each alone",
         },
@@ -257,9 +259,7 @@ def contention(source: ByteSource, files: Sequence[ShardFile], settings: ReadSet
 
     for _ in range(3):
         alone = _per_call(product, 0.15)
-        rate_alone = read_rate(
-            source, files, chunk_bytes=settings.chunk_bytes, threads=settings.threads, seconds=0.15
-        )
+        rate_alone = read_rate(source, files, chunk_bytes=settings.chunk_bytes, threads=settings.threads, seconds=0.15)
         calls = 0
 
         def counted() -> None:

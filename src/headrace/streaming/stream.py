@@ -154,9 +154,7 @@ class Stream:
             thread.start()
 
     def _allocate(self, resident: Sequence[bool]) -> Arena:
-        places = sum(
-            layout.footprint_bytes for layout, stays in zip(self._layouts, resident, strict=True) if stays
-        )
+        places = sum(layout.footprint_bytes for layout, stays in zip(self._layouts, resident, strict=True) if stays)
         slots = 0 if all(resident) else self._settings.slots * self._settings.slot_bytes
         largest = max(
             (layout.footprint_bytes for layout, stays in zip(self._layouts, resident, strict=True) if not stays),
@@ -276,7 +274,7 @@ class Stream:
             start = self._clock()
             try:
                 size_bytes = self._read(fetch, chunk)
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must hear of it
+            except BaseException as error:
                 with self._changed:
                     self._chunks_in_flight -= 1
                     self._failure = self._failure or self._explain(error, fetch, chunk)  # the first one counts
@@ -340,7 +338,9 @@ class Stream:
         """Cut a block's extents into reads of at most chunk_bytes."""
         size = max(PAGE_BYTES, align_down(self._settings.chunk_bytes))
         return [
-            _Chunk(extent.file_index, extent.file_offset + done, extent.slot_offset + done, min(size, extent.length - done))
+            _Chunk(
+                extent.file_index, extent.file_offset + done, extent.slot_offset + done, min(size, extent.length - done)
+            )
             for extent in layout.extents
             for done in range(0, extent.length, size)
         ]
@@ -365,7 +365,9 @@ class Stream:
         if self._coming and self._coming[0].arrived:
             return self._coming[0]
         if not self._coming and not self._free_slots:
-            raise StreamError(f"{self._name(block_index)} cannot be loaded: all slots are in use by blocks not given back")
+            raise StreamError(
+                f"{self._name(block_index)} cannot be loaded: all slots are in use by blocks not given back"
+            )
         return None
 
     def _start_over(self, block_index: int) -> None:

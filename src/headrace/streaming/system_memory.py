@@ -111,6 +111,6 @@ def free_bytes() -> int:
 
 
 def default_budget_bytes() -> int:
-    """What headrace takes when no budget is given: the free memory less a twentieth of it (160 MiB at least), which the libraries still grow by."""
+    """What headrace takes when no budget is given: the free memory less a twentieth (160 MiB at least)."""
     free = free_bytes()
     return max(0, free - max(AUTO_RESERVE_MIN_BYTES, int(AUTO_RESERVE_SHARE * free)))
