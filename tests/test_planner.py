@@ -297,7 +297,7 @@ def test_more_memory_never_predicts_a_slower_run(case: tuple[Request, Pace], sha
 )
 @settings(max_examples=40, deadline=None)
 def test_one_more_layer_of_memory_never_predicts_a_slower_run(
-    layers: int, vocab: int, load_per_compute: float, slowdown: float, work: dict[str, int], first_budget: float
+    layers: int, vocab: int, load_per_compute: float, slowdown: float, work: Workload, first_budget: float
 ) -> None:
     """The usual case, all layers alike, within a hundredth."""
     spec = model([700] * layers, vocab=vocab)

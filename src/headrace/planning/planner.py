@@ -145,14 +145,15 @@ def plan_fastest(request: Request, pace: Pace) -> Candidate:
 def _plans(request: Request, strategy: Strategy) -> Iterator[Plan]:
     """Every plan of one strategy that fits the budget; those that keep most blocks first."""
     for slots, resident in dict.fromkeys(_options(request, strategy)):
-        memory = _memory(request, resident, slots=slots)
+        embedding = _embedding(request, resident)
+        memory = _memory(request, resident, slots=slots, embedding=embedding)
         if memory.total_bytes <= request.budget_bytes:
             yield Plan(
                 strategy=strategy,
                 resident=resident,
                 slots=slots,
                 slot_bytes=_slot_bytes(request.spec, resident) if slots else 0,
-                embedding=_embedding(request, resident),
+                embedding=embedding,
                 compute_dtype=request.compute_dtype,
                 memory=memory,
                 budget_bytes=request.budget_bytes,
@@ -263,10 +264,6 @@ def _memory(
     embedding: EmbeddingPlacement = EmbeddingPlacement.ROWS,
 ) -> MemoryUse:
     spec = request.spec
-    if embedding is EmbeddingPlacement.ROWS and all(resident) and not spec.tied:
-        with_table = _memory(request, resident, slots=slots, embedding=EmbeddingPlacement.RESIDENT)
-        if with_table.total_bytes <= request.budget_bytes:
-            return with_table
     return replace(
         request.beside_blocks,
         resident_bytes=sum(block.footprint_bytes for block, stays in zip(spec.blocks, resident, strict=True) if stays),
