@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -282,7 +283,7 @@ def assemble(
     )
     try:
         buffer = ConversionBuffer(conversion_bytes(studied.request))
-        blocks = []
+        clean_ups = []
         for block in spec.blocks:
             if block.layer_index is None:
                 continue
@@ -295,8 +296,7 @@ def assemble(
                 buffer,
                 studied.request.copies_weights,
             )
-            _take_turns(weights, stream, block.index, stays=plan.resident[block.index])
-            blocks.append(weights)
+            clean_ups.append(_take_turns(weights, stream, block.index, stays=plan.resident[block.index]))
         head_blocks = [block for block in spec.blocks if block.head_rows is not None]
         head = StreamedHead(head_blocks, stream, dtype, buffer, copy_misaligned=studied.request.copies_weights)
         model.set_output_embeddings(head)
@@ -310,9 +310,8 @@ def assemble(
             load_s=time.perf_counter() - started,
             process_overhead_bytes=process_overhead_bytes,
             notes=studied.notes,
-            blocks=tuple(blocks),
         )
-        _record_passes(model)
+        _record_passes(model, clean_ups)
     except BaseException:
         stream.close()
         raise
@@ -482,8 +481,11 @@ def _resident_table(checkpoint: Checkpoint) -> torch.Tensor:
     return piece.tensor[start : start + entry.size_bytes].view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
 
 
-def _take_turns(weights: BlockWeights, stream: Stream, block_index: int, *, stays: bool) -> None:
-    """Let a block wait for its bytes before it computes and give them back afterwards."""
+def _take_turns(weights: BlockWeights, stream: Stream, block_index: int, *, stays: bool) -> Callable[[], None]:
+    """Let a block wait for its bytes before it computes and give them back afterwards.
+
+    Returns what gives them back after an interrupt (torch calls no hook then); it does nothing at other times.
+    """
     waiting: list[int] = []
 
     def enter(_module: nn.Module, _args: Any) -> None:
@@ -499,6 +501,14 @@ def _take_turns(weights: BlockWeights, stream: Stream, block_index: int, *, stay
 
     weights.block.register_forward_pre_hook(enter, prepend=True)
     weights.block.register_forward_hook(leave, always_call=True)
+
+    def clean_up() -> None:
+        if waiting:
+            waiting.clear()
+            weights.abandon()
+            stream.release(block_index)
+
+    return clean_up
 
 
 def _attach_embedding(
@@ -538,15 +548,18 @@ def _rows_of_head(heads: list[Any], stream: Stream, wanted: list[int]) -> torch.
     return torch.stack([parts[place][row - firsts[place]] for place, row in zip(places, wanted, strict=True)])
 
 
-def _record_passes(model: Any) -> None:
-    """Note when each forward pass of the whole model begins and ends, and its tokens."""
+def _record_passes(model: Any, clean_ups: list[Callable[[], None]]) -> None:
+    """Note when each forward pass begins and ends, and its tokens; clean up after one that was broken off."""
     starts: list[float] = []
 
-    def begin(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        starts.append(time.perf_counter())
+    def begin(_module: nn.Module, _args: Any, _kwargs: dict[str, Any]) -> None:
         if model.headrace.closed:
             raise InvalidRequestError("this model was closed; load it again")
-        del kwargs
+        if starts:
+            starts.clear()
+            for clean_up in clean_ups:
+                clean_up()
+        starts.append(time.perf_counter())
 
     def end(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _output: Any) -> None:
         given = kwargs.get("input_ids")

@@ -118,6 +118,14 @@ class BlockWeights:
         for target in self._direct:
             target.module.register_parameter(target.name, target.empty)
 
+    def abandon(self) -> None:
+        """Leave in the middle: an interrupt ended the forward pass, which torch does not tell hooks of."""
+        for module in self._converted:
+            self._forget(module, None, None)
+        self._tops.clear()
+        self.buffer.top = 0
+        self.leave()
+
     def _used_in_place(self, recipe: Recipe) -> bool:
         if not recipe.is_one_tensor:
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from headrace.errors import BudgetError, InvalidRequestError
 from headrace.planning.estimate import Pace, Prediction
@@ -14,9 +14,6 @@ from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.stream import Stream
 from headrace.streaming.system_memory import peak_resident_bytes
 from headrace.units import format_bytes
-
-if TYPE_CHECKING:
-    from headrace.inference.block_weights import BlockWeights
 
 
 class PassRecord(NamedTuple):
@@ -58,7 +55,6 @@ class Handle:
     notes: tuple[str, ...] = ()
     """what was decided while loading, in sentences"""
     passes: list[PassRecord] = field(default_factory=list)
-    blocks: tuple[BlockWeights, ...] = ()
     closed: bool = False
 
     def admit(self, *, sequences: int, context_tokens: int) -> None:

@@ -65,6 +65,7 @@ class Checkpoint:
             torch_dtype(entry)
         self._rows_lock = threading.Lock()
         self._rows: _RowReader | None = None
+        self._row_bytes_read = 0
 
     def open_source(self) -> DirectFiles:
         """Open the files once more for a reader of its own; the caller closes them."""
@@ -98,13 +99,14 @@ class Checkpoint:
     @property
     def row_bytes_read(self) -> int:
         """Bytes read for single rows so far."""
-        return self._rows.bytes_read if self._rows is not None else 0
+        return self._row_bytes_read + (self._rows.bytes_read if self._rows is not None else 0)
 
     def close(self) -> None:
         """Close what was opened for rows."""
         with self._rows_lock:
             if self._rows is not None:
                 self._rows.close()
+                self._row_bytes_read += self._rows.bytes_read
                 self._rows = None
 
 
