@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -220,3 +223,35 @@ def test_free_memory_is_the_tighter_of_machine_and_group(monkeypatch: pytest.Mon
 def test_a_twentieth_is_kept_free_and_160_mib_at_least(monkeypatch: pytest.MonkeyPatch, free: int, budget: int) -> None:
     monkeypatch.setattr(system_memory, "free_bytes", lambda: free)
     assert default_budget_bytes() == budget
+
+
+# -- the C allocator ---------------------------------------------------------------------------------------------------
+
+FREED_WITH_A_HOLE = """
+import sys
+from headrace.streaming.system_memory import keep_heap_small, resident_bytes, return_free_memory
+if "keep" in sys.argv:
+    keep_heap_small()
+first = b"x" * (30 << 20)
+del first  # from now on glibc keeps what is smaller than this in its heap
+held = []
+large = []
+for _ in range(10):
+    large.append(b"x" * (6 << 20))
+    held.append(b"x" * (100 << 10))
+before = resident_bytes()
+del large
+if "trim" in sys.argv:
+    return_free_memory()
+print((before - resident_bytes()) >> 20)
+"""
+
+
+@pytest.mark.parametrize("way", ["keep", "trim"])
+def test_freed_memory_goes_back_to_the_system(way: str) -> None:
+    if "glibc" not in platform.libc_ver():
+        pytest.skip("the allocator of another C library than glibc has no such settings")
+    told = subprocess.run(
+        [sys.executable, "-c", FREED_WITH_A_HOLE, way], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert int(told.stdout) >= 50, "sixty mebibytes were freed between blocks that are still held"

@@ -50,6 +50,8 @@ from headrace.units import format_bytes, format_rate, parse_rate, parse_size
 DEFAULT_MAX_TOKENS = 1024
 QUICK_CURVE_TOKENS = (1, 4, 16, 64, 256)
 QUICK_READ_S = 0.25
+CONTENTION_MIN_BYTES = 100 << 20
+"""Smaller checkpoints are not worth the half second of measuring how reading and computing slow each other."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -207,9 +209,12 @@ def study(checkpoint: Checkpoint, options: Options, config: Any) -> Studied:
         copy_misaligned=copies[name],
         attention=options.attention,
     )
-    read_rate = _read_rate(checkpoint, options)
-    notes.append(f"disk: {format_rate(read_rate)} in direct reads of this checkpoint")
-    return Studied(request, _pace(curves[name], rehearsed, read_rate, options, spec), tuple(notes))
+    link = _measure_link(checkpoint, options, name)
+    notes.append(
+        f"disk: {format_rate(link.alone_bytes_per_s)} in direct reads of this checkpoint, "
+        f"{format_rate(link.busy_bytes_per_s)} while computing (then {link.compute_slowdown:.2f} times as long)"
+    )
+    return Studied(request, _pace(curves[name], rehearsed, link, options, spec), tuple(notes))
 
 
 def load_checkpoint(checkpoint: Checkpoint, options: Options, *, started: float | None = None) -> Any:
@@ -258,6 +263,7 @@ def assemble(
         (options.machine.read_chunk_bytes, options.machine.reader_threads) if options.machine else (8 << 20, 2)
     )
     if options.read_limit_bytes_per_s is not None:
+        threads = max(threads, 4)  # reads ahead of the limit, so that a slow moment of the disk does not show
         chunk_bytes = min(chunk_bytes, max(1 << 20, int(options.read_limit_bytes_per_s / 100) >> 12 << 12))
     settings = StreamSettings(
         slots=plan.slots,
@@ -370,16 +376,20 @@ def probe(directory: str | Path = ".") -> Machine:
 
 
 def _curve(spec: ModelSpec, dtype_name: str) -> ComputeCurve:
-    """Time products in the shape of the model's largest matrix (at most 8 M elements of it)."""
+    """Time products in the shape of the model's largest matrix."""
+    stored = TORCH_DTYPES[spec.stored_dtype]
+    return machine_probe.compute_curve(
+        stored, _DTYPES[dtype_name], shape=_largest_shape(spec), tokens=QUICK_CURVE_TOKENS, repetitions=3
+    )
+
+
+def _largest_shape(spec: ModelSpec) -> tuple[int, int]:
+    """Rows and columns of the first layer's largest matrix, at most 8 M elements of it."""
     entries = [entry for entry in spec.blocks[0].tensors if len(entry.shape) == 2]
     if not entries:
         raise UnsupportedModelError(f"{spec.name}: the first layer holds no matrix")
     rows, columns = max(entries, key=lambda entry: entry.num_elements).shape
-    rows = max(1, min(rows, (8 << 20) // columns))
-    stored = TORCH_DTYPES[spec.stored_dtype]
-    return machine_probe.compute_curve(
-        stored, _DTYPES[dtype_name], shape=(rows, columns), tokens=QUICK_CURVE_TOKENS, repetitions=3
-    )
+    return max(1, min(rows, (8 << 20) // columns)), columns
 
 
 def _work_seconds(curve: ComputeCurve, work: Workload) -> float:
@@ -387,28 +397,52 @@ def _work_seconds(curve: ComputeCurve, work: Workload) -> float:
     return prefill + (work.generate_tokens - 1) * curve.seconds_per_parameter(work.sequences)
 
 
-def _read_rate(checkpoint: Checkpoint, options: Options) -> float:
-    limit = options.read_limit_bytes_per_s
+class _Link(NamedTuple):
+    """The disk as this run will see it: alone, while computing, and what reading does to computing."""
+
+    alone_bytes_per_s: float
+    busy_bytes_per_s: float
+    compute_slowdown: float
+
+
+def _measure_link(checkpoint: Checkpoint, options: Options, dtype_name: str) -> _Link:
+    """Read the checkpoint for a moment, alone and beside a product; a limit on the reader bounds both."""
+    limit = options.read_limit_bytes_per_s or float("inf")
+    files = checkpoint.index.files
+    settings = machine_probe.ReadSettings(8 << 20, 2, 0.0)
     source = checkpoint.open_source()
     try:
-        measured = machine_probe.read_rate(
+        rate = machine_probe.read_rate(
             source,
-            checkpoint.index.files,
-            chunk_bytes=8 << 20,
-            threads=2,
+            files,
+            chunk_bytes=settings.chunk_bytes,
+            threads=settings.threads,
             seconds=min(QUICK_READ_S, max(0.02, checkpoint.index.total_bytes / 1e9)),
         )
+        if checkpoint.index.total_bytes < CONTENTION_MIN_BYTES:
+            rate = min(limit, rate or 1e9)  # 0 for less than a page: nothing that could take time
+            return _Link(rate, rate, 1.0)
+        product = machine_probe.product_of(
+            TORCH_DTYPES[checkpoint.spec.stored_dtype],
+            _DTYPES[dtype_name],
+            shape=_largest_shape(checkpoint.spec),
+            tokens=options.workload.sequences,
+        )
+        slowed = machine_probe.contention(source, files, settings, product, rounds=2, seconds=0.1)
     finally:
         source.close()
-    measured = measured or 1e9  # a checkpoint of less than a page: nothing that could take time
-    return measured if limit is None else min(limit, measured)
+    alone, busy = min(limit, rate), min(limit, rate / slowed.read)
+    # A reader that is held back takes so much less of the processor and of the memory's bandwidth.
+    return _Link(alone, busy, 1.0 + (slowed.compute - 1.0) * busy * slowed.read / rate)
 
 
-def _pace(curve: ComputeCurve, rehearsed: Rehearsed, read_rate: float, options: Options, spec: ModelSpec) -> Pace:
+def _pace(curve: ComputeCurve, rehearsed: Rehearsed, link: _Link, options: Options, spec: ModelSpec) -> Pace:
     tokens = options.workload.sequences
     head = curve.scaled(rehearsed.head_seconds_per_parameter / curve.seconds_per_parameter(tokens))
     pace = Pace(
-        read_bytes_per_s=read_rate,
+        read_bytes_per_s=link.alone_bytes_per_s,
+        compute_slowdown=link.compute_slowdown,
+        read_slowdown=link.alone_bytes_per_s / link.busy_bytes_per_s,
         curve=curve,
         block_overhead_s=0.0,
         pass_overhead_s=rehearsed.pass_overhead_s,

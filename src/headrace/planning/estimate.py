@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -174,10 +175,12 @@ def break_even_tokens(spec: ModelSpec, plan: Plan, pace: Pace, *, load_s: float,
     if load_s <= 0:
         return 0.0
     tokens = plan.workload.sequences
+    kinds = {(block.active_parameters, block.head_rows is None): block for block in spec.blocks}
+    numbers = Counter((block.active_parameters, block.head_rows is None) for block in spec.blocks)
 
     def seconds(count: float) -> float:
         return pace.pass_overhead_s + sum(
-            pace.block_seconds(block, tokens=count, head_tokens=count) for block in spec.blocks
+            numbers[kind] * pace.block_seconds(block, tokens=count, head_tokens=count) for kind, block in kinds.items()
         )
 
     factor = compute_s / seconds(tokens)
@@ -188,7 +191,7 @@ def break_even_tokens(spec: ModelSpec, plan: Plan, pace: Pace, *, load_s: float,
         low, high = high, high * 2
         if high > 2**40:
             return high
-    while high - low > low / 1000:
+    while high - low > low * 1e-7:  # curves may be steep
         middle = (low + high) / 2
         if factor * seconds(middle) < load_s:
             low = middle

@@ -207,7 +207,8 @@ def probe_machine(directory: Path, *, progress: Progress = lambda _what, _share:
             progress("disk", 0.15)
             settings = best_read_settings(source, [file], seconds=4.0)
             progress("disk and arithmetic at once", 0.4)
-            slowdowns = contention(source, [file], settings)
+            product = product_of(torch.float32, torch.float32, shape=(4096, 2048), tokens=8)
+            slowdowns = contention(source, [file], settings, product)
         finally:
             source.close()
     curves = []
@@ -247,19 +248,25 @@ class Slowdowns(NamedTuple):
     read: float
 
 
-def contention(source: ByteSource, files: Sequence[ShardFile], settings: ReadSettings) -> Slowdowns:
-    """Read and compute at once and compare with each alone, interleaved, medians of three."""
-    weight = torch.randn(4096, 2048)
-    rows = torch.randn(8, 2048)
+def contention(
+    source: ByteSource,
+    files: Sequence[ShardFile],
+    settings: ReadSettings,
+    product: Callable[[], None],
+    *,
+    rounds: int = 3,
+    seconds: float = 0.15,
+) -> Slowdowns:
+    """Read and compute at once and compare with each alone, interleaved, medians over the rounds.
+
+    `product` is one computation of a few milliseconds. Takes about 3 x rounds x seconds.
+    """
     compute, read = [], []
-
-    def product() -> None:
-        with torch.inference_mode():
-            functional.linear(rows, weight)
-
-    for _ in range(3):
-        alone = _per_call(product, 0.15)
-        rate_alone = read_rate(source, files, chunk_bytes=settings.chunk_bytes, threads=settings.threads, seconds=0.15)
+    for _ in range(rounds):
+        alone = _per_call(product, seconds)
+        rate_alone = read_rate(
+            source, files, chunk_bytes=settings.chunk_bytes, threads=settings.threads, seconds=seconds
+        )
         calls = 0
 
         def counted() -> None:
@@ -273,12 +280,25 @@ def contention(source: ByteSource, files: Sequence[ShardFile], settings: ReadSet
             files,
             chunk_bytes=settings.chunk_bytes,
             threads=settings.threads,
-            seconds=0.2,
+            seconds=seconds,
             while_doing=counted,
         )
         compute.append((time.perf_counter() - start) / max(1, calls) / alone)
         read.append(rate_alone / rate if rate else 1.0)
     return Slowdowns(max(1.0, statistics.median(compute)), max(1.0, statistics.median(read)))
+
+
+def product_of(stored: torch.dtype, compute: torch.dtype, *, shape: tuple[int, int], tokens: int) -> Callable[[], None]:
+    """A matrix product to compute again and again: `tokens` rows and `shape` weights, widened where dtypes differ."""
+    weight = torch.randn(shape).to(stored)
+    widened = torch.empty(shape, dtype=compute)
+    rows = torch.randn(tokens, shape[1]).to(compute)
+
+    def product() -> None:
+        with torch.inference_mode():
+            functional.linear(rows, widened.copy_(weight) if stored is not compute else weight)
+
+    return product
 
 
 def _per_call(call: Callable[[], None], seconds: float) -> float:
