@@ -332,6 +332,30 @@ def test_the_first_block_asked_for_may_be_any() -> None:
     assert passes == {0, 1}
 
 
+def test_starting_over_waits_for_reads_that_are_under_way() -> None:
+    """Otherwise a late read would write into a slot that already holds another block."""
+    gate = threading.Event()
+    late = threading.Event()
+
+    def hold_the_first(number: int) -> None:
+        if number == 0:
+            gate.wait(PATIENCE_S)
+            late.set()
+
+    source = GuardedSource(on_read=hold_the_first)
+    with streaming(source, [False] * 4, slots=1, threads=2) as stream:
+        eventually(lambda: len(source.reads) == 1)
+        threading.Timer(0.05, gate.set).start()
+        piece = stream.wait(2)
+        token = source.lend(piece)
+        assert late.wait(PATIENCE_S)
+        settle()
+        assert_content(piece, 2, "after the late read")
+        source.give_back(token)
+        stream.release(2)
+    assert source.violations == []
+
+
 def test_a_resident_block_that_was_broken_off_midway_is_read_again() -> None:
     resident = [False, False, True, False]
     order = read_order(resident, PAGE_BYTES, 1)

@@ -67,9 +67,9 @@ class RunProgress:
         self._prefill_s = handle.prediction.prefill_s
         self._decode_s = handle.prediction.decode_s_per_pass
         self._started_s = self._clock()
-        head_pieces = self._num_blocks - len(handle.blocks)
-        for weights in handle.blocks:
-            weights.block.register_forward_hook(lambda *_: self._count_blocks(1))
+        head_pieces = self._num_blocks - len(handle.layers)
+        for layer in handle.layers:
+            layer.register_forward_hook(lambda *_: self._count_blocks(1))
         model.get_output_embeddings().register_forward_hook(lambda *_: self._count_blocks(head_pieces))
         model.register_forward_hook(lambda *_: self._count_pass())
 

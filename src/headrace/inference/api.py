@@ -316,6 +316,7 @@ def assemble(
             load_s=time.perf_counter() - started,
             process_overhead_bytes=process_overhead_bytes,
             notes=studied.notes,
+            layers=tuple(model.get_submodule(architecture.layers)),
         )
         _record_passes(model, clean_ups)
     except BaseException:

@@ -6,6 +6,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from headrace.errors import BudgetError, InvalidRequestError
 from headrace.planning.estimate import Pace, Prediction
 from headrace.planning.plan import ELEMENT_BYTES, Plan
@@ -55,6 +57,8 @@ class Handle:
     notes: tuple[str, ...] = ()
     """what was decided while loading, in sentences"""
     passes: list[PassRecord] = field(default_factory=list)
+    layers: tuple[nn.Module, ...] = ()
+    """the model's decoder layers, in order"""
     closed: bool = False
 
     def admit(self, *, sequences: int, context_tokens: int) -> None:

@@ -121,7 +121,7 @@ class ModelSpec:
         return max(layer, logits + reordered + tokens * config.hidden_size * element_bytes) + WORK_SPACE_CONSTANT_BYTES
 
 
-WORK_SPACE_CONSTANT_BYTES = 16 << 20
+WORK_SPACE_CONSTANT_BYTES = 28 << 20
 
 
 def build_spec(name: str, config: ModelConfig, index: TensorIndex) -> ModelSpec:
