@@ -38,7 +38,7 @@ class FakeModel(nn.Module):
         self.headrace = SimpleNamespace(
             plan=SimpleNamespace(num_blocks=5),
             prediction=SimpleNamespace(prefill_s=5.0, decode_s_per_pass=4.0),
-            blocks=[SimpleNamespace(block=layer) for layer in self.layers],
+            layers=tuple(self.layers),
         )
 
     def get_output_embeddings(self) -> nn.Module:
