@@ -102,8 +102,9 @@ class ModelSpec:
         Counted per token: in the feed-forward part the residual, the norm's float32 copies and four tensors of the
         intermediate width (a mixture of experts handles each token `experts_per_token` times); in attention query,
         key, value, their rotated copies and the output; beside them keys and values repeated to all heads (grouped
-        attention), the mask, and three float32 copies of the last position's logits with, for 16-bit products, the
-        libraries' reordered copy of as much of the head as is multiplied at once. A constant covers the allocator.
+        attention), the mask, and the last position's logits (two in the compute dtype, four float32 copies) with, for
+        16-bit products, the libraries' reordered copy of as much of the head as is multiplied at once. A constant
+        covers the allocator and what the libraries load late.
         """
         config = self.config
         tokens = sequences * new_tokens
@@ -114,7 +115,7 @@ class ModelSpec:
         norm = 3 * config.hidden_size * 4
         repeated = 2 * sequences * context_tokens * query_width * element_bytes
         mask = sequences * new_tokens * context_tokens * (1 + element_bytes)
-        logits = 3 * sequences * config.vocab_size * 4
+        logits = sequences * config.vocab_size * (4 * 4 + 2 * element_bytes)
         at_once = max(last - first for first, last in product_slices(config.vocab_size, HEAD_CHUNK_ROWS))
         reordered = at_once * config.hidden_size * 2 if element_bytes == 2 else 0
         layer = tokens * (max(feed_forward, attention) + norm) + repeated + mask
