@@ -94,6 +94,7 @@ def test_extents_fill_the_slot_without_gap_or_overlap(ranges: list[ByteRange]) -
 
 
 @given(byte_ranges())
+@example([ByteRange("a", 0, 0, 300_000), ByteRange("inside", 0, 100, 10), ByteRange("near its end", 0, 299_000, 10)])
 def test_no_byte_is_read_twice_and_few_in_vain(ranges: list[ByteRange]) -> None:
     layout = lay_out(ranges)
     for first, second in itertools.pairwise(layout.extents):

@@ -214,6 +214,24 @@ def test_the_smallest_budget_works_and_one_page_less_does_not(
     assert refused.value.required_bytes == required_bytes
 
 
+def test_what_is_held_beside_the_blocks() -> None:
+    spec = model([700, 700])
+    request = request_of(spec, 0, dtype="float32", sequences=3, prompt_tokens=50, generate_tokens=20)
+    beside = request.beside_blocks
+    assert (beside.resident_bytes, beside.slots_bytes, beside.embedding_bytes) == (0, 0, 0)
+    assert beside.kv_cache_bytes == spec.kv_cache_bytes(sequences=3, tokens=70, element_bytes=4)
+    for new_tokens, context_tokens in ((50, 50), (1, 70)):
+        assert beside.work_space_bytes >= spec.work_space_bytes(
+            sequences=3, new_tokens=new_tokens, context_tokens=context_tokens, element_bytes=4
+        )
+    long = request_of(spec, 0, dtype="float32", prompt_tokens=1, generate_tokens=5000).beside_blocks
+    assert long.work_space_bytes == spec.work_space_bytes(
+        sequences=1, new_tokens=1, context_tokens=5001, element_bytes=4
+    ), "the last token has the longest context"
+    assert HIDDEN * (2 + 4) <= beside.fixed_bytes <= 3 * PAGE_BYTES, "the last norm, as it is stored and as it is used"
+    assert beside.conversion_bytes == conversion_bytes(request)
+
+
 def test_a_few_large_blocks_stay_where_slots_of_their_size_would_not_fit() -> None:
     """A head of six layers' size: two slots for it take twelve, keeping it takes six and two small slots."""
     spec = model([100] * 5, vocab=7000)
@@ -225,6 +243,14 @@ def test_a_few_large_blocks_stay_where_slots_of_their_size_would_not_fit() -> No
     small = with_budget(request, minimum_bytes(request, Strategy.OVERLAP))
     plan, _ = plan_strategy(small, Strategy.OVERLAP, pace_of(spec, load_per_compute=2.0))
     assert plan.resident == (False,) * 5 + (True,)
+
+
+def test_several_large_blocks_of_different_sizes_stay() -> None:
+    spec = model([100, 6000, 2500, 100, 100], vocab=300)
+    request = request_of(spec, 0)
+    small = with_budget(request, minimum_bytes(request, Strategy.OVERLAP))
+    plan, _ = plan_strategy(small, Strategy.OVERLAP, pace_of(spec, load_per_compute=2.0))
+    assert plan.resident == (False, True, True, False, False, False)
 
 
 # -- speed -------------------------------------------------------------------------------------------------------------
@@ -262,6 +288,18 @@ def test_the_planner_is_never_slower_than_filling_memory_and_streaming_the_rest(
         assert prediction.total_s <= predict(request.spec, simple, pace).total_s * (1 + 1e-9)
 
 
+def test_filling_memory_from_the_first_block_on_is_sometimes_best() -> None:
+    spec = model([2500, 100, 2500, 700], vocab=20_000)
+    request = request_of(spec, 0, prompt_tokens=1, generate_tokens=32)
+    least, most = minimum_bytes(request), everything_bytes(request)
+    request = with_budget(request, least + (most - least) * 10 // 24)
+    pace = pace_of(spec, load_per_compute=0.8, compute_slowdown=1.2, read_slowdown=1.2)
+    simple = fill_then_stream(request)
+    assert simple is not None
+    _, prediction = plan_fastest(request, pace)
+    assert prediction.total_s <= predict(request.spec, simple, pace).total_s * (1 + 1e-9)
+
+
 @given(cases())
 @fewer_examples
 def test_the_planner_is_never_slower_than_any_strategy_alone(case: tuple[Request, Pace]) -> None:
@@ -283,7 +321,7 @@ def test_more_memory_never_predicts_a_slower_run(case: tuple[Request, Pace], sha
     fastest_s = math.inf
     for share in sorted(shares):
         _, prediction = plan_fastest(with_budget(request, int(least + share * (most - least))), pace)
-        assert prediction.total_s <= fastest_s * 1.02, "two hundredths are what odd mixtures of sizes may cost"
+        assert prediction.total_s <= fastest_s * 1.01
         fastest_s = min(fastest_s, prediction.total_s)
 
 
@@ -312,13 +350,10 @@ def test_one_more_layer_of_memory_never_predicts_a_slower_run(
         budget_bytes += spec.blocks[0].footprint_bytes
 
 
-@given(cases(slowdowns=False))
-@settings(max_examples=15, deadline=None)
-def test_the_planner_comes_close_to_trying_everything(case: tuple[Request, Pace]) -> None:
-    request, pace = case
+def best_of_everything(request: Request, pace: Pace) -> float:
+    """Try every set of residents with every number of slots; seconds of the fastest."""
     blocks = request.spec.blocks
-    assume(len(blocks) <= 6)
-    plan, prediction = planned(request, pace)
+    plan, prediction = plan_fastest(request, pace)
     best_s = prediction.total_s
     for slots in SLOT_COUNTS:
         for resident in itertools.product((True, False), repeat=len(blocks)):
@@ -329,7 +364,27 @@ def test_the_planner_comes_close_to_trying_everything(case: tuple[Request, Pace]
             if request.beside_blocks.total_bytes + held_bytes <= request.budget_bytes:
                 other = dataclasses.replace(plan, strategy=Strategy.OVERLAP, resident=resident, slots=slots)
                 best_s = min(best_s, predict(request.spec, other, pace).total_s)
-    assert prediction.total_s <= 1.1 * best_s
+    return best_s
+
+
+@given(cases())
+@settings(max_examples=15, deadline=None)
+def test_the_planner_comes_close_to_trying_everything(case: tuple[Request, Pace]) -> None:
+    request, pace = case
+    assume(len(request.spec.blocks) <= 6)
+    _, prediction = planned(request, pace)
+    assert prediction.total_s <= 1.05 * best_of_everything(request, pace)
+
+
+def test_where_the_residents_lie_makes_a_difference() -> None:
+    """Spread evenly is not enough: it also matters with which block the pattern begins."""
+    spec = model([700] * 5, vocab=20_000)
+    request = request_of(spec, 0, prompt_tokens=16, generate_tokens=8)
+    least, most = minimum_bytes(request), everything_bytes(request)
+    request = with_budget(request, least + (most - least) * 8 // 24)
+    pace = pace_of(spec, load_per_compute=1.2, compute_slowdown=1.2, read_slowdown=1.2)
+    _, prediction = plan_fastest(request, pace)
+    assert prediction.total_s <= 1.03 * best_of_everything(request, pace)
 
 
 # -- each strategy -----------------------------------------------------------------------------------------------------
@@ -380,6 +435,7 @@ def test_each_strategy_on_request(strategy: Strategy) -> None:
         with_budget(request, everything_bytes(request)), strategy, pace_of(spec, load_per_compute=2.0)
     )
     assert plan.strategy is strategy
+    check_books(request, plan)
     assert (plan.streamed_blocks == 0) == (strategy is Strategy.RESIDENT)
     if strategy is Strategy.SEQUENTIAL:
         streamed_s = prediction.load_s_per_pass
@@ -398,6 +454,29 @@ def test_overlap_is_taken_where_it_pays_and_residents_are_spread() -> None:
     runs = [len(list(run)) for stays, run in itertools.groupby(plan.resident) if not stays]
     assert max(runs) <= plan.streamed_blocks // 2, "they are spread among the streamed"
     assert prediction.decode_s_per_pass < 1.1 * prediction.possible_decode_s
+
+
+@pytest.mark.parametrize(
+    ("layer_widths", "fitting", "expected"),
+    [
+        ([2500, 100, 2500, 100], (1, 3), (False, True, False, True, False)),  # two small ones between large ones
+        ([2500, 700, 100, 2500], (1,), (False, True, False, False, False)),  # the larger of two, not the smaller
+        ([2500, 100, 100, 2500], (1, 2), (False, True, True, False, False)),  # neighbours
+    ],
+)
+def test_what_is_left_is_filled_with_blocks_that_fit(
+    layer_widths: list[int], fitting: tuple[int, ...], expected: tuple[bool, ...]
+) -> None:
+    spec = model(layer_widths)
+    request = request_of(spec, 0)
+    sizes = [block.footprint_bytes for block in spec.blocks]
+    left_bytes = sum(sizes[index] for index in fitting) + PAGE_BYTES
+    assert left_bytes < sizes[-1] < sizes[0], "neither the head nor a large layer fits"
+    budget_bytes = request.beside_blocks.total_bytes + max(sizes) + left_bytes
+    plan, _ = plan_strategy(
+        with_budget(request, budget_bytes), Strategy.SEQUENTIAL, pace_of(spec, load_per_compute=1.0)
+    )
+    assert plan.resident == expected
 
 
 @given(cases())

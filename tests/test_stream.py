@@ -397,6 +397,24 @@ def test_prefetch_goes_on_over_the_end_of_a_pass() -> None:
         use(stream, source, 0)
 
 
+def test_a_block_is_handed_out_as_soon_as_it_is_there_whatever_else_is_being_read() -> None:
+    gate = threading.Event()
+
+    def hold(number: int) -> None:
+        if number:
+            gate.wait(2.0)
+        else:
+            eventually(lambda: len(source.reads) > 1)
+            settle()
+
+    source = GuardedSource(on_read=hold)
+    with streaming(source, [False, False], threads=2) as stream:
+        started = time.monotonic()
+        use(stream, source, 0)
+        assert time.monotonic() - started < 1.5, "block 0 had to wait for block 1"
+        gate.set()
+
+
 def test_readers_stop_when_every_slot_is_full() -> None:
     resident = [False] * 5
     source = GuardedSource()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from headrace.planning.machine import ComputeCurve, Machine
 from headrace.planning.model_spec import BlockSpec, ModelSpec
-from headrace.planning.plan import Plan, Strategy
-from headrace.planning.simulator import BlockTimes, Scenario, Simulated, simulate
+from headrace.planning.plan import Plan, Strategy, Workload
+from headrace.planning.simulator import BlockTimes, Scenario, Simulated, least_s, simulate
 from headrace.planning.timeline import Timeline
 
 DECODE_PASSES_SIMULATED = 5
@@ -85,9 +86,8 @@ class Pace:
         return self.block_overhead_s + block.active_parameters * self.curve.seconds_per_parameter(tokens)
 
 
-def block_times(spec: ModelSpec, plan: Plan, pace: Pace) -> tuple[BlockTimes, ...]:
-    """Read, prefill and decode seconds of each block under this plan's workload."""
-    work = plan.workload
+def block_times(spec: ModelSpec, work: Workload, pace: Pace) -> tuple[BlockTimes, ...]:
+    """Read, prefill and decode seconds of each block under this workload."""
     prefill_tokens, decode_tokens = work.sequences * work.prompt_tokens, work.sequences
     layers = [block for block in spec.blocks if block.head_rows is None]
     mean_parameters = sum(block.active_parameters for block in layers) / len(layers)
@@ -110,7 +110,7 @@ def block_times(spec: ModelSpec, plan: Plan, pace: Pace) -> tuple[BlockTimes, ..
 
 def predict(spec: ModelSpec, plan: Plan, pace: Pace, *, decode_passes: int = DECODE_PASSES_SIMULATED) -> Prediction:
     """Simulate the plan's workload and say what binds."""
-    times = block_times(spec, plan, pace)
+    times = block_times(spec, plan.workload, pace)
     simulated = _simulate(plan, pace, times, spec, decode_passes)
     load_s = sum(t.read_s for t, stays in zip(times, plan.resident, strict=True) if not stays)
     compute_s = sum(t.decode_s for t in times) + pace.pass_overhead_s
@@ -131,17 +131,43 @@ def predict(spec: ModelSpec, plan: Plan, pace: Pace, *, decode_passes: int = DEC
     )
 
 
-def least_total_s(plan: Plan, pace: Pace, times: Sequence[BlockTimes]) -> float:
-    """Seconds of the whole work that no schedule of this plan is faster than; what a sequential one takes exactly."""
-    all_read_s = sum(t.read_s for t in times)
-    load_s = sum(t.read_s for t, stays in zip(times, plan.resident, strict=True) if not stays)
-    prefill_s = sum(t.prefill_s for t in times) + pace.pass_overhead_s
-    decode_s = sum(t.decode_s for t in times) + pace.pass_overhead_s
-    further_passes = plan.workload.generate_tokens - 1
-    if plan.strategy is Strategy.SEQUENTIAL:
-        return all_read_s + prefill_s + further_passes * (load_s + decode_s)
-    first_s = max(times[0].read_s + prefill_s, all_read_s + times[-1].prefill_s)
-    return first_s + further_passes * max(load_s, decode_s)
+class TimeFloor(NamedTuple):
+    """What no schedule of a strategy's plans is faster than; what sequential ones take exactly. Seconds."""
+
+    sequential: bool
+    read_s: float
+    """bringing all blocks, as the first pass does"""
+    prefill_s: float
+    decode_s: float
+    begin_s: float
+    """reading the first block, before anything is computed"""
+    end_s: float
+    """computing the last block, after everything is read"""
+    further_passes: int
+    slowdowns: tuple[float, float]
+
+    @classmethod
+    def of(cls, strategy: Strategy, work: Workload, pace: Pace, times: Sequence[BlockTimes]) -> TimeFloor:
+        """Sum up what does not depend on which blocks stay."""
+        return cls(
+            sequential=strategy is Strategy.SEQUENTIAL,
+            read_s=sum(t.read_s for t in times),
+            prefill_s=sum(t.prefill_s for t in times) + pace.pass_overhead_s,
+            decode_s=sum(t.decode_s for t in times) + pace.pass_overhead_s,
+            begin_s=times[0].read_s,
+            end_s=times[-1].prefill_s,
+            further_passes=work.generate_tokens - 1,
+            slowdowns=(pace.read_slowdown, pace.compute_slowdown),
+        )
+
+    def total_s(self, times: Sequence[BlockTimes], resident: Sequence[bool]) -> float:
+        """Seconds of the whole work with these residents, at least."""
+        load_s = sum(t.read_s for t, stays in zip(times, resident, strict=True) if not stays)
+        if self.sequential:
+            return self.read_s + self.prefill_s + self.further_passes * (load_s + self.decode_s)
+        middle_s = least_s(self.read_s - self.begin_s, self.prefill_s - self.end_s, *self.slowdowns)
+        pass_s = least_s(load_s, self.decode_s, *self.slowdowns)
+        return self.begin_s + middle_s + self.end_s + self.further_passes * pass_s
 
 
 def _simulate(plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], spec: ModelSpec, decode_passes: int) -> Simulated:

@@ -9,13 +9,13 @@ it; and so is what a smaller budget allows, so more memory does not make a plan 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import BudgetError
-from headrace.planning.estimate import Pace, Prediction, block_times, least_total_s, predict
+from headrace.planning.estimate import Pace, Prediction, TimeFloor, block_times, predict
 from headrace.planning.extents import PAGE_BYTES, align_up
 from headrace.planning.model_spec import HEAD_CHUNK_ROWS, BlockSpec, ModelSpec, product_slices
 from headrace.planning.plan import (
@@ -114,10 +114,13 @@ def plan_strategy(request: Request, strategy: Strategy, pace: Pace) -> Candidate
     Raises BudgetError, with the smallest budget that would do, when none fits.
     """
     best: Candidate | None = None
-    for plan in _plans(request, strategy):
-        if best is None:
-            times = block_times(request.spec, plan, pace)
-        elif least_total_s(plan, pace, times) >= best.prediction.total_s * (1 - 1e-9):
+    times = block_times(request.spec, request.workload, pace)
+    floor = TimeFloor.of(strategy, request.workload, pace, times)
+    for slots, resident in dict.fromkeys(_options(request, strategy)):
+        if best is not None and floor.total_s(times, resident) >= best.prediction.total_s * (1 - 1e-9):
+            continue  # it cannot be faster
+        plan = _plan(request, strategy, slots, resident)
+        if plan.memory.total_bytes > request.budget_bytes:
             continue
         candidate = Candidate(plan, predict(request.spec, plan, pace))
         if best is None or candidate.prediction.total_s < best.prediction.total_s * (1 - 1e-9):
@@ -142,92 +145,72 @@ def plan_fastest(request: Request, pace: Pace) -> Candidate:
     return next(c for c in candidates if c.prediction.total_s <= fastest_s * (1 + 1e-9))
 
 
-def _plans(request: Request, strategy: Strategy) -> Iterator[Plan]:
-    """Every plan of one strategy that fits the budget; those that keep most blocks first."""
-    for slots, resident in dict.fromkeys(_options(request, strategy)):
-        embedding = _embedding(request, resident)
-        memory = _memory(request, resident, slots=slots, embedding=embedding)
-        if memory.total_bytes <= request.budget_bytes:
-            yield Plan(
-                strategy=strategy,
-                resident=resident,
-                slots=slots,
-                slot_bytes=_slot_bytes(request.spec, resident) if slots else 0,
-                embedding=embedding,
-                compute_dtype=request.compute_dtype,
-                memory=memory,
-                budget_bytes=request.budget_bytes,
-                workload=request.workload,
-                streamed_bytes_per_pass=sum(
-                    block.footprint_bytes
-                    for block, stays in zip(request.spec.blocks, resident, strict=True)
-                    if not stays
-                ),
-            )
+def _plan(request: Request, strategy: Strategy, slots: int, resident: tuple[bool, ...]) -> Plan:
+    embedding = _embedding(request, resident)
+    return Plan(
+        strategy=strategy,
+        resident=resident,
+        slots=slots,
+        slot_bytes=_slot_bytes(request.spec, resident) if slots else 0,
+        embedding=embedding,
+        compute_dtype=request.compute_dtype,
+        memory=_memory(request, resident, slots=slots, embedding=embedding),
+        budget_bytes=request.budget_bytes,
+        workload=request.workload,
+        streamed_bytes_per_pass=sum(
+            block.footprint_bytes for block, stays in zip(request.spec.blocks, resident, strict=True) if not stays
+        ),
+    )
 
 
 def _options(request: Request, strategy: Strategy) -> Iterator[tuple[int, tuple[bool, ...]]]:
-    """Numbers of slots and sets of residents, each also filled up with whatever still fits beside it."""
-    count = len(request.spec.blocks)
+    """Numbers of slots and sets of residents that fit, each also filled up; those that keep most blocks first.
+
+    There are some thousands where there are a hundred blocks, so this is arithmetic on lists.
+    """
+    sizes = [block.footprint_bytes for block in request.spec.blocks]
     if strategy is Strategy.RESIDENT:
-        yield 0, (True,) * count
+        yield 0, (True,) * len(sizes)
         return
+    room_bytes = request.budget_bytes - request.beside_blocks.total_bytes
+    ascending = sorted(range(len(sizes)), key=sizes.__getitem__)
+    descending = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
     for slots in (1,) if strategy is Strategy.SEQUENTIAL else SLOT_COUNTS:
-        for placement in (_evenly, _first, _last, _largest):
-            for number in range(count - slots, -1, -1):
-                resident = placement(request.spec, number)
-                memory = _memory(request, resident, slots=slots)
-                if memory.total_bytes <= request.budget_bytes:
-                    left_bytes = request.budget_bytes - memory.total_bytes
-                    yield slots, _fill_up(request.spec, resident, slots, left_bytes)
-                    yield slots, _fill_up_smallest_first(request.spec, resident, slots, left_bytes)
+        for number in range(len(sizes) - slots, -1, -1):
+            for resident in _placements(request.spec, number):
+                held_bytes = sum(itertools.compress(sizes, resident))
+                slot_bytes = next(sizes[index] for index in descending if not resident[index])
+                left_bytes = room_bytes - held_bytes - slots * slot_bytes
+                if left_bytes >= 0:
+                    # Largest first fills best; smallest first is how a larger budget only ever adds blocks.
+                    for order in (descending, ascending):
+                        yield slots, _fill_up(resident, order, sizes, left_bytes, most=len(sizes) - slots - number)
                     yield slots, resident
 
 
-def _fill_up(spec: ModelSpec, resident: tuple[bool, ...], slots: int, left_bytes: int) -> tuple[bool, ...]:
-    """Blocks differ in size (the head's pieces); add those that still fit, largest first: no memory lies idle."""
-    flags = list(resident)
-    sizes = [block.footprint_bytes for block in spec.blocks]
-    streamed = sorted((index for index, stays in enumerate(flags) if not stays), key=lambda index: -sizes[index])
-    slot_bytes = sizes[streamed[0]]
-    skipped_bytes: int | None = None  # the first that does not fit stays the largest that is streamed
-    for index, following in itertools.pairwise(streamed):
-        if flags.count(False) <= slots:
-            break
-        largest = sizes[following] if skipped_bytes is None else skipped_bytes
-        cost_bytes = sizes[index] - slots * (slot_bytes - largest)
-        if cost_bytes <= left_bytes:
-            flags[index], left_bytes, slot_bytes = True, left_bytes - cost_bytes, largest
-        elif skipped_bytes is None:
-            skipped_bytes = sizes[index]
-    return tuple(flags)
-
-
-def _fill_up_smallest_first(
-    spec: ModelSpec, resident: tuple[bool, ...], slots: int, left_bytes: int
+def _fill_up(
+    resident: tuple[bool, ...], order: Sequence[int], sizes: Sequence[int], left_bytes: int, *, most: int
 ) -> tuple[bool, ...]:
-    """The same in the order in which a larger budget only ever adds blocks."""
+    """Blocks differ in size (the head's pieces); add up to `most` that still fit, so that no memory lies idle."""
     flags = list(resident)
-    sizes = [block.footprint_bytes for block in spec.blocks]
-    for index in sorted((index for index, stays in enumerate(flags) if not stays), key=lambda index: sizes[index]):
-        if flags.count(False) <= slots or sizes[index] > left_bytes:
-            break
-        flags[index], left_bytes = True, left_bytes - sizes[index]
+    for index in order:
+        if most and not flags[index] and sizes[index] <= left_bytes:
+            flags[index], left_bytes, most = True, left_bytes - sizes[index], most - 1
     return tuple(flags)
 
 
-def _evenly(spec: ModelSpec, number: int) -> tuple[bool, ...]:
-    """Spread residents among the streamed: while a resident block computes, the stream gets ahead."""
+def _placements(spec: ModelSpec, number: int) -> Iterator[tuple[bool, ...]]:
+    """Ways to choose `number` residents: spread evenly, beginning anywhere; the first; the last; the largest.
+
+    Spread among the streamed: while a resident block computes, the stream gets ahead.
+    """
     count = len(spec.blocks)
-    return tuple((index + 1) * number // count > index * number // count for index in range(count))
-
-
-def _first(spec: ModelSpec, number: int) -> tuple[bool, ...]:
-    return tuple(index < number for index in range(len(spec.blocks)))
-
-
-def _last(spec: ModelSpec, number: int) -> tuple[bool, ...]:
-    return tuple(index >= len(spec.blocks) - number for index in range(len(spec.blocks)))
+    evenly = tuple((index + 1) * number // count > index * number // count for index in range(count))
+    for shift in range(-(-count // max(1, number))):
+        yield evenly[shift:] + evenly[:shift]
+    yield (True,) * number + (False,) * (count - number)
+    yield (False,) * (count - number) + (True,) * number
+    yield _largest(spec, number)
 
 
 def _largest(spec: ModelSpec, number: int) -> tuple[bool, ...]:

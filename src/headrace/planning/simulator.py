@@ -64,11 +64,22 @@ def fetch_order(resident: Sequence[bool], passes: int) -> list[_Fetch]:
     return order
 
 
+def least_s(read_s: float, compute_s: float, read_slowdown: float, compute_slowdown: float) -> float:
+    """Seconds that no schedule of this reading and computing goes below: as much as can be is done at once.
+
+    A second of both at once does 1/read_slowdown of the one and 1/compute_slowdown of the other. Without slowdowns
+    this is the longer of the two, with great ones their sum.
+    """
+    both_s = min(read_s * read_slowdown, compute_s * compute_slowdown)
+    saved_share = max(0.0, 1 / read_slowdown + 1 / compute_slowdown - 1)
+    return read_s + compute_s - both_s * saved_share
+
+
 def simulate(scenario: Scenario, block_names: Sequence[str] | None = None) -> Simulated:
     """Run prefill and `decode_passes` decode passes; O(passes x blocks)."""
     count = len(scenario.blocks)
     passes = 1 + scenario.decode_passes
-    fetches = fetch_order(scenario.resident, passes)
+    fetches = fetch_order(scenario.resident, passes + 1)  # readers go on into a pass that does not come
     computes = [(pass_index, block) for pass_index in range(passes) for block in range(count)]
     arrived: set[tuple[int, int]] = set()
     events: list[Event] = []
@@ -83,9 +94,7 @@ def simulate(scenario: Scenario, block_names: Sequence[str] | None = None) -> Si
         if math.isinf(read_left) and next_fetch < len(fetches):
             fetch = fetches[next_fetch]
             slot_free = not fetch.streamed or slots_held < scenario.slots
-            its_turn = scenario.overlap or (
-                (fetch.pass_index, fetch.block_index) == (pass_index, block) and math.isinf(compute_left)
-            )
+            its_turn = scenario.overlap or (fetch.pass_index, fetch.block_index) == (pass_index, block)
             if slot_free and its_turn:
                 slots_held += fetch.streamed
                 read_left, read_start = scenario.blocks[fetch.block_index].read_s, now
@@ -126,7 +135,8 @@ def simulate(scenario: Scenario, block_names: Sequence[str] | None = None) -> Si
     steady = (pass_ends[-1] - pass_ends[passes // 2]) / (passes - 1 - passes // 2) if passes > 2 else _span(pass_ends)
     if scenario.decode_passes:
         load_s = sum(t.read_s for t, stays in zip(scenario.blocks, scenario.resident, strict=True) if not stays)
-        steady = max(steady, load_s, scenario.pass_overhead_s + sum(times.decode_s for times in scenario.blocks))
+        compute_s = scenario.pass_overhead_s + sum(times.decode_s for times in scenario.blocks)
+        steady = max(steady, least_s(load_s, compute_s, scenario.read_slowdown, scenario.compute_slowdown))
     return Simulated(pass_ends[0], steady, Timeline(tuple(events), names))
 
 
