@@ -12,17 +12,17 @@ from headrace.cli.plan_command import plan_json, recommended
 from headrace.cli.planning_case import Asked, PlanningCase, from_description
 from headrace.cli.remedy import remedy
 from headrace.errors import InvalidRequestError, MachineError
-from headrace.planning.machine import ComputeCurve, CurvePoint, Machine
 from headrace.planning.plan import Workload
 from headrace.planning.planner import Candidate
+from headrace.planning.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
 
 FLAT_UNTIL = 64
 """Tokens up to which a pass takes no longer on the machine below."""
 
 
-def machine(*, read_bytes_per_s: float, flat_until: int = FLAT_UNTIL) -> Machine:
+def machine(*, read_bytes_per_s: float, flat_until: int = FLAT_UNTIL) -> ProbedMachine:
     points = tuple(CurvePoint(tokens, 1e-9) for tokens in sorted({1, flat_until}))
-    return Machine(
+    return ProbedMachine(
         name="made up",
         memory_bytes=10**9,
         read_bytes_per_s=read_bytes_per_s,

@@ -22,10 +22,10 @@ from headrace.planning.estimate import (
     predict,
     with_read_rate,
 )
-from headrace.planning.machine import ComputeCurve, CurvePoint, Machine
 from headrace.planning.model_config import parse_config
 from headrace.planning.model_spec import ModelSpec, build_spec
 from headrace.planning.plan import EmbeddingPlacement, MemoryUse, Plan, Strategy, Workload
+from headrace.planning.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
 from headrace.planning.tensor_index import ShardFile, TensorEntry, TensorIndex
 from headrace.planning.timeline import Lane
 
@@ -184,7 +184,7 @@ def test_what_was_rehearsed_takes_the_place_of_the_curve() -> None:
 
 def test_the_pace_of_a_machine() -> None:
     curve = curve_of((1, 1e-9))
-    machine = Machine(
+    machine = ProbedMachine(
         name="bench",
         memory_bytes=1,
         read_bytes_per_s=2e9,

@@ -18,7 +18,6 @@ from headrace.errors import BudgetError
 from headrace.planning import planner
 from headrace.planning.estimate import LayerTimes, Pace, predict
 from headrace.planning.extents import PAGE_BYTES
-from headrace.planning.machine import ComputeCurve, CurvePoint
 from headrace.planning.model_config import parse_config
 from headrace.planning.model_spec import ModelSpec, build_spec
 from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
@@ -32,6 +31,7 @@ from headrace.planning.planner import (
     plan_strategy,
     refuse_below_minimum,
 )
+from headrace.planning.probed_machine import ComputeCurve, CurvePoint
 from headrace.planning.tensor_index import DTYPE_BYTES, ShardFile, TensorEntry, TensorIndex
 
 HIDDEN = 256

@@ -13,8 +13,8 @@ from headrace.cli.run_progress import Display, RunProgress, displayed
 from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
-from headrace.planning.machine import Machine
 from headrace.planning.model_spec import ModelSpec
+from headrace.planning.probed_machine import ProbedMachine
 from headrace.streaming.system_memory import AUTO_RESERVE_MIN_BYTES, AUTO_RESERVE_SHARE
 from headrace.units import format_bytes, parse_rate, parse_size
 
@@ -38,7 +38,7 @@ class RunRequest:
     strategy: str = "auto"
     dtype: str = "auto"
     read_limit: str | None = None
-    machine: Machine | None = None
+    machine: ProbedMachine | None = None
     sampling: Sampling = GREEDY
     chat: bool | None = None
     system: str | None = None

@@ -28,10 +28,10 @@ from headrace.cli.remedy import remedy
 from headrace.errors import HeadraceError
 from headrace.inference.model_source import resolve_model
 from headrace.planning.estimate import DECODE_PASSES_SIMULATED
-from headrace.planning.machine import Machine
 from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import EmbeddingPlacement, Strategy, Workload
 from headrace.planning.planner import Candidate
+from headrace.planning.probed_machine import ProbedMachine
 from headrace.planning.timeline import text_chart
 from headrace.units import format_bytes, format_rate, format_seconds
 
@@ -76,7 +76,7 @@ def plan(
         read_limit=read_limit,
     )
     machine_file = existing_file(machine, option="--machine")
-    described = None if machine_file is None else Machine.load(machine_file)
+    described = None if machine_file is None else ProbedMachine.load(machine_file)
     output = Output(as_json=as_json)
     with output.reserved():
         if described is not None:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from headrace.errors import BudgetError, HeadraceError, InvalidRequestError, MachineError
 from headrace.planning.estimate import Pace
-from headrace.planning.machine import Machine
 from headrace.planning.model_config import read_config
 from headrace.planning.model_spec import ModelSpec, build_spec
 from headrace.planning.plan import STORED_AS, Strategy, Workload
 from headrace.planning.planner import Candidate, Request, minimum_bytes, plan_fastest, plan_strategy
+from headrace.planning.probed_machine import ProbedMachine
 from headrace.planning.tensor_index import TensorIndex
 from headrace.streaming.system_memory import AUTO_RESERVE_MIN_BYTES, AUTO_RESERVE_SHARE
 from headrace.units import format_bytes, parse_rate, parse_size
@@ -95,7 +95,7 @@ def measured_here(directory: Path, asked: Asked) -> PlanningCase:
     )
 
 
-def from_description(directory: Path, asked: Asked, machine: Machine, *, origin: str) -> PlanningCase:
+def from_description(directory: Path, asked: Asked, machine: ProbedMachine, *, origin: str) -> PlanningCase:
     """Plan for the machine of a file, this one or another; the model is known by its headers alone."""
     spec = _read_spec(directory)
     _check_context(spec, asked.workload)

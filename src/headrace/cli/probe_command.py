@@ -17,7 +17,7 @@ from headrace.cli.options import JsonOption
 from headrace.cli.output import Output
 from headrace.cli.trace_file import check_writable
 from headrace.errors import InvalidRequestError
-from headrace.planning.machine import Machine
+from headrace.planning.probed_machine import ProbedMachine
 from headrace.units import format_rate
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def probe(
         _report(output, machine, out)
 
 
-def _report(output: Output, machine: Machine, out: Path | None) -> None:
+def _report(output: Output, machine: ProbedMachine, out: Path | None) -> None:
     text = machine.to_toml()
     if out is not None:
         try:

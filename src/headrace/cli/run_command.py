@@ -26,7 +26,7 @@ from headrace.cli.prompt import read_prompts
 from headrace.cli.run_report import run_json, run_summary, run_table
 from headrace.cli.sampling import Sampling
 from headrace.cli.trace_file import check_writable, write_trace
-from headrace.planning.machine import Machine
+from headrace.planning.probed_machine import ProbedMachine
 
 EXAMPLES = (
     "headrace run ./my-model --memory 4GiB --prompt 'Name three rivers of Europe.'",
@@ -150,9 +150,9 @@ def show_run(request: RunRequest, output: Output, *, trace: Path | None = None) 
     return result
 
 
-def _machine(path: Path | None) -> Machine | None:
+def _machine(path: Path | None) -> ProbedMachine | None:
     found = existing_file(path, option="--machine")
-    return None if found is None else Machine.load(found)
+    return None if found is None else ProbedMachine.load(found)
 
 
 RUN = Command("run", run, EXAMPLES)

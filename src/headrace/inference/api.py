@@ -22,7 +22,6 @@ from headrace.inference.rehearsal import Rehearsed, rehearse
 from headrace.inference.skeleton import attach_generation_config, build_skeleton, read_transformers_config
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.planning.estimate import Pace
-from headrace.planning.machine import ComputeCurve, Machine
 from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import COMPUTE_DTYPES, STORED_AS, EmbeddingPlacement, Plan, Strategy, Workload
 from headrace.planning.planner import (
@@ -34,6 +33,7 @@ from headrace.planning.planner import (
     plan_strategy,
     refuse_below_minimum,
 )
+from headrace.planning.probed_machine import ComputeCurve, ProbedMachine
 from headrace.streaming import probe as machine_probe
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
@@ -63,7 +63,7 @@ class Options(NamedTuple):
     strategy: Strategy | None = None
     dtype: str | None = None
     read_limit_bytes_per_s: float | None = None
-    machine: Machine | None = None
+    machine: ProbedMachine | None = None
     attention: str | None = None
     poison: bool = False
     trust_remote_code: bool = False
@@ -88,7 +88,7 @@ def load(
     prompt_tokens: int | None = None,
     max_tokens: int | None = None,
     read_limit: str | float | None = None,
-    machine: Machine | None = None,
+    machine: ProbedMachine | None = None,
     attention: str | None = None,
     poison: bool = False,
     trust_remote_code: bool = False,
@@ -134,7 +134,7 @@ def make_options(
     prompt_tokens: int | None = None,
     max_tokens: int | None = None,
     read_limit: str | float | None = None,
-    machine: Machine | None = None,
+    machine: ProbedMachine | None = None,
     attention: str | None = None,
     poison: bool = False,
     trust_remote_code: bool = False,
@@ -368,7 +368,7 @@ def compare(studied: Studied, only: Strategy | None = None) -> dict[str, Candida
     return found
 
 
-def probe(directory: str | Path = ".") -> Machine:
+def probe(directory: str | Path = ".") -> ProbedMachine:
     """Measure this machine and the disk that `directory` lies on."""
     return machine_probe.probe_machine(Path(directory))
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from headrace.planning.machine import ComputeCurve, Machine
 from headrace.planning.model_spec import BlockSpec, ModelSpec
 from headrace.planning.plan import Plan, Strategy, Workload
+from headrace.planning.probed_machine import ComputeCurve, ProbedMachine
 from headrace.planning.simulator import BlockTimes, Scenario, Simulated, least_s, simulate
 from headrace.planning.timeline import Timeline
 
@@ -60,7 +60,7 @@ class Pace:
     @classmethod
     def of(
         cls,
-        machine: Machine,
+        machine: ProbedMachine,
         *,
         compute_dtype: str,
         stored_dtype: str,

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from headrace.errors import MachineError
 from headrace.planning.extents import align_down
-from headrace.planning.machine import ComputeCurve, CurvePoint, Machine
+from headrace.planning.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
 from headrace.planning.tensor_index import ShardFile
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import TORCH_DTYPES
@@ -197,7 +197,7 @@ def _probe_file(directory: Path) -> Iterator[ShardFile]:
         yield ShardFile(Path(file.name), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
 
 
-def probe_machine(directory: Path, *, progress: Progress = lambda _what, _share: None) -> Machine:
+def probe_machine(directory: Path, *, progress: Progress = lambda _what, _share: None) -> ProbedMachine:
     """Measure disk, arithmetic and how much they slow each other, in about twenty seconds."""
     progress(f"writing a file of {PROBE_FILE_BYTES >> 20} MiB to {directory}", 0.0)
     with _probe_file(directory) as file:
@@ -224,7 +224,7 @@ def probe_machine(directory: Path, *, progress: Progress = lambda _what, _share:
         curves.append(compute_curve(stored, compute, shape=(4096, 2048)))
     progress("done", 1.0)
     how = "direct reads" if direct else "buffered reads (the file system refuses direct ones), dropped from the cache"
-    return Machine(
+    return ProbedMachine(
         name=platform.node() or "this machine",
         memory_bytes=int(psutil.virtual_memory().total),
         read_bytes_per_s=settings.bytes_per_s,

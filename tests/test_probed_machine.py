@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import MachineError
-from headrace.planning.machine import ComputeCurve, CurvePoint, Machine
+from headrace.planning.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
 
 times = st.floats(1e-15, 1e3)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -32,7 +32,7 @@ def curves(draw: st.DrawFn, *, rising: bool = False) -> ComputeCurve:
 
 
 machines = st.builds(
-    Machine,
+    ProbedMachine,
     name=texts,
     memory_bytes=st.integers(1, 2**63 - 1),
     read_bytes_per_s=st.floats(1, 1e15),
@@ -51,25 +51,25 @@ CURVE = ComputeCurve(
     stored_dtype="BF16",
     points=(CurvePoint(1, 1e-9), CurvePoint(4, 2e-9), CurvePoint(64, 8e-9)),
 )
-MACHINE = Machine(name="bench", memory_bytes=1 << 33, read_bytes_per_s=1.5e9, compute=(CURVE,))
+MACHINE = ProbedMachine(name="bench", memory_bytes=1 << 33, read_bytes_per_s=1.5e9, compute=(CURVE,))
 
 
 # -- TOML ------------------------------------------------------------------------------------------------------------
 
 
 @given(machines)
-def test_toml_and_back(machine: Machine) -> None:
-    assert Machine.from_toml(machine.to_toml(), origin="x") == machine
+def test_toml_and_back(machine: ProbedMachine) -> None:
+    assert ProbedMachine.from_toml(machine.to_toml(), origin="x") == machine
 
 
 def test_a_file_and_back(tmp_path: Path) -> None:
     path = tmp_path / "machine.toml"
     path.write_text(MACHINE.to_toml(), encoding="utf-8")
-    assert Machine.load(path) == MACHINE
+    assert ProbedMachine.load(path) == MACHINE
 
 
 def test_whole_numbers_do_where_fractions_may_stand() -> None:
-    assert Machine.from_toml(edited("disk", "read_bytes_per_s", 1_500_000_000), origin="x") == MACHINE
+    assert ProbedMachine.from_toml(edited("disk", "read_bytes_per_s", 1_500_000_000), origin="x") == MACHINE
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_whole_numbers_do_where_fractions_may_stand() -> None:
 def test_slowdowns_may_be_left_out(table: str, field: str, attribute: str) -> None:
     raw = tomllib.loads(MACHINE.to_toml())
     del raw[table][field], raw["sources"]
-    assert getattr(Machine.from_toml(tomli_w.dumps(raw), origin="x"), attribute) == 1.0
+    assert getattr(ProbedMachine.from_toml(tomli_w.dumps(raw), origin="x"), attribute) == 1.0
 
 
 def edited(*path_and_value: Any) -> str:
@@ -133,10 +133,10 @@ def test_a_field_that_is_missing_or_of_another_kind_is_named(path: tuple[str | i
         "stored_dtype": "wrong",
     }
     if accepted.get(str(field)) == value or (field == "curves" and value == []):
-        assert Machine.from_toml(edited(*path, value), origin="x")
+        assert ProbedMachine.from_toml(edited(*path, value), origin="x")
         return
     with pytest.raises(MachineError) as caught:
-        Machine.from_toml(edited(*path, value), origin="the file")
+        ProbedMachine.from_toml(edited(*path, value), origin="the file")
     assert str(caught.value).startswith("the file is not a machine description: ")
     assert str(field) in str(caught.value)
 
@@ -181,7 +181,7 @@ def test_a_field_that_is_missing_or_of_another_kind_is_named(path: tuple[str | i
 )
 def test_a_value_without_sense_is_named(path: tuple[str | int, ...], value: object) -> None:
     with pytest.raises(MachineError) as caught:
-        Machine.from_toml(edited(*path, value), origin="the file")
+        ProbedMachine.from_toml(edited(*path, value), origin="the file")
     named = "curves" if path[-1] == 0 else str(path[-1])
     assert str(caught.value).startswith("the file is not a machine description: ")
     assert named in str(caught.value)
@@ -191,23 +191,23 @@ def test_a_curve_without_points_is_refused() -> None:
     raw = tomllib.loads(MACHINE.to_toml())
     raw["processor"]["curves"][0].update(tokens=[], seconds_per_parameter=[])
     with pytest.raises(MachineError, match=r"processor\.curves\[0\] \(tokens, .*at least one point"):
-        Machine.from_toml(tomli_w.dumps(raw), origin="x")
+        ProbedMachine.from_toml(tomli_w.dumps(raw), origin="x")
 
 
 @pytest.mark.parametrize("text", ["=", "[disk", "a = 1\na = 2", "", "a = " + "[" * 100_000])
 def test_what_is_no_toml_is_refused(text: str) -> None:
     with pytest.raises(MachineError, match="the file is not a machine description"):
-        Machine.from_toml(text, origin="the file")
+        ProbedMachine.from_toml(text, origin="the file")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=r"missing\.toml cannot be read"):
-        Machine.load(tmp_path / "missing.toml")
+        ProbedMachine.load(tmp_path / "missing.toml")
     with pytest.raises(MachineError, match="cannot be read"):
-        Machine.load(tmp_path)
+        ProbedMachine.load(tmp_path)
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
     with pytest.raises(MachineError, match=r"latin\.toml cannot be read"):
-        Machine.load(tmp_path / "latin.toml")
+        ProbedMachine.load(tmp_path / "latin.toml")
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------
@@ -270,8 +270,8 @@ def test_the_curve_of_a_pair_of_dtypes() -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: Machine(name="x", memory_bytes=0, read_bytes_per_s=1e9, compute=()),
-        lambda: Machine(name="x", memory_bytes=1, read_bytes_per_s=float("nan"), compute=()),
+        lambda: ProbedMachine(name="x", memory_bytes=0, read_bytes_per_s=1e9, compute=()),
+        lambda: ProbedMachine(name="x", memory_bytes=1, read_bytes_per_s=float("nan"), compute=()),
         lambda: ComputeCurve(compute_dtype="a", stored_dtype="b", points=()),
         lambda: ComputeCurve(compute_dtype="a", stored_dtype="b", points=(CurvePoint(2, 1.0), CurvePoint(1, 1.0))),
         lambda: ComputeCurve(compute_dtype="a", stored_dtype="b", points=(CurvePoint(1, float("nan")),)),

@@ -64,7 +64,7 @@ class ComputeCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class ProbedMachine:
     """One computer that computes on its processor what its disk brings."""
 
     name: str
@@ -140,7 +140,7 @@ class Machine:
         return tomli_w.dumps(raw)
 
     @classmethod
-    def from_toml(cls, text: str, *, origin: str) -> Machine:
+    def from_toml(cls, text: str, *, origin: str) -> ProbedMachine:
         """Read a description; raises MachineError that names `origin` and what is wrong with it."""
         try:
             raw = _Table(tomllib.loads(text))
@@ -164,7 +164,7 @@ class Machine:
             ) from error
 
     @classmethod
-    def load(cls, path: Path) -> Machine:
+    def load(cls, path: Path) -> ProbedMachine:
         """Read a TOML file."""
         try:
             text = path.read_text(encoding="utf-8")
