@@ -74,9 +74,7 @@ def hierarchical_all_reduce(
     network_latency_s: float,
 ) -> float:
     """Reduce-scatter in each node, all-reduce of the parts between nodes, all-gather in each node."""
-    within_s = all_reduce(
-        size_bytes, devices_per_node, bytes_per_s=scale_up_bytes_per_s, latency_s=scale_up_latency_s
-    )
+    within_s = all_reduce(size_bytes, devices_per_node, bytes_per_s=scale_up_bytes_per_s, latency_s=scale_up_latency_s)
     if nodes <= 1:
         return within_s
     part_bytes = size_bytes / devices_per_node

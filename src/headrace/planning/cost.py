@@ -1,0 +1,361 @@
+"""Closed forms: seconds of a pass for every arrangement, by what they are spent on (docs/formulas.md).
+
+Each form agrees with the simulation of the same arrangement (`headrace.planning.simulations`) to the tolerance that
+its test states. A pass of T tokens over a layer takes
+
+    max(2 x active parameters x T / flops, weight bytes / memory rate)      the matrix products
+  + max(attention operations / flops, cache bytes / memory rate)            attention
+  + overhead
+
+and a layer that does not stay takes its bytes over each link besides: added to the above in sequence, hidden behind it
+with overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from headrace.planning import collectives
+from headrace.planning.arrangement import Arrangement, Speculation
+from headrace.planning.machine import Machine, Tier
+from headrace.planning.model_shape import LayerShape, ModelShape
+from headrace.planning.plan import Workload
+from headrace.planning.rates import Rates
+
+
+class LayerSeconds(NamedTuple):
+    """What one device spends on one layer in a pass; seconds. The sum is the layer's time when its weights are there."""
+
+    product_s: float
+    """matrix products: arithmetic or reading the weights, whichever takes longer"""
+    product_is_arithmetic: bool
+    attention_s: float
+    communication_s: float
+    overhead_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.product_s + self.attention_s + self.communication_s + self.overhead_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassTokens:
+    """What a pass carries: `sequences` of `new_tokens` positions each, of which the last sees `context_tokens`."""
+
+    sequences: float
+    new_tokens: float
+    context_tokens: float
+
+    @property
+    def tokens(self) -> float:
+        """Positions in the pass."""
+        return self.sequences * self.new_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassCost:
+    """Seconds of one pass: what each resource is busy for, and what the pass takes in all."""
+
+    total_s: float
+    compute_s: float
+    """arithmetic-bound products, per device"""
+    memory_s: float
+    """products bound by reading the weights, per device"""
+    attention_s: float
+    communication_s: float
+    overhead_s: float
+    host_compute_s: float = 0.0
+    link_s: float = 0.0
+    disk_s: float = 0.0
+    cold_s: float = 0.0
+    """on-demand loads that nothing hides"""
+
+    @property
+    def device_s(self) -> float:
+        """What the device is busy for."""
+        return self.compute_s + self.memory_s + self.attention_s + self.communication_s + self.overhead_s
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by resource, for reports."""
+        return {
+            "arithmetic": self.compute_s,
+            "device memory": self.memory_s,
+            "attention": self.attention_s,
+            "communication": self.communication_s,
+            "overhead": self.overhead_s,
+            "host compute": self.host_compute_s,
+            "host link": self.link_s,
+            "disk": self.disk_s,
+            "experts on demand": self.cold_s,
+        }
+
+    def binds(self, *, overlap: bool) -> str:
+        """Name what the pass waits for most."""
+        parts = self.parts()
+        if overlap and max(self.link_s, self.disk_s) < self.device_s + self.host_compute_s + self.cold_s:
+            parts.pop("host link")
+            parts.pop("disk")
+        elif overlap:
+            parts = {"host link": self.link_s, "disk": self.disk_s}
+        return max(parts, key=lambda name: parts[name])
+
+
+def layer_seconds(
+    layer: LayerShape,
+    shape: ModelShape,
+    carried: PassTokens,
+    *,
+    rates: Rates,
+    arrangement: Arrangement,
+    machine: Machine,
+) -> LayerSeconds:
+    """Time of one layer whose weights are on the device (each of `tensor` devices has its part)."""
+    width = arrangement.tensor
+    arithmetic_s = 2.0 * layer.active_parameters * carried.tokens / width / rates.flops
+    reading_s = layer.bytes_read(carried.tokens) / width / rates.memory_bytes_per_s
+    scores_s = (
+        carried.sequences
+        * layer.attention_flops(new_tokens=carried.new_tokens, context_tokens=carried.context_tokens)
+        / width
+        / rates.attention_flops
+    )
+    cache_s = 0.0
+    if arrangement.kv_tier is Tier.DEVICE:
+        cache_s = layer_cache_bytes(layer, shape, carried) / cache_parts(layer, width) / rates.cache_bytes_per_s
+    communication_s = 0.0
+    if width > 1:
+        communication_s = 2.0 * exchange_s(
+            carried.tokens * shape.hidden_size * shape.activation_bytes,
+            rates=rates,
+            arrangement=arrangement,
+            machine=machine,
+        )
+    overhead_s = rates.layer_overhead_s + (rates.split_overhead_s if width > 1 else 0.0)
+    return LayerSeconds(
+        max(arithmetic_s, reading_s),
+        arithmetic_s > reading_s,
+        max(scores_s, cache_s),
+        communication_s,
+        overhead_s,
+    )
+
+
+def layer_cache_bytes(layer: LayerShape, shape: ModelShape, carried: PassTokens) -> float:
+    """Bytes of keys and values that attention reads in this layer in a pass: each sequence's cache once."""
+    return (
+        carried.sequences
+        * layer.cached_tokens(carried.context_tokens)
+        * layer.kv_elements_per_token
+        * (shape.kv_element_bytes)
+    )
+
+
+def cache_parts(layer: LayerShape, width: int) -> int:
+    """Into how many parts width parallelism splits a layer's cache: no more than it has key-value heads."""
+    return max(1, min(width, layer.kv_heads or 1))
+
+
+def exchange_s(size_bytes: float, *, rates: Rates, arrangement: Arrangement, machine: Machine) -> float:
+    """Add up partial results of `size_bytes` over the devices of one copy's width: one of two exchanges per layer."""
+    width = arrangement.tensor
+    if arrangement.two_dimensional:
+        # Pope et al., 2D weight-stationary: 8 x tokens x width / (sqrt(n) x rate) per half layer (section 4)
+        side = math.sqrt(width)
+        return 4.0 * side * rates.peer_latency_s + 8.0 * size_bytes / side / rates.peer_bytes_per_s / 2.0
+    within = min(width, machine.devices)
+    return collectives.hierarchical_all_reduce(
+        size_bytes,
+        devices_per_node=within,
+        nodes=-(-width // machine.devices),
+        scale_up_bytes_per_s=rates.peer_bytes_per_s,
+        scale_up_latency_s=rates.peer_latency_s,
+        network_bytes_per_s=rates.network_bytes_per_s * within,  # each device has a port of its own
+        network_latency_s=rates.network_latency_s,
+    )
+
+
+def pass_cost(
+    shape: ModelShape,
+    machine: Machine,
+    arrangement: Arrangement,
+    carried: PassTokens,
+    rates: Rates,
+    *,
+    first: bool = False,
+) -> PassCost:
+    """Seconds of one pass of one copy; `carried` is what that copy works on. `first`: nothing is loaded yet.
+
+    With a pipeline `carried` is one micro-batch, and the result is what all stages together spend on it.
+    """
+    layers = shape.num_layers
+    device_share = 1.0 - arrangement.cpu_share
+    compute_s = memory_s = attention_s = communication_s = overhead_s = host_s = link_s = disk_s = cold_s = 0.0
+    for group in shape.groups:
+        seconds = layer_seconds(group.layer, shape, carried, rates=rates, arrangement=arrangement, machine=machine)
+        on_device = group.count * device_share
+        if seconds.product_is_arithmetic:
+            compute_s += on_device * seconds.product_s
+        else:
+            memory_s += on_device * seconds.product_s
+        attention_s += on_device * seconds.attention_s
+        communication_s += on_device * seconds.communication_s
+        overhead_s += on_device * seconds.overhead_s
+        host_s += group.count * arrangement.cpu_share * host_layer_s(group.layer, shape, carried, rates)
+        over_link_s, from_disk_s, on_demand_s = load_seconds(
+            group.layer, shape, carried, rates=rates, arrangement=arrangement
+        )
+        link_s += group.count * over_link_s
+        disk_s += group.count * from_disk_s
+        cold_s += group.count * on_demand_s
+    head_s = max(
+        2.0 * shape.head_parameters * carried.sequences / arrangement.tensor / rates.flops,
+        shape.head_bytes / arrangement.tensor / rates.memory_bytes_per_s,
+    )
+    memory_s += head_s
+    overhead_s += rates.pass_overhead_s
+    if arrangement.pipeline > 1:
+        communication_s += arrangement.pipeline * hop_s(shape, machine, arrangement, carried, rates)
+    device_s = compute_s + memory_s + attention_s + communication_s + overhead_s + host_s + cold_s
+    if not arrangement.overlap:
+        total_s = device_s + link_s + disk_s
+    else:
+        total_s = max(device_s, link_s, disk_s)
+        if first and arrangement.streamed_share > 0:
+            total_s += (link_s + disk_s) / (layers * arrangement.streamed_share)  # the first layer, before any work
+    return PassCost(
+        total_s=total_s,
+        compute_s=compute_s,
+        memory_s=memory_s,
+        attention_s=attention_s,
+        communication_s=communication_s,
+        overhead_s=overhead_s,
+        host_compute_s=host_s,
+        link_s=link_s,
+        disk_s=disk_s,
+        cold_s=cold_s,
+    )
+
+
+def hop_s(shape: ModelShape, machine: Machine, arrangement: Arrangement, carried: PassTokens, rates: Rates) -> float:
+    """One handing over of activations from a pipeline stage to the next."""
+    size_bytes = carried.tokens * shape.hidden_size * shape.activation_bytes
+    if arrangement.devices_per_copy > machine.devices:
+        return collectives.point_to_point(
+            size_bytes, bytes_per_s=rates.network_bytes_per_s, latency_s=rates.network_latency_s
+        )
+    return collectives.point_to_point(size_bytes, bytes_per_s=rates.peer_bytes_per_s, latency_s=rates.peer_latency_s)
+
+
+def host_layer_s(layer: LayerShape, shape: ModelShape, carried: PassTokens, rates: Rates) -> float:
+    """Time of one layer computed by the host's processor from its own memory."""
+    if rates.host_flops <= 0:
+        return 0.0
+    cache_bytes = layer_cache_bytes(layer, shape, carried)
+    operations = 2.0 * layer.active_parameters * carried.tokens
+    attention = carried.sequences * layer.attention_flops(
+        new_tokens=carried.new_tokens, context_tokens=carried.context_tokens
+    )
+    return max(
+        (operations + attention) / rates.host_flops,
+        (layer.bytes_read(carried.tokens) + cache_bytes) / rates.host_memory_bytes_per_s,
+    )
+
+
+def load_seconds(
+    layer: LayerShape, shape: ModelShape, carried: PassTokens, *, rates: Rates, arrangement: Arrangement
+) -> tuple[float, float, float]:
+    """Seconds that a layer occupies the host link and the disk per pass, and those of experts fetched on demand.
+
+    Averaged over the layers, of which only `streamed_share` travel. Each device of a split width pulls its own part;
+    sharded replicas pull a part each and gather the others'.
+    """
+    share = arrangement.streamed_share
+    parts = arrangement.replicas if arrangement.sharded else arrangement.tensor
+    link_bytes = layer.size_bytes * share
+    cold_bytes = 0.0
+    if arrangement.expert_hit_rate is not None:
+        experts_bytes = layer.num_experts * layer.expert_bytes
+        link_bytes = (layer.size_bytes - experts_bytes) * share
+        missed = 1.0 - arrangement.expert_hit_rate
+        cold_bytes = layer.experts_touched(carried.tokens) * layer.expert_bytes * missed
+    cache_bytes = 0.0
+    if arrangement.kv_tier is Tier.HOST:
+        cache_bytes = layer_cache_bytes(layer, shape, carried) / cache_parts(layer, arrangement.tensor)
+    link_s = (link_bytes / parts + cache_bytes) / rates.host_link_bytes_per_s
+    if arrangement.sharded and parts > 1:
+        link_s += collectives.ring_all_gather(
+            link_bytes, parts, bytes_per_s=rates.peer_bytes_per_s, latency_s=rates.peer_latency_s
+        )
+    if share > 0:
+        link_s += rates.host_link_latency_s * share
+    from_disk = arrangement.source is Tier.DISK
+    disk_s = link_bytes / rates.storage_bytes_per_s if from_disk else 0.0
+    cold_s = cold_bytes / parts / rates.host_link_bytes_per_s
+    if from_disk:
+        cold_s += cold_bytes / rates.storage_bytes_per_s
+    return link_s, disk_s, cold_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkCost:
+    """A whole workload: first pass, a mean later pass, everything; seconds. Tokens per second count all replicas."""
+
+    prefill_s: float
+    decode_s_per_pass: float
+    total_s: float
+    tokens_per_s: float
+    prefill: PassCost
+    decode: PassCost
+
+
+def work_cost(
+    shape: ModelShape,
+    machine: Machine,
+    arrangement: Arrangement,
+    work: Workload,
+    rates: Rates,
+    *,
+    speculation: Speculation | None = None,
+) -> WorkCost:
+    """Prefill all prompts in one pass each, then decode; `work.sequences` are divided among the replicas."""
+    sequences = math.ceil(work.sequences / arrangement.replicas)
+    batches = min(arrangement.micro_batches, sequences)
+    per_batch = sequences / batches
+    first = PassTokens(sequences=per_batch, new_tokens=work.prompt_tokens, context_tokens=work.prompt_tokens)
+    drafts = 0 if speculation is None else speculation.draft_tokens
+    later = PassTokens(
+        sequences=per_batch,
+        new_tokens=1 + drafts,
+        context_tokens=work.prompt_tokens + max(1.0, work.generate_tokens / 2) + drafts,
+    )
+    prefill = pass_cost(shape, machine, arrangement, first, rates, first=True)
+    decode = pass_cost(shape, machine, arrangement, later, rates)
+    stages = arrangement.pipeline
+    uneven = math.ceil(shape.num_layers / stages) * stages / shape.num_layers
+    prefill_s, decode_s = prefill.total_s, decode.total_s
+    if stages > 1:
+        prefill_s *= (batches + stages - 1) / stages * (uneven if batches > 1 else 1.0)
+        decode_s *= max(stages, batches) / stages * (uneven if batches > 1 else 1.0)
+    tokens_per_pass = 1.0
+    if speculation is not None:
+        plain = pass_cost(
+            shape,
+            machine,
+            arrangement,
+            PassTokens(sequences=per_batch, new_tokens=1, context_tokens=later.context_tokens),
+            rates,
+        )
+        decode_s += plain.total_s * speculation.draft_s_share
+        tokens_per_pass = speculation.tokens_per_pass
+    passes = (work.generate_tokens - 1) / tokens_per_pass
+    return WorkCost(
+        prefill_s=prefill_s,
+        decode_s_per_pass=decode_s,
+        total_s=prefill_s + passes * decode_s,
+        tokens_per_s=work.sequences * tokens_per_pass / decode_s,
+        prefill=prefill,
+        decode=decode,
+    )

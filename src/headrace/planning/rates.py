@@ -1,0 +1,178 @@
+"""The constants of a prediction as plain numbers, and the quantities that they come from.
+
+`quantities` lists every uncertain constant of a machine, an engine and an arrangement by name; `Rates.of` turns one
+choice of values into effective rates. The interval of a prediction is found by moving each constant to its ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from headrace.errors import MachineError
+from headrace.planning.arrangement import Arrangement
+from headrace.planning.engine import Engine
+from headrace.planning.machine import Machine, Tier
+from headrace.planning.quantity import Quantity
+
+_SIXTEEN_BIT = ("bf16", "fp16")
+_ATTENTION_FLOPS_SHARE = 0.5
+"""of the matrix rate, in the products of attention proper; estimate"""
+_HOST_MEMORY_SHARE = Quantity(0.7, 0.5, 0.85, "hardware facts: 60-85 % of the channels' rate is achieved")
+_HOST_FLOPS_SHARE = Quantity(0.5, 0.25, 0.8, "estimate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A predicted value between what the constants' ranges allow."""
+
+    expected: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Effective rates of one device and its links; bytes and operations per second, seconds."""
+
+    flops: float
+    attention_flops: float
+    memory_bytes_per_s: float
+    cache_bytes_per_s: float
+    layer_overhead_s: float
+    split_overhead_s: float
+    pass_overhead_s: float
+    host_flops: float = 0.0
+    host_memory_bytes_per_s: float = 0.0
+    storage_bytes_per_s: float = math.inf
+    host_link_bytes_per_s: float = math.inf
+    host_link_latency_s: float = 0.0
+    peer_bytes_per_s: float = math.inf
+    peer_latency_s: float = 0.0
+    network_bytes_per_s: float = math.inf
+    network_latency_s: float = 0.0
+
+    @classmethod
+    def of(cls, values: Mapping[str, float]) -> Rates:
+        """Multiply peaks by shares."""
+        get = values.get
+        matrix = values["processor.flops"] * values["processor.achievable"] * values["engine.compute_share"]
+        memory = values["processor.memory_bytes_per_s"]
+        link_share = get("engine.link_share", 1.0)
+        return cls(
+            flops=matrix,
+            attention_flops=min(get("processor.attention_flops", math.inf), matrix) * _ATTENTION_FLOPS_SHARE,
+            memory_bytes_per_s=memory * values["engine.memory_share"] * get("engine.quantised_share", 1.0),
+            cache_bytes_per_s=memory * values["engine.attention_share"],
+            layer_overhead_s=values["engine.layer_overhead_s"],
+            split_overhead_s=get("engine.split_overhead_s", 0.0),
+            pass_overhead_s=values["engine.pass_overhead_s"],
+            host_flops=get("host.flops", 0.0) * get("host.flops_share", 1.0),
+            host_memory_bytes_per_s=get("host.memory_bytes_per_s", 0.0) * get("host.memory_share", 1.0),
+            storage_bytes_per_s=get("link.storage", math.inf) * link_share,
+            host_link_bytes_per_s=get("link.host", math.inf) * link_share,
+            host_link_latency_s=get("link.host.latency", 0.0),
+            peer_bytes_per_s=get("link.scale_up", math.inf),
+            peer_latency_s=get("link.scale_up.latency", 0.0),
+            network_bytes_per_s=get("link.network", math.inf),
+            network_latency_s=get("link.network.latency", 0.0),
+        )
+
+
+def arithmetic_format(weight_format: str, processor_flops: Mapping[str, Quantity]) -> str:
+    """The format that products are computed in: the weights' own where the processor has units for it, else 16 bit."""
+    wanted = {"fp8": "fp8", "nvfp4": "fp4", "fp4": "fp4", "mxfp4": "fp4", "fp32": "fp32", "int8": "int8"}
+    name = wanted.get(weight_format, "bf16")
+    if name in processor_flops:
+        return name
+    if name == "fp4" and "fp8" in processor_flops and weight_format == "nvfp4":
+        return "fp8"
+    for fallback in (*_SIXTEEN_BIT, "fp32"):
+        if fallback in processor_flops:
+            return fallback
+    raise MachineError(f"the processor lists no arithmetic in 16 or 32 bits: {', '.join(processor_flops)}")
+
+
+def is_packed(weight_format: str) -> bool:
+    """Whether weights must be unpacked to 16 bits before they are multiplied."""
+    return weight_format not in {"fp32", "bf16", "fp16", "fp8", "nvfp4", "fp4"}
+
+
+def quantities(
+    machine: Machine, engine: Engine, arrangement: Arrangement, *, weight_format: str
+) -> dict[str, Quantity]:
+    """Every constant that this arrangement depends on, by name."""
+    processor = machine.processor
+    used = arithmetic_format(weight_format, processor.flops)
+    found = {
+        "processor.flops": processor.flops[used],
+        "processor.achievable": processor.achievable,
+        "processor.memory_bytes_per_s": processor.memory_bytes_per_s,
+        "engine.memory_share": engine.memory_share,
+        "engine.compute_share": engine.compute_share,
+        "engine.attention_share": engine.attention_share,
+        "engine.layer_overhead_s": engine.layer_overhead_s,
+        "engine.pass_overhead_s": engine.pass_overhead_s,
+    }
+    if is_packed(weight_format):
+        found["engine.quantised_share"] = engine.quantised_share
+    if machine.host is not None and (arrangement.cpu_share or arrangement.kv_tier is Tier.HOST):
+        found["host.flops"] = machine.host.flops
+        found["host.flops_share"] = _HOST_FLOPS_SHARE
+        found["host.memory_bytes_per_s"] = machine.host.memory_bytes_per_s
+        found["host.memory_share"] = _HOST_MEMORY_SHARE
+    streams = arrangement.streamed_share > 0 or arrangement.expert_hit_rate is not None
+    if streams or arrangement.kv_tier is Tier.HOST:
+        found["engine.link_share"] = engine.link_share
+        if arrangement.source is Tier.DISK:
+            found["link.storage"] = _link(machine, "storage")
+        if machine.host is not None:
+            sharers = min(arrangement.devices, machine.devices)
+            found["link.host"] = _link(machine, "host", sharers=sharers)
+            found["link.host.latency"] = machine.links["host"].latency_s
+    split = arrangement.tensor if not arrangement.sharded else arrangement.replicas
+    if max(split, arrangement.pipeline) > 1:
+        if machine.devices > 1:
+            found["link.scale_up"] = _link(machine, "scale_up")
+            found["link.scale_up.latency"] = machine.links["scale_up"].latency_s
+        if max(split, arrangement.devices_per_copy) > machine.devices:
+            found["link.network"] = _link(machine, "network")
+            found["link.network.latency"] = machine.links["network"].latency_s
+        if arrangement.tensor > 1:
+            found["engine.split_overhead_s"] = engine.split_overhead_s
+    return found
+
+
+def _link(machine: Machine, role: str, *, sharers: int = 1) -> Quantity:
+    if role not in machine.links:
+        raise MachineError(
+            f"{machine.name} describes no {role!r} link, which this strategy needs; it has: "
+            + (", ".join(machine.links) or "none")
+        )
+    return machine.rate(role, sharers=sharers)
+
+
+def interval_of(constants: Mapping[str, Quantity], predict: Callable[[Mapping[str, float]], float]) -> Interval:
+    """The prediction at the expected values, and how far it moves.
+
+    Each constant is moved to its low and its high end, the others kept; the logarithms of the resulting factors are
+    added in quadrature, upwards and downwards apart, as the constants are wrong independently of one another.
+    """
+    values = {name: constant.expected for name, constant in constants.items()}
+    expected = predict(values)
+    if not 0 < expected < math.inf:
+        return Interval(expected=expected, low=expected, high=expected)
+    up = down = 0.0
+    for name, constant in constants.items():
+        for end in (constant.low, constant.high):
+            if end == constant.expected:
+                continue
+            moved = math.log(max(predict(values | {name: max(end, 1e-30)}), 1e-300) / expected)
+            if moved > 0:
+                up += moved**2
+            else:
+                down += moved**2
+    return Interval(
+        expected=expected, low=expected * math.exp(-math.sqrt(down)), high=expected * math.exp(math.sqrt(up))
+    )
