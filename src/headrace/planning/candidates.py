@@ -7,7 +7,7 @@ more is never slower. The planner evaluates each; there are a few hundred at mos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from headrace.planning.arrangement import Arrangement
@@ -119,43 +119,35 @@ def _filled(
     arrangement: Arrangement, shape: ModelShape, machine: Machine, work: Workload, device_bytes: float
 ) -> Iterator[Arrangement]:
     """Let as much stay on the device as its memory allows; what does not fit at all is passed on, to be refused."""
+    layers = shape.num_layers
+
+    def fits(tried: Arrangement) -> bool:
+        return memory_need(shape, machine, tried, work).device_bytes <= device_bytes
+
     if arrangement.expert_hit_rate is not None:
-        yield _fill(arrangement, shape, machine, work, device_bytes, "expert_hit_rate", 1.0)
+        yield _most(lambda share: replace(arrangement, expert_hit_rate=share), 1.0, fits)
     elif arrangement.source is Tier.DEVICE or arrangement.cpu_share >= 1:
         yield arrangement
     else:
-        yield _fill(arrangement, shape, machine, work, device_bytes, "resident_share", 1.0 - arrangement.cpu_share)
-
-
-def _fill(
-    arrangement: Arrangement,
-    shape: ModelShape,
-    machine: Machine,
-    work: Workload,
-    device_bytes: float,
-    field: str,
-    most: float,
-) -> Arrangement:
-    layers = shape.num_layers
-    whole = replace(arrangement, **{field: most})
-    if field == "resident_share" and arrangement.strategy != "hybrid":
-        most = (layers - arrangement.slots) / layers  # as many layers travel as there are slots
+        # As many layers travel as there are slots; only what the host computes need not travel at all.
+        most = 1.0 - (arrangement.cpu_share or arrangement.slots / layers)
         if most <= 0:
-            return arrangement
-        whole = replace(arrangement, **{field: most})
-    if memory_need(shape, machine, whole, work).device_bytes <= device_bytes:
-        return whole
+            yield arrangement
+            return
+        yield _most(lambda share: replace(arrangement, resident_share=share), most, fits, steps=layers)
+
+
+def _most(
+    placed: Callable[[float], Arrangement], most: float, fits: Callable[[Arrangement], bool], *, steps: int = 0
+) -> Arrangement:
+    """Return the arrangement with the largest share up to `most` that fits (in whole `steps`), or with none."""
+    if fits(placed(most)):
+        return placed(most)
     low, high = 0.0, most
     for _ in range(24):
         middle = (low + high) / 2
-        tried = replace(arrangement, **{field: middle})
-        if memory_need(shape, machine, tried, work).device_bytes <= device_bytes:
-            low = middle
-        else:
-            high = middle
-    if field == "resident_share":
-        low = math.floor(low * layers + 1e-9) / layers
-    return replace(arrangement, **{field: low})
+        low, high = (middle, high) if fits(placed(middle)) else (low, middle)
+    return placed(math.floor(low * steps + 1e-9) / steps if steps else low)
 
 
 def _divides(shape: ModelShape, width: int) -> bool:
