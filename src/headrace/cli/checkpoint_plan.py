@@ -1,0 +1,160 @@
+"""`headrace plan` for a checkpoint on a machine that was measured: the runtime's own planner, block by block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace import __version__
+from headrace.cli.break_even import NO_BREAK_EVEN, break_even_of
+from headrace.cli.output import Output, table, three_digits
+from headrace.cli.planning_case import PlanningCase
+from headrace.cli.remedy import remedy
+from headrace.errors import HeadraceError
+from headrace.planning.estimate import DECODE_PASSES_SIMULATED
+from headrace.planning.model_spec import ModelSpec
+from headrace.planning.plan import EmbeddingPlacement
+from headrace.planning.planner import Candidate
+from headrace.planning.timeline import text_chart
+from headrace.units import format_bytes, format_rate, format_seconds
+
+Compared = dict[str, Candidate | HeadraceError]
+
+
+def recommended(compared: Compared) -> Candidate | None:
+    """Return the fastest that fits, by the time of the whole workload."""
+    fitting = [item for item in compared.values() if isinstance(item, Candidate)]
+    return min(fitting, key=lambda item: item.prediction.total_s, default=None)
+
+
+# -- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def plan_json(case: PlanningCase, compared: Compared, best: Candidate | None) -> dict[str, Any]:
+    """Build the object that `headrace plan --json` prints."""
+    spec = case.request.spec
+    even = NO_BREAK_EVEN if best is None else break_even_of(case, best)
+    return {
+        "model": _model(spec),
+        "machine": {**case.machine, "budget_bytes": case.request.budget_bytes},
+        "workload": case.request.workload.__dict__,
+        "strategies": [_strategy(spec, name, item) for name, item in compared.items()],
+        "recommended": None if best is None else best.plan.strategy.value,
+        "break_even": {
+            "tokens_per_pass": even.tokens_per_pass,
+            "kv_cache_bytes": even.kv_cache_bytes,
+            "reachable_by": [way.name for way in even.ways],
+            "how": [way.how for way in even.ways],
+        },
+        "advice": None if best is None else remedy(case, best),
+        "notes": list(case.notes),
+        "headrace_version": __version__,
+    }
+
+
+def _model(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "model_type": spec.config.architecture.model_type,
+        "parameters": spec.parameters,
+        "weights_bytes": spec.weights_bytes,
+        "stored_dtype": spec.stored_dtype,
+        "num_layers": spec.config.num_layers,
+        "num_blocks": len(spec.blocks),
+        "largest_block_bytes": max(block.size_bytes for block in spec.blocks),
+        "context_tokens": spec.config.context_tokens,
+    }
+
+
+def _strategy(spec: ModelSpec, name: str, item: Candidate | HeadraceError) -> dict[str, Any]:
+    unknown: dict[str, Any] = {
+        "usd_per_750_words": None,
+        "usd_per_million_tokens": None,
+        "low": {"prefill_s": None, "decode_s_per_pass": None},
+        "high": {"prefill_s": None, "decode_s_per_pass": None},
+    }
+    if not isinstance(item, Candidate):
+        times = dict.fromkeys(("prefill_s", "decode_s_per_pass", "tokens_per_s", "memory_bytes", "binds"))
+        needed = getattr(item, "required_bytes", None)
+        return {"name": name, "fits": False, **times, **unknown, "why_not": str(item), "required_bytes": needed}
+    chosen, predicted = item
+    return {
+        "name": name,
+        "fits": True,
+        "prefill_s": predicted.prefill_s,
+        "decode_s_per_pass": predicted.decode_s_per_pass,
+        "tokens_per_s": predicted.tokens_per_s,
+        "memory_bytes": {"host": chosen.memory.total_bytes, "disk": _bytes_on_disk(spec, item)},
+        "binds": predicted.binds,
+        **unknown,
+        "why_not": None,
+        "total_s": predicted.total_s,
+        "load_s_per_pass": predicted.load_s_per_pass,
+        "compute_s_per_pass": predicted.compute_s_per_pass,
+        "possible_decode_s": predicted.possible_decode_s,
+        "break_even_tokens_per_pass": predicted.break_even_tokens_per_pass,
+        "resident_blocks": chosen.resident_blocks,
+        "streamed_blocks": chosen.streamed_blocks,
+        "slots": chosen.slots,
+        "streamed_bytes_per_pass": chosen.streamed_bytes_per_pass,
+        "kv_cache_bytes": chosen.memory.kv_cache_bytes,
+        "compute_dtype": chosen.compute_dtype,
+    }
+
+
+def _bytes_on_disk(spec: ModelSpec, item: Candidate) -> int:
+    """Bytes of weights that stay on the disk while the model runs: streamed blocks, and a table read row by row."""
+    table_bytes = 0 if spec.tied or item.plan.embedding is not EmbeddingPlacement.ROWS else spec.embedding.size_bytes
+    blocks = zip(spec.blocks, item.plan.resident, strict=True)
+    return table_bytes + sum(block.size_bytes for block, stays in blocks if not stays)
+
+
+# -- for people ---------------------------------------------------------------------------------------------------
+
+
+def show_plan(output: Output, case: PlanningCase, compared: Compared, best: Candidate | None) -> None:
+    """Print the comparison for people."""
+    spec, work = case.request.spec, case.request.workload
+    output.text(
+        f"{spec.name}: {spec.parameters / 1e9:.3g} billion parameters, {format_bytes(spec.weights_bytes)} of weights "
+        f"in {len(spec.blocks)} blocks; {work.sequences} x ({work.prompt_tokens} + {work.generate_tokens}) tokens, "
+        f"computed in {case.request.compute_dtype}\n"
+        f"{case.machine['name']}: reads {format_rate(case.pace.read_bytes_per_s)}; headrace may hold "
+        f"{format_bytes(case.request.budget_bytes)}\n\n"
+    )
+    columns = (
+        "strategy",
+        "fits",
+        "blocks resident",
+        "slots",
+        "memory",
+        "first pass",
+        "per pass",
+        "tokens/s",
+        "waits for",
+    )
+    output.show(table(columns, [_row(name, item, best) for name, item in compared.items()]))
+    for name, item in compared.items():
+        if isinstance(item, HeadraceError):
+            output.text(f"{name}: {item}\n")
+    if best is None:
+        return
+    output.text(f"{break_even_of(case, best).describe()}\n{remedy(case, best)}\n\n")
+    chart = text_chart(best.prediction.timeline, pass_index=(DECODE_PASSES_SIMULATED + 1) // 2)
+    output.text(f"one pass of {best.plan.strategy.value}, as predicted:\n{chart}\n")
+
+
+def _row(name: str, item: Candidate | HeadraceError, best: Candidate | None) -> list[str]:
+    if not isinstance(item, Candidate):
+        return [name, "no", *[""] * 7]
+    chosen, predicted = item
+    return [
+        f"{name} *" if item is best else name,
+        "yes",
+        f"{chosen.resident_blocks} of {chosen.num_blocks}",
+        str(chosen.slots),
+        format_bytes(chosen.memory.total_bytes),
+        format_seconds(predicted.prefill_s),
+        format_seconds(predicted.decode_s_per_pass),
+        three_digits(predicted.tokens_per_s),
+        "both in turn" if predicted.binds == "both" else predicted.binds,
+    ]
