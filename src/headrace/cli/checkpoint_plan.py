@@ -11,6 +11,7 @@ from headrace.cli.planning_case import PlanningCase
 from headrace.cli.remedy import remedy
 from headrace.errors import HeadraceError
 from headrace.planning.estimate import DECODE_PASSES_SIMULATED
+from headrace.planning.estimate_interval import prediction_interval
 from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import EmbeddingPlacement
 from headrace.planning.planner import Candidate
@@ -37,7 +38,7 @@ def plan_json(case: PlanningCase, compared: Compared, best: Candidate | None) ->
         "model": _model(spec),
         "machine": {**case.machine, "budget_bytes": case.request.budget_bytes},
         "workload": case.request.workload.__dict__,
-        "strategies": [_strategy(spec, name, item) for name, item in compared.items()],
+        "strategies": [_strategy(case, name, item) for name, item in compared.items()],
         "recommended": None if best is None else best.plan.strategy.value,
         "break_even": {
             "tokens_per_pass": even.tokens_per_pass,
@@ -65,18 +66,20 @@ def _model(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _strategy(spec: ModelSpec, name: str, item: Candidate | HeadraceError) -> dict[str, Any]:
-    unknown: dict[str, Any] = {
-        "usd_per_750_words": None,
-        "usd_per_million_tokens": None,
-        "low": {"prefill_s": None, "decode_s_per_pass": None},
-        "high": {"prefill_s": None, "decode_s_per_pass": None},
-    }
+def _strategy(case: PlanningCase, name: str, item: Candidate | HeadraceError) -> dict[str, Any]:
+    spec = case.request.spec
+    no_price: dict[str, Any] = {"usd_per_750_words": None, "usd_per_million_tokens": None}
     if not isinstance(item, Candidate):
+        unknown: dict[str, Any] = {
+            **no_price,
+            "low": {"prefill_s": None, "decode_s_per_pass": None},
+            "high": {"prefill_s": None, "decode_s_per_pass": None},
+        }
         times = dict.fromkeys(("prefill_s", "decode_s_per_pass", "tokens_per_s", "memory_bytes", "binds"))
         needed = getattr(item, "required_bytes", None)
         return {"name": name, "fits": False, **times, **unknown, "why_not": str(item), "required_bytes": needed}
     chosen, predicted = item
+    ends = prediction_interval(spec, item, case.pace, read_is_limited=case.read_is_limited)
     return {
         "name": name,
         "fits": True,
@@ -85,7 +88,9 @@ def _strategy(spec: ModelSpec, name: str, item: Candidate | HeadraceError) -> di
         "tokens_per_s": predicted.tokens_per_s,
         "memory_bytes": {"host": chosen.memory.total_bytes, "disk": _bytes_on_disk(spec, item)},
         "binds": predicted.binds,
-        **unknown,
+        **no_price,
+        "low": {field: interval.low for field, interval in ends._asdict().items()},
+        "high": {field: interval.high for field, interval in ends._asdict().items()},
         "why_not": None,
         "total_s": predicted.total_s,
         "load_s_per_pass": predicted.load_s_per_pass,
@@ -128,11 +133,11 @@ def show_plan(output: Output, case: PlanningCase, compared: Compared, best: Cand
         "slots",
         "memory",
         "first pass",
-        "per pass",
+        "per pass (low - high)",
         "tokens/s",
         "waits for",
     )
-    output.show(table(columns, [_row(name, item, best) for name, item in compared.items()]))
+    output.show(table(columns, [_row(case, name, item, best) for name, item in compared.items()]))
     for name, item in compared.items():
         if isinstance(item, HeadraceError):
             output.text(f"{name}: {item}\n")
@@ -143,10 +148,12 @@ def show_plan(output: Output, case: PlanningCase, compared: Compared, best: Cand
     output.text(f"one pass of {best.plan.strategy.value}, as predicted:\n{chart}\n")
 
 
-def _row(name: str, item: Candidate | HeadraceError, best: Candidate | None) -> list[str]:
+def _row(case: PlanningCase, name: str, item: Candidate | HeadraceError, best: Candidate | None) -> list[str]:
     if not isinstance(item, Candidate):
         return [name, "no", *[""] * 7]
     chosen, predicted = item
+    ends = prediction_interval(case.request.spec, item, case.pace, read_is_limited=case.read_is_limited)
+    span = ends.decode_s_per_pass
     return [
         f"{name} *" if item is best else name,
         "yes",
@@ -154,7 +161,7 @@ def _row(name: str, item: Candidate | HeadraceError, best: Candidate | None) -> 
         str(chosen.slots),
         format_bytes(chosen.memory.total_bytes),
         format_seconds(predicted.prefill_s),
-        format_seconds(predicted.decode_s_per_pass),
+        f"{format_seconds(span.expected)} ({format_seconds(span.low)} - {format_seconds(span.high)})",
         three_digits(predicted.tokens_per_s),
         "both in turn" if predicted.binds == "both" else predicted.binds,
     ]

@@ -41,6 +41,8 @@ class PlanningCase(NamedTuple):
     pace: Pace
     notes: tuple[str, ...]
     machine: dict[str, Any]
+    read_is_limited: bool = False
+    """reading is held at a limit that the user gave, so that its rate is steady"""
 
     def compare(self, only: Strategy | None) -> dict[str, Candidate | HeadraceError]:
         """Every strategy's fastest plan, or the error that says why there is none."""
@@ -91,7 +93,11 @@ def measured_here(directory: Path, asked: Asked) -> PlanningCase:
         "source": "measured just now with this model",
     }
     return PlanningCase(
-        studied.request, studied.pace, studied.notes, machine | _constants(studied.request, studied.pace)
+        studied.request,
+        studied.pace,
+        studied.notes,
+        machine | _constants(studied.request, studied.pace),
+        read_is_limited=asked.read_limit is not None,
     )
 
 
@@ -116,7 +122,11 @@ def from_description(directory: Path, asked: Asked, machine: ProbedMachine, *, o
         request = Request(spec=spec, workload=asked.workload, compute_dtype=name, budget_bytes=budget_bytes)
         pace = Pace.of(machine, compute_dtype=name, stored_dtype=spec.stored_dtype, read_limit_bytes_per_s=limit)
         about = {"name": machine.name, "memory_bytes": machine.memory_bytes, "source": origin}
-        cases.append(PlanningCase(request, pace, tuple(notes), about | _constants(request, pace)))
+        cases.append(
+            PlanningCase(
+                request, pace, tuple(notes), about | _constants(request, pace), read_is_limited=limit is not None
+            )
+        )
     fitting = [case for case in cases if minimum_bytes(case.request) <= budget_bytes]
     return min(fitting or cases, key=_work_seconds)
 
