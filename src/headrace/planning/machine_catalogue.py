@@ -24,6 +24,7 @@ from headrace.planning.unit_text import read_number, read_quantity
 
 MOST_DEVICES = 1_000_000
 _ASSUMED_ACHIEVABLE = Quantity(0.7, 0.5, 0.9, "assumed: large products reach 50-90 % of the peak")
+_ASSUMED_HOST_LINK = Quantity(52e9, 24e9, 225e9, "assumed: no source names the link; between PCIe 4 and NVLink-C2C")
 _CONSUMER = re.compile(r"^(RTX|RX|Titan)")
 _HOST_LATENCY = Quantity(10e-6, 3e-6, 30e-6, "estimate: one asynchronous copy")
 _DISK_LATENCY = Quantity(100e-6, 20e-6, 500e-6, "estimate: one read request")
@@ -259,15 +260,15 @@ def _assemble(name: str, entry: ProcessorEntry, usual: Mapping[str, Any], own: M
             memory_bytes_per_s=rate,
             flops=read_quantity(raw["host_flops"], "flops", field=f"{where}: host_flops", source=where),
         )
-        if entry.host_link is None:
-            raise MachineError(f"{where}: the catalogue knows no link from the host to {entry.processor.name}")
         bridge = (
             read_quantity(raw["bridge"], "rate", field=f"{where}: bridge", source=where)
             if "bridge" in raw
             else rate.times(float(raw["bridge_share"]), "what all host links together draw from host memory")
         )
         links["bridge"] = Link(name="bridge", bytes_per_s=bridge, latency_s=Quantity.of(0.0, "part of the links"))
-        links["host"] = Link(name="host", bytes_per_s=entry.host_link, latency_s=_HOST_LATENCY, uplink="bridge")
+        links["host"] = Link(
+            name="host", bytes_per_s=entry.host_link or _ASSUMED_HOST_LINK, latency_s=_HOST_LATENCY, uplink="bridge"
+        )
     if "storage" in raw:
         disk = _links()[raw["storage"]]
         count = int(raw.get("storage_count", 1)) if "storage" not in own or "storage_count" in own else 1

@@ -159,9 +159,7 @@ def _machine(raw: Mapping[str, Any]) -> Machine:
         _known(table, _HOST, "host.")
         origin = str(table.get("source", source))
         host = Host(
-            memory_bytes=_positive(
-                read_number(_need(table, "memory", "host."), "size", field="host.memory"), "host.memory"
-            ),
+            memory_bytes=_size(table, "memory", "host."),
             memory_bytes_per_s=_rate(table, "memory_rate", "rate", "host.", origin),
             flops=_rate(table, "flops", "flops", "host.", origin),
             power_w=_optional(table, "power", "power", "host.", origin),

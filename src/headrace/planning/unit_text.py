@@ -88,16 +88,19 @@ def read_quantity(value: object, kind: str, *, field: str, source: str) -> Quant
 
 
 def write_number(number: float, kind: str) -> str:
-    """Write a number with the largest decimal unit that leaves at least 1."""
+    """Write a number with the largest decimal unit that leaves at least 1 and loses nothing."""
     if kind == "share":
         return repr(number)
     decimal = [name for name in UNITS[kind] if "i" not in name and not name.startswith("K")]
     if kind == "flops":
         decimal = [name for name in decimal if name.endswith("FLOPS")]
     units = [(UNITS[kind][name], name) for name in decimal]
-    fitting = [unit for unit in units if unit[0] <= number]
-    factor, name = max(fitting) if fitting else min(units)
-    return f"{_digits(number / factor)}{name}"
+    fitting = sorted((unit for unit in units if unit[0] <= number), reverse=True)
+    for factor, name in fitting:
+        if float(_digits(number / factor)) * factor == number:  # read back, it is the same number
+            return f"{_digits(number / factor)}{name}"
+    factor, name = next(unit for unit in units if unit[0] == 1.0)
+    return f"{_digits(number)}{name}"
 
 
 def write_quantity(quantity: Quantity, kind: str, *, default_source: str = "") -> Any:

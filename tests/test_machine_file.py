@@ -1,0 +1,127 @@
+"""Machine files: units are required, and whatever is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headrace.errors import MachineError
+from headrace.planning.machine_catalogue import find_machine
+from headrace.planning.machine_file import machine_from_probe, machine_from_toml, machine_to_toml
+from headrace.planning.unit_text import read_number, read_quantity, write_number
+from test_probed_machine import MACHINE
+
+GOOD = """
+name = "two cards"
+devices = 2
+
+[processor]
+name = "card"
+kind = "gpu"
+memory = "24GB"
+memory_rate = "936GB/s"
+achievable = 0.7
+rent = "0.3USD/h"
+[processor.flops]
+bf16 = "71TFLOPS"
+
+[host]
+memory = "128GiB"
+memory_rate = { expected = "60GB/s", low = "45GB/s", high = "76GB/s", source = "measured" }
+flops = "1TFLOPS"
+
+[links.host]
+rate = "24GB/s"
+latency = "10us"
+uplink = "bridge"
+[links.bridge]
+rate = "30GB/s"
+[links.storage]
+rate = "7GB/s"
+"""
+
+
+def test_a_good_file_is_read() -> None:
+    machine = machine_from_toml(GOOD, origin="good.toml")
+    assert machine.devices == 2
+    assert machine.processor.memory_bytes == 24e9
+    assert machine.processor.flops["bf16"].expected == 71e12
+    assert machine.host is not None
+    assert machine.host.memory_bytes == 128 * 2**30
+    assert machine.host.memory_bytes_per_s.low == 45e9
+    assert machine.host.memory_bytes_per_s.source == "measured"
+    assert machine.links["host"].latency_s.expected == pytest.approx(1e-5)
+    assert machine.rate("host", sharers=2).expected == 15e9
+    assert machine_from_toml(machine_to_toml(machine), origin="again") == machine
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('memory = "24GB"', "memory = 24", r'processor.memory is 24, without a unit; write .* "80GB"'),
+        ('memory = "24GB"', 'memory = "24"', "without a unit"),
+        ('"936GB/s"', '"936Gb/s"', "bits are not accepted"),
+        ('"936GB/s"', '"936Gbit/s"', "bits are not accepted"),
+        ('"936GB/s"', '"936GB"', "unknown unit 'GB'; did you mean"),
+        ('"936GB/s"', '"-936GB/s"', "a number from 0 on"),
+        ('"936GB/s"', '"0GB/s"', "memory_rate is zero"),
+        ('rate = "7GB/s"', 'rate = "0GB/s"', "links.storage.rate is zero"),
+        ('"71TFLOPS"', '"71TFLOP"', "did you mean"),
+        ('"24GB"', '"1e30GB"', "beyond all machines"),
+        ("devices = 2", "devices = 0", "a whole number from 1"),
+        ("devices = 2", "devices = -2", "a whole number from 1"),
+        ("devices = 2", "devces = 2", "did you mean devices"),
+        ('kind = "gpu"', 'kind = "gpus"', "did you mean gpu"),
+        ('name = "card"', "", "processor.name is missing"),
+        ("achievable = 0.7", "achievable = 1.7", "up to 1"),
+        ('rate = "30GB/s"', 'rate = "30GB/s"\nuplink = "host"', "go round in a circle: host -> bridge -> host"),
+        ('uplink = "bridge"', 'uplink = "brigde"', "the uplink 'brigde' of 'host' is not described"),
+        ('low = "45GB/s"', 'low = "65GB/s"', "low <= expected <= high"),
+        ('expected = "60GB/s", ', "", "expected is missing"),
+        ("[links.bridge]", "[links.bridge", "not TOML"),
+        ('bf16 = "71TFLOPS"', "", "flops is empty"),
+    ],
+)
+def test_what_is_wrong_is_named(old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(MachineError, match=message) as caught:
+        machine_from_toml(GOOD.replace(old, new, 1), origin="bad.toml")
+    assert "bad.toml" in str(caught.value)
+
+
+def test_a_link_to_itself_is_a_circle() -> None:
+    text = GOOD.replace('rate = "30GB/s"', 'rate = "30GB/s"\nuplink = "bridge"')
+    with pytest.raises(MachineError, match="circle"):
+        machine_from_toml(text, origin="bad.toml")
+
+
+def test_a_file_is_found_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    assert find_machine(str(path)).name == "two cards"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(MachineError, match="cannot be read"):
+        find_machine(str(path))
+
+
+def test_what_probe_wrote_is_a_machine_too(tmp_path: Path) -> None:
+    probed = MACHINE
+    made = machine_from_probe(probed)
+    assert made.links["storage"].bytes_per_s.expected == probed.read_bytes_per_s
+    assert made.processor.memory_bytes == probed.memory_bytes
+    point = probed.compute[0].points[-1]
+    assert made.processor.flops["bf16"].expected >= 2 * point.tokens / point.seconds_per_parameter * 0.999
+    path = tmp_path / "probe.toml"
+    path.write_text(probed.to_toml())
+    assert find_machine(str(path)).processor.kind == "cpu"
+
+
+def test_units_mean_what_they_say() -> None:
+    assert read_number("1GiB", "size", field="x") == 2**30
+    assert read_number("1GB", "size", field="x") == 10**9
+    assert read_number("2.5us", "time", field="x") == pytest.approx(2.5e-6)
+    assert read_quantity("1.5kW", "power", field="x", source="s").expected == 1500
+    assert write_number(936e9, "rate") == "936GB/s"
+    for number in (1.0, 0.1, 1 / 3, 7.3e-6, 123456789.123):
+        assert read_number(write_number(number, "time"), "time", field="x") == number
