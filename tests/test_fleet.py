@@ -149,8 +149,8 @@ def test_an_unknown_rent_is_said_and_the_rest_reckoned() -> None:
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_counts_and_rates_that_cannot_be_meant_are_refused(value: float) -> None:
     for name in ("copies", "tokens_per_s", "training_tokens"):
+        changed: dict[str, Any] = {name: value}
         with pytest.raises(InvalidRequestError, match="cannot be meant"):
-            changed: dict[str, Any] = {name: value}
             fleet(**changed)
     with pytest.raises(InvalidRequestError, match="cannot be meant"):
         Promise(tokens_per_s=value)

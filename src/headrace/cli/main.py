@@ -20,8 +20,10 @@ from typing import Annotated
 import typer
 
 from headrace import __version__
+from headrace.cli.claims_command import CLAIMS
 from headrace.cli.command import epilog
 from headrace.cli.demo_command import DEMO
+from headrace.cli.fleet_command import FLEET
 from headrace.cli.plan_command import PLAN
 from headrace.cli.probe_command import PROBE
 from headrace.cli.run_command import RUN
@@ -44,7 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for command in (DEMO, PROBE, PLAN, RUN):
+for command in (DEMO, PROBE, PLAN, RUN, FLEET, CLAIMS):
     app.command(command.name, epilog=command.epilog)(command.function)
 
 

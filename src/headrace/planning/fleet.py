@@ -67,7 +67,7 @@ class FleetAsked:
 
 @dataclass(frozen=True, kw_only=True)
 class Bill:
-    """What it costs one way, rented or owned."""
+    """What it costs one way, rented or owned (then with the devices that stand idle for their share of the time)."""
 
     usd_per_device_hour: Interval
     usd_per_year: Interval

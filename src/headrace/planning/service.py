@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from headrace.errors import HeadraceError, InvalidRequestError, MachineError
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.candidates import candidates
-from headrace.planning.comparison import Answer, Question, Refusal, answer, evaluate
+from headrace.planning.comparison import Answer, Question, evaluate
 from headrace.planning.cost import WorkCost, work_cost
 from headrace.planning.machine import Machine, Tier
 from headrace.planning.memory_need import memory_need, usable_bytes
 from headrace.planning.rates import Interval, Rates, quantities
+from headrace.planning.weight_format import requantised
+from headrace.units import format_bytes
 
 HELD = ("resident", "tensor", "pipeline", "tensor+pipeline", "tensor-2d")
 """strategies whose weights stay on the devices: tried first, as one that streams never writes more per device"""
@@ -191,11 +193,19 @@ def _refusal(question: Question, promise: Promise, sequences: int | None) -> str
     fastest = _best_speed(question, sequences)
     changes = _changes(question, promise, sequences)
     if fastest is None:
-        asked = _with_sequences(question, sequences or 1)
-        refused = [item for name in HELD if isinstance(item := answer(asked, name), Refusal) and item.required_bytes]
-        least = min(refused, key=lambda item: item.required_bytes or math.inf, default=None)
-        why = f": {least.why_not}" if least is not None else ""
-        return f"{who} fits in no way{why}. " + (f"What would do: {'; '.join(changes)}" if changes else "")
+        shape, machine, work = question.shape, question.machine, question.work
+        cache_bytes = shape.kv_cache_bytes(sequences=sequences or 1, context_tokens=work.context_tokens)
+        return (
+            f"{who} fits in no way: its weights take {format_bytes(shape.weights_bytes)} and the cache of a batch of "
+            f"{sequences or 1} {format_bytes(cache_bytes)}; its devices may hold "
+            f"{format_bytes(question.device_bytes * machine.num_devices)}, its hosts' memory "
+            f"{format_bytes(question.host_bytes * machine.nodes)}. "
+            + (
+                f"What would do: {'; '.join(changes)}"
+                if changes
+                else "More of these devices, and weights in 8 or 4 bits, were tried and do not suffice"
+            )
+        )
     _, cost = fastest
     wanted = []
     if promise.tokens_per_s is not None:
@@ -216,10 +226,10 @@ def _best_speed(question: Question, sequences: int | None) -> tuple[Arrangement,
 
 def _changes(question: Question, promise: Promise, sequences: int | None) -> list[str]:
     """More devices of the kind, or fewer bits: the least of each that would do."""
-    from headrace.planning.weight_format import requantised
-
     found = []
-    for doublings in range(1, 8):
+    held_bytes = question.device_bytes * question.machine.num_devices
+    least = max(1, math.ceil(math.log2(question.shape.weights_bytes / held_bytes)))
+    for doublings in range(least, least + 6):
         machine = _more(question.machine, 2**doublings)
         if _best(replace(question, machine=machine), promise, sequences or 1) is not None:
             found.append(f"{machine.num_devices} of these devices instead of {question.machine.num_devices}")
