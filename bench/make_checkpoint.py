@@ -34,6 +34,8 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "llama-tiny": Shape(64, 160, 3, 4, 2, 49152),
+    "llama-wide": Shape(3072, 8192, 5, 24, 6, 16384),  # 0.60 B parameters, few large blocks
+    "llama-deep": Shape(1024, 2816, 40, 16, 4, 32768),  # 0.52 B parameters, many small blocks
     "llama-3gb": Shape(2048, 8192, 22, 32, 8, 49152),  # 1.54 B parameters, 3.08 GB
     "llama-8b": Shape(4096, 14336, 32, 32, 8, 128256),
     "llama-70b": Shape(8192, 28672, 80, 64, 8, 128256),

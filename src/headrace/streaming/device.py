@@ -58,8 +58,10 @@ class CpuDevice:
     lands_in_place = True
 
     def allocate(self, size_bytes: int) -> Arena:
-        """Take anonymous private memory on huge pages."""
-        return Arena(size_bytes)
+        """Take anonymous private memory on huge pages, all of it now."""
+        arena = Arena(size_bytes)
+        arena.touch()
+        return arena
 
     def copy_in(self, host: torch.Tensor, slot: torch.Tensor) -> DeviceEvent:
         """Copy now; used only by callers that do not read in place."""
