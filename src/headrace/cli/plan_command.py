@@ -3,64 +3,95 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from headrace import __version__
-from headrace.cli.break_even import NO_BREAK_EVEN, break_even_of
+from headrace.cli.checkpoint_plan import plan_json, recommended, show_plan
 from headrace.cli.command import Command
 from headrace.cli.dependencies import require_run_libraries
-from headrace.cli.options import (
-    DtypeChoice,
-    DtypeOption,
-    JsonOption,
-    MemoryOption,
-    ModelArgument,
-    ReadLimitOption,
-    StrategyChoice,
-    StrategyOption,
-    existing_file,
-)
-from headrace.cli.output import Output, table, three_digits
-from headrace.cli.planning_case import Asked, PlanningCase, from_description, measured_here
-from headrace.cli.remedy import remedy
-from headrace.errors import HeadraceError
+from headrace.cli.machine_plan import MachineAsked, plan_for_machine
+from headrace.cli.options import DtypeChoice, DtypeOption, JsonOption, MemoryOption, ReadLimitOption
+from headrace.cli.output import Output
+from headrace.cli.planning_case import Asked, from_description, measured_here
+from headrace.errors import InvalidRequestError, MachineError
 from headrace.inference.model_source import resolve_model
-from headrace.planning.estimate import DECODE_PASSES_SIMULATED
-from headrace.planning.model_spec import ModelSpec
-from headrace.planning.plan import EmbeddingPlacement, Strategy, Workload
-from headrace.planning.planner import Candidate
+from headrace.planning.arrangement import Speculation
+from headrace.planning.candidates import STRATEGIES
+from headrace.planning.machine import Machine
+from headrace.planning.machine_catalogue import find_machine
+from headrace.planning.model_catalogue import find_model
+from headrace.planning.near_names import near_names
+from headrace.planning.plan import Strategy, Workload
 from headrace.planning.probed_machine import ProbedMachine
-from headrace.planning.timeline import text_chart
-from headrace.units import format_bytes, format_rate, format_seconds
+from headrace.planning.weight_format import requantised
+from headrace.units import parse_size
 
 EXAMPLES = (
     "headrace plan ./my-model --memory 4GiB",
-    "headrace plan ./my-model --memory 4GiB --batch 8 --prompt-tokens 500 --generate-tokens 200",
-    "headrace plan ./my-model --machine machine.toml --json",
+    "headrace plan ./my-model --memory 4GiB --machine machine.toml --json",
+    "headrace plan gpt-3 --machine 8xa100-80 --batch 64",
+    "headrace plan llama-3.1-405b --machine rtx-4090 --weights int4 --prompt-tokens 500",
+    "headrace plan 'gpt-3*1000' --machine 72xgb300 --plot latency.png",
 )
-
-Compared = dict[str, Candidate | HeadraceError]
 
 
 def plan(
-    model: ModelArgument,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Directory of a Hugging Face checkpoint, a .gguf file, a config.json, a hub id, or a name from "
+            "`headrace models` (gpt-3; gpt-3*1000 has 1000 times its parameters).",
+        ),
+    ],
     *,
     machine: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE",
-            help="Plan for the machine of this file (from headrace probe). Without it: measure this one now.",
+            metavar="NAME|FILE",
+            help="A name from `headrace machines` (h100, 8xh100, 2x8xh100), or a machine file (from headrace probe, or "
+            "written by hand). Without it: measure this machine now.",
         ),
     ] = None,
     memory: MemoryOption = None,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once.")] = 1,
+    host_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What each computer's host memory may hold of the model.")
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once, over all devices.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")] = 16,
     generate_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="New tokens of each sequence.")] = 32,
-    strategy: StrategyOption = StrategyChoice.AUTO,
+    strategy: Annotated[
+        str, typer.Option(metavar="NAME", help=f"auto: compare all. Or one of: {', '.join(STRATEGIES)}.")
+    ] = "auto",
+    weights: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Weights in another format: fp16, fp8, int8, int4, q4_k_m, ...")
+    ] = None,
+    kv_bits: Annotated[int | None, typer.Option(metavar="N", min=1, max=32, help="Bits of a KV cache element.")] = None,
+    draft_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Speculative decoding: draft tokens per sequence and pass.")
+    ] = None,
+    acceptance: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Probability that a draft token is accepted.")
+    ] = 0.7,
+    expert_hit_rate: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", min=0, max=1, help="Share of a mixture's experts found on the device."),
+    ] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD", help="What costs more than greedy decoding: best-of:4, beams:4, revise:2, ..."),
+    ] = None,
     dtype: DtypeOption = DtypeChoice.AUTO,
     read_limit: ReadLimitOption = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw a picture (.png or .svg): time per token against tokens per pass, cost against model size, "
+            "latency against devices.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict every way to run a model, before running it.
@@ -68,19 +99,71 @@ def plan(
     Names the fastest way that fits, what it waits for, the tokens per pass below which more tokens are free, and what
     would help.
     """
-    asked = Asked(
-        memory=memory,
-        workload=Workload(sequences=batch, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens),
-        strategy=None if strategy is StrategyChoice.AUTO else Strategy(strategy.value),
-        dtype=None if dtype is DtypeChoice.AUTO else dtype.value,
-        read_limit=read_limit,
-    )
-    machine_file = existing_file(machine, option="--machine")
-    described = None if machine_file is None else ProbedMachine.load(machine_file)
+    workload = Workload(sequences=batch, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens)
+    _check_strategy(strategy)
     output = Output(as_json=as_json)
+    described = None if machine is None else _describe(machine)
+    extras = {
+        "--weights": weights,
+        "--kv-bits": kv_bits,
+        "--draft-tokens": draft_tokens,
+        "--expert-hit-rate": expert_hit_rate,
+        "--sampling": sampling,
+        "--plot": plot,
+        "--host-memory": host_memory,
+    }
+    wanted = [name for name, value in extras.items() if value is not None]
+    if _is_checkpoint(model) and not isinstance(described, Machine) and not wanted:
+        asked = Asked(
+            memory=memory,
+            workload=workload,
+            strategy=None if strategy == "auto" else _runtime_strategy(strategy),
+            dtype=None if dtype is DtypeChoice.AUTO else dtype.value,
+            read_limit=read_limit,
+        )
+        _plan_checkpoint(model, described, asked, origin=machine or "", output=output)
+        return
+    if dtype is not DtypeChoice.AUTO or read_limit is not None:
+        name = "--dtype" if dtype is not DtypeChoice.AUTO else "--read-limit"
+        raise InvalidRequestError(
+            f"{name} applies to a checkpoint on the machine at hand or on one that `headrace probe` measured; here use "
+            "--weights, or a machine file with that link"
+        )
     with output.reserved():
-        if described is not None:
-            case = from_description(resolve_model(model), asked, described, origin=str(machine_file))
+        if described is None:
+            require_run_libraries(f"measuring this machine (or name one: --machine 8xh100; {', '.join(wanted)})")
+            with output.to_stderr.status("measuring this machine ..."):
+                described = _measure_here()
+        place = described if isinstance(described, Machine) else _as_machine(described)
+        shape = find_model(model)
+        if weights is not None:
+            shape = requantised(shape, weights)
+        if kv_bits is not None:
+            shape = shape.with_kv_element_bytes(kv_bits / 8)
+        drafts = None if draft_tokens is None else Speculation(draft_tokens=draft_tokens, acceptance=acceptance)
+        plan_for_machine(
+            output,
+            MachineAsked(
+                shape=shape,
+                machine=place,
+                work=workload,
+                memory_bytes=None if memory is None else parse_size(memory),
+                host_memory_bytes=None if host_memory is None else parse_size(host_memory),
+                strategy=None if strategy == "auto" else strategy,
+                speculation=drafts,
+                expert_hit_rate=expert_hit_rate,
+                sampling=sampling,
+                plot=plot,
+            ),
+        )
+
+
+def _plan_checkpoint(
+    model: str, described: ProbedMachine | Machine | None, asked: Asked, *, origin: str, output: Output
+) -> None:
+    with output.reserved():
+        if isinstance(described, ProbedMachine):
+            case = from_description(resolve_model(model), asked, described, origin=origin)
         else:
             require_run_libraries("measuring this machine (without --machine FILE)")
             directory = resolve_model(model)
@@ -88,149 +171,75 @@ def plan(
                 case = measured_here(directory, asked)
         compared = case.compare(asked.strategy)
         best = recommended(compared)
-        if as_json:
+        if output.as_json:
             output.json(plan_json(case, compared, best))
         else:
-            _show(output, case, compared, best)
+            show_plan(output, case, compared, best)
 
 
-def recommended(compared: Compared) -> Candidate | None:
-    """Return the fastest that fits, by the time of the whole workload."""
-    fitting = [item for item in compared.values() if isinstance(item, Candidate)]
-    return min(fitting, key=lambda item: item.prediction.total_s, default=None)
+def _describe(text: str) -> ProbedMachine | Machine:
+    """A file that `headrace probe` wrote, another machine file, or a name from the catalogue."""
+    path = Path(text).expanduser()
+    if path.is_file():
+        try:
+            return ProbedMachine.load(path)
+        except MachineError as probed:
+            if "[disk]" in path.read_text(encoding="utf-8", errors="replace"):
+                raise
+            try:
+                return find_machine(text)
+            except MachineError as error:
+                raise error from probed
+    if path.suffix == ".toml" or "/" in text:
+        raise InvalidRequestError(f"--machine {text}: there is no such file")
+    return find_machine(text)
 
 
-# -- JSON ---------------------------------------------------------------------------------------------------------
+def _is_checkpoint(model: str) -> bool:
+    """Whether MODEL is a directory with weights, or a hub id that is to be fetched: what the runtime can run."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return any(path.glob("*.safetensors")) or not (path / "config.json").is_file()
+    if path.is_file():
+        return False
+    return "/" in model and not _known(model)
 
 
-def plan_json(case: PlanningCase, compared: Compared, best: Candidate | None) -> dict[str, Any]:
-    """Build the object that `headrace plan --json` prints."""
-    spec = case.request.spec
-    even = NO_BREAK_EVEN if best is None else break_even_of(case, best)
-    return {
-        "model": _model(spec),
-        "machine": {**case.machine, "budget_bytes": case.request.budget_bytes},
-        "workload": case.request.workload.__dict__,
-        "strategies": [_strategy(spec, name, item) for name, item in compared.items()],
-        "recommended": None if best is None else best.plan.strategy.value,
-        "break_even": {
-            "tokens_per_pass": even.tokens_per_pass,
-            "kv_cache_bytes": even.kv_cache_bytes,
-            "reachable_by": [way.name for way in even.ways],
-            "how": [way.how for way in even.ways],
-        },
-        "advice": None if best is None else remedy(case, best),
-        "notes": list(case.notes),
-        "headrace_version": __version__,
-    }
+def _known(model: str) -> bool:
+    try:
+        find_model(model)
+    except Exception:
+        return False
+    return True
 
 
-def _model(spec: ModelSpec) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "model_type": spec.config.architecture.model_type,
-        "parameters": spec.parameters,
-        "weights_bytes": spec.weights_bytes,
-        "stored_dtype": spec.stored_dtype,
-        "num_layers": spec.config.num_layers,
-        "num_blocks": len(spec.blocks),
-        "largest_block_bytes": max(block.size_bytes for block in spec.blocks),
-        "context_tokens": spec.config.context_tokens,
-    }
+def _check_strategy(name: str) -> None:
+    if name != "auto" and name not in STRATEGIES:
+        raise InvalidRequestError(
+            f"--strategy {name}: there is no such strategy; {near_names(name, STRATEGIES)}known: auto, "
+            + ", ".join(STRATEGIES)
+        )
 
 
-def _strategy(spec: ModelSpec, name: str, item: Candidate | HeadraceError) -> dict[str, Any]:
-    unknown: dict[str, Any] = {
-        "usd_per_750_words": None,
-        "usd_per_million_tokens": None,
-        "low": {"prefill_s": None, "decode_s_per_pass": None},
-        "high": {"prefill_s": None, "decode_s_per_pass": None},
-    }
-    if not isinstance(item, Candidate):
-        times = dict.fromkeys(("prefill_s", "decode_s_per_pass", "tokens_per_s", "memory_bytes", "binds"))
-        needed = getattr(item, "required_bytes", None)
-        return {"name": name, "fits": False, **times, **unknown, "why_not": str(item), "required_bytes": needed}
-    chosen, predicted = item
-    return {
-        "name": name,
-        "fits": True,
-        "prefill_s": predicted.prefill_s,
-        "decode_s_per_pass": predicted.decode_s_per_pass,
-        "tokens_per_s": predicted.tokens_per_s,
-        "memory_bytes": {"host": chosen.memory.total_bytes, "disk": _bytes_on_disk(spec, item)},
-        "binds": predicted.binds,
-        **unknown,
-        "why_not": None,
-        "total_s": predicted.total_s,
-        "load_s_per_pass": predicted.load_s_per_pass,
-        "compute_s_per_pass": predicted.compute_s_per_pass,
-        "possible_decode_s": predicted.possible_decode_s,
-        "break_even_tokens_per_pass": predicted.break_even_tokens_per_pass,
-        "resident_blocks": chosen.resident_blocks,
-        "streamed_blocks": chosen.streamed_blocks,
-        "slots": chosen.slots,
-        "streamed_bytes_per_pass": chosen.streamed_bytes_per_pass,
-        "kv_cache_bytes": chosen.memory.kv_cache_bytes,
-        "compute_dtype": chosen.compute_dtype,
-    }
+def _runtime_strategy(name: str) -> Strategy:
+    if name not in {item.value for item in Strategy}:
+        raise InvalidRequestError(
+            f"--strategy {name}: a checkpoint on one computer runs as {', '.join(Strategy)}; for other strategies name "
+            "a machine that can do them (--machine 8xh100)"
+        )
+    return Strategy(name)
 
 
-def _bytes_on_disk(spec: ModelSpec, item: Candidate) -> int:
-    """Bytes of weights that stay on the disk while the model runs: streamed blocks, and a table read row by row."""
-    table_bytes = 0 if spec.tied or item.plan.embedding is not EmbeddingPlacement.ROWS else spec.embedding.size_bytes
-    blocks = zip(spec.blocks, item.plan.resident, strict=True)
-    return table_bytes + sum(block.size_bytes for block, stays in blocks if not stays)
+def _measure_here() -> ProbedMachine:
+    from headrace.inference.api import probe
+
+    return probe()
 
 
-# -- for people ---------------------------------------------------------------------------------------------------
+def _as_machine(probed: ProbedMachine) -> Machine:
+    from headrace.planning.machine_file import machine_from_probe
 
-
-def _show(output: Output, case: PlanningCase, compared: Compared, best: Candidate | None) -> None:
-    spec, work = case.request.spec, case.request.workload
-    output.text(
-        f"{spec.name}: {spec.parameters / 1e9:.3g} billion parameters, {format_bytes(spec.weights_bytes)} of weights "
-        f"in {len(spec.blocks)} blocks; {work.sequences} x ({work.prompt_tokens} + {work.generate_tokens}) tokens, "
-        f"computed in {case.request.compute_dtype}\n"
-        f"{case.machine['name']}: reads {format_rate(case.pace.read_bytes_per_s)}; headrace may hold "
-        f"{format_bytes(case.request.budget_bytes)}\n\n"
-    )
-    columns = (
-        "strategy",
-        "fits",
-        "blocks resident",
-        "slots",
-        "memory",
-        "first pass",
-        "per pass",
-        "tokens/s",
-        "waits for",
-    )
-    output.show(table(columns, [_row(name, item, best) for name, item in compared.items()]))
-    for name, item in compared.items():
-        if isinstance(item, HeadraceError):
-            output.text(f"{name}: {item}\n")
-    if best is None:
-        return
-    output.text(f"{break_even_of(case, best).describe()}\n{remedy(case, best)}\n\n")
-    chart = text_chart(best.prediction.timeline, pass_index=(DECODE_PASSES_SIMULATED + 1) // 2)
-    output.text(f"one pass of {best.plan.strategy.value}, as predicted:\n{chart}\n")
-
-
-def _row(name: str, item: Candidate | HeadraceError, best: Candidate | None) -> list[str]:
-    if not isinstance(item, Candidate):
-        return [name, "no", *[""] * 7]
-    chosen, predicted = item
-    return [
-        f"{name} *" if item is best else name,
-        "yes",
-        f"{chosen.resident_blocks} of {chosen.num_blocks}",
-        str(chosen.slots),
-        format_bytes(chosen.memory.total_bytes),
-        format_seconds(predicted.prefill_s),
-        format_seconds(predicted.decode_s_per_pass),
-        three_digits(predicted.tokens_per_s),
-        "both in turn" if predicted.binds == "both" else predicted.binds,
-    ]
+    return machine_from_probe(probed)
 
 
 PLAN = Command("plan", plan, EXAMPLES)
