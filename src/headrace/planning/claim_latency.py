@@ -47,6 +47,10 @@ ASSUMPTIONS: dict[str, Default] = {
     "width_devices": Assumption(8, "one node"),
     "width_growth": Assumption(2, "hidden size over GPT-3's"),
     "width_batch": Assumption(16, "sequences at once"),
+    "four_small_computers_s": Assumption(0.494, "seconds per token, four Raspberry Pis split by width: measured"),
+    "eight_small_computers_s": Assumption(0.588, "the same with eight, 0.29 of it communication: measured"),
+    "width_8_speedup": Assumption(3.2, "eight H200 split by width over one: measured"),
+    "prefetch_gain_disk": Assumption(0.17, "from NVMe: 13 to 21 % measured (ZeRO-Inference)"),
     "layer_overhead_low_s": Assumption(53e-6, "per layer, H200 with TensorRT-LLM, implied by published steps"),
     "layer_overhead_high_s": Assumption(316e-6, "per layer, split over nodes by FasterTransformer (MT-NLG 530B)"),
     **{memory_rate_name(device): memory_rate(DEVICES[device]) for device in _FLOORS},
@@ -91,7 +95,9 @@ def _overlap(given: Ledger) -> Outcome:
         f"holds from {tokens:,.0f} tokens per pass on: {where}",
         f"arithmetic / link = {count(flops)} x {given('weight_element_bytes'):g} / 2 / {link / 1e9:g} GB/s = "
         f"{tokens:,.0f} tokens per pass. As many sequences of {context:,.0f} tokens: {format_bytes(cache)} of cache, "
-        f"{cache / given('gpt3_weights_bytes'):.3g} times the weights; or {prompts:.2g} prompts of that length at once",
+        f"{cache / given('gpt3_weights_bytes'):.3g} times the weights; or {prompts:.2g} prompts of that length at "
+        "once. Below that, prefetching was measured to gain nothing from host memory at batches of 64 to 256, and "
+        f"{given('prefetch_gain_disk'):.0%} from NVMe",
         {"tokens_per_pass": tokens, "kv_cache_bytes": cache, "kv_over_weights": cache / given("gpt3_weights_bytes")},
     )
 
@@ -115,6 +121,7 @@ def _width(given: Ledger) -> Outcome:
     many = _exchange_share(given, shape, devices)
     wider = _exchange_share(given, wide, devices)
     by_devices, by_width = many > few, wider > many
+    slower = given("eight_small_computers_s") / given("four_small_computers_s")
     verdict = "holds" if by_devices and by_width else "half right" if by_devices or by_width else "false"
     if verdict == "half right":
         part = "fewer neurons per device" if by_devices else "width"
@@ -124,8 +131,9 @@ def _width(given: Ledger) -> Outcome:
         verdict,
         f"seconds of exchange per second of a layer's products: {few:.3g} on 2 devices, {many:.3g} on {devices}; with "
         f"{growth:g} times the width {wider:.3g}. Volume grows with width, a device's products with its square over "
-        "the devices",
-        {"share_2_devices": few, "share_many_devices": many, "share_wider": wider},
+        "the devices. What limits in practice is the time of each exchange, not its volume: eight small computers take "
+        f"{slower:.3g} times as long as four, eight H200 are {given('width_8_speedup'):g} times as fast as one",
+        {"share_2_devices": few, "share_many_devices": many, "share_wider": wider, "eight_over_four": slower},
     )
 
 
