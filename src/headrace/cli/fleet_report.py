@@ -98,8 +98,8 @@ def show_fleet(output: Output, asked: FleetAsked, made: Fleet) -> None:
     service, machine = made.service, asked.question.machine
     answer = service.answer
     output.text(
-        f"{large(asked.copies)} copies of {asked.question.shape.name} at {asked.tokens_per_s:g} tokens/s each, on "
-        f"{machine.name}\n"
+        f"{large(asked.copies)} {'copy' if asked.copies == 1 else 'copies'} of {asked.question.shape.name} at "
+        f"{asked.tokens_per_s:g} tokens/s each, on {machine.name}\n"
         f"{answer.strategy} ({how(answer)}), a batch of {service.sequences:,} on {counted(service.devices)}: "
         f"{three_digits(service.tokens_per_s_per_device.expected)} tokens/s per device, "
         f"{three_digits(service.reader_tokens_per_s.expected)} for each reader, first token after "

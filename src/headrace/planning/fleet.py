@@ -80,10 +80,11 @@ class Bill:
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """The answer."""
+    """The answer. Dollars and joules per token are those of devices that are busy; those per year of all of them."""
 
     service: Service
     devices: Interval
+    """whole groups of as many as one batch takes"""
     copies_per_device: Interval
     devices_per_copy_of_weights: int
     private_devices: float
@@ -114,7 +115,11 @@ def plan_fleet(asked: FleetAsked) -> Fleet:
     service = best_service(question, asked.promise, sequences=asked.sequences)
     rate = service.tokens_per_s_per_device
     wanted = asked.copies * asked.tokens_per_s
-    devices = Interval(expected=wanted / rate.expected, low=wanted / rate.high, high=wanted / rate.low)
+    devices = Interval(
+        expected=_whole(wanted / rate.expected, service),
+        low=_whole(wanted / rate.high, service),
+        high=_whole(wanted / rate.low, service),
+    )
     equivalents = economics.scaled(devices, h100_equivalents(question.machine.processor))
     work = question.work
     per_day = wanted * _SECONDS_PER_DAY * work.context_tokens / work.generate_tokens
@@ -122,6 +127,7 @@ def plan_fleet(asked: FleetAsked) -> Fleet:
     crossover = economics.crossover_tokens(training)
     reached = _inference_share(question, service)
     chips, site = _power(asked, service, devices)
+    rated = question.machine.processor.power_w
     held = service.answer.arrangement
     return Fleet(
         service=service,
@@ -133,7 +139,9 @@ def plan_fleet(asked: FleetAsked) -> Fleet:
         stock_share=None if asked.stock is None else _share(equivalents, asked.stock.h100_equivalents),
         device_power_w=chips,
         site_power_w=site,
-        joules_per_token=None if chips is None else economics.scaled(chips, 1 / wanted),
+        joules_per_token=None
+        if rated is None
+        else economics.joules_per_token(rated, rate, drawn_share=drawn_share(service)),
         rented=_bill(lambda: _interval(economics.rent_usd_per_h(question.machine.processor)), service, devices),
         owned=_bill(
             lambda: economics.owned_usd_per_h(
@@ -163,6 +171,10 @@ def drawn_share(service: Service) -> Quantity:
     if service.answer.binds in _WAITS_FOR_LINKS:
         return economics.STREAMING_POWER_SHARE
     return economics.power_share(service.filled_share)
+
+
+def _whole(devices: float, service: Service) -> float:
+    return float(math.ceil(devices / service.devices * (1 - 1e-12)) * service.devices)
 
 
 def _inference_share(question: Question, service: Service) -> float:
