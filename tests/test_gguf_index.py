@@ -1,0 +1,159 @@
+"""GGUF headers: read as the gguf library writes them, and refused when they lie."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from pathlib import Path
+
+import gguf
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.errors import CheckpointCorruptError, CheckpointError, HeadraceError
+from headrace.planning.gguf_index import BLOCKS, GgufIndex
+from headrace.planning.model_catalogue import find_model
+from headrace.planning.shape_from_index import shape_from_gguf
+
+LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, VOCAB = 2, 64, 128, 4, 2, 96
+
+
+def write_llama(path: Path, *, tied: bool = False, quantised: bool = False, layers: int = LAYERS) -> int:
+    """Write a tiny llama; return the bytes of its tensors."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(layers)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_context_length(512)
+    writer.add_array("tokenizer.ggml.tokens", [f"token {number}" for number in range(VOCAB)])
+    writer.add_array("tokenizer.ggml.scores", [0.0] * 5000)
+    total = 0
+
+    def add(name: str, *shape: int) -> None:
+        nonlocal total
+        values = numpy.zeros(shape, dtype=numpy.float16 if len(shape) > 1 else numpy.float32)
+        if quantised and len(shape) > 1:
+            packed = gguf.quants.quantize(values.astype(numpy.float32), gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+            total += packed.nbytes
+        else:
+            writer.add_tensor(name, values)
+            total += values.nbytes
+
+    add("token_embd.weight", VOCAB, HIDDEN)
+    for layer in range(LAYERS):
+        head = HIDDEN // HEADS
+        add(f"blk.{layer}.attn_norm.weight", HIDDEN)
+        add(f"blk.{layer}.attn_q.weight", HIDDEN, HIDDEN)
+        add(f"blk.{layer}.attn_k.weight", KV_HEADS * head, HIDDEN)
+        add(f"blk.{layer}.attn_v.weight", KV_HEADS * head, HIDDEN)
+        add(f"blk.{layer}.attn_output.weight", HIDDEN, HIDDEN)
+        add(f"blk.{layer}.ffn_norm.weight", HIDDEN)
+        add(f"blk.{layer}.ffn_gate.weight", INNER, HIDDEN)
+        add(f"blk.{layer}.ffn_up.weight", INNER, HIDDEN)
+        add(f"blk.{layer}.ffn_down.weight", HIDDEN, INNER)
+    add("output_norm.weight", HIDDEN)
+    if not tied:
+        add("output.weight", VOCAB, HIDDEN)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return total
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_the_shape_has_the_file_s_bytes(tmp_path: Path, tied: bool, quantised: bool) -> None:
+    path = tmp_path / "tiny.gguf"
+    total = write_llama(path, tied=tied, quantised=quantised)
+    index = GgufIndex.from_file(path)
+    assert sum(tensor.size_bytes for tensor in index.tensors) == total
+    assert index.metadata["tokenizer.ggml.scores"] == {"length": 5000}
+    shape = shape_from_gguf(path)
+    assert shape.weights_bytes == total
+    assert shape.tied is tied
+    assert shape.weight_format == ("q8_0" if quantised else "fp16")
+    assert shape.parameters == sum(tensor.num_elements for tensor in index.tensors)
+    assert shape.kv_bytes_per_token() == 2 * LAYERS * KV_HEADS * (HIDDEN // HEADS) * 2
+    assert find_model(str(path)) == shape
+
+
+def test_our_reader_finds_what_the_library_s_reader_finds(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_llama(path, quantised=True)
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for tensor in GgufIndex.from_file(path).tensors:
+        assert tensor.size_bytes == theirs[tensor.name].n_bytes
+        assert tensor.offset == theirs[tensor.name].data_offset
+
+
+def test_the_table_of_types_is_the_library_s() -> None:
+    for number, (name, per_block, block_bytes) in BLOCKS.items():
+        kind = gguf.GGMLQuantizationType(number)
+        assert kind.name.lower() == name
+        assert gguf.GGML_QUANT_SIZES[kind] == (per_block, block_bytes)
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tiny-00001-of-00003.gguf"
+    write_llama(path)
+    with pytest.raises(CheckpointError, match="tiny-00002-of-00003"):
+        GgufIndex.from_file(path)
+
+
+def test_a_missing_layer_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_llama(path, layers=LAYERS + 1)
+    with pytest.raises(CheckpointCorruptError, match="layer 2"):
+        shape_from_gguf(path)
+
+
+def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+    whole = tmp_path / "tiny.gguf"
+    write_llama(whole)
+    data = whole.read_bytes()
+    for length in [*range(0, 400, 7), len(data) // 2, len(data) - 1]:
+        path = tmp_path / "short.gguf"
+        path.write_bytes(data[:length])
+        with pytest.raises(CheckpointCorruptError):
+            GgufIndex.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (0, b"GGML", "does not begin with GGUF"),
+        (4, struct.pack("<I", 9), "version 9"),
+        (8, struct.pack("<Q", 2**60), "number of tensors"),
+        (16, struct.pack("<Q", 2**60), "metadata entries"),
+        (24, struct.pack("<Q", 2**60), "length of"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, at: int, value: bytes, message: str) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_llama(path)
+    data = bytearray(path.read_bytes())
+    data[at : at + len(value)] = value
+    path.write_bytes(data)
+    with pytest.raises(CheckpointCorruptError, match=message):
+        GgufIndex.from_file(path)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=150)
+def test_whatever_the_bytes_nothing_but_our_errors_comes(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_llama(path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, 3000))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(HeadraceError):
+        shape_from_gguf(path)
