@@ -134,6 +134,8 @@ def layer_seconds(
             machine=machine,
         )
     overhead_s = rates.layer_overhead_s + (rates.split_overhead_s if width > 1 else 0.0)
+    if width > machine.devices:
+        overhead_s += rates.across_overhead_s
     return LayerSeconds(
         max(arithmetic_s, reading_s),
         arithmetic_s > reading_s,
@@ -215,14 +217,15 @@ def pass_cost(
         shape.head_bytes / arrangement.tensor / rates.memory_bytes_per_s,
     )
     memory_s += head_s
-    overhead_s += rates.pass_overhead_s
+    overhead_s += rates.pass_overhead_s + carried.sequences * rates.token_overhead_s
     if arrangement.pipeline > 1:
         communication_s += arrangement.pipeline * hop_s(shape, machine, arrangement, carried, rates)
     device_s = compute_s + memory_s + attention_s + communication_s + overhead_s + host_s + cold_s
+    load_s = max(link_s, disk_s) if rates.overlaps_hops else link_s + disk_s
     if not arrangement.overlap:
         total_s = device_s + link_s + disk_s
     else:
-        total_s = max(device_s, link_s, disk_s)
+        total_s = max(device_s, load_s)
         if first and arrangement.streamed_share > 0:
             total_s += (link_s + disk_s) / (layers * arrangement.streamed_share)  # the first layer, before any work
     return PassCost(

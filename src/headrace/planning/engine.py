@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from headrace.planning.quantity import Quantity
 
+_NONE = Quantity(0.0, 0.0, 0.0, "not seen apart")
+_SPREAD = Quantity(1.0, 0.8, 1.25, "held-out residuals of published rows, docs/formulas.md")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
@@ -32,6 +35,14 @@ class Engine:
     """of a link's achieved rate, while weights stream"""
     quantised_share: Quantity
     """of the memory bandwidth share, where weights are unpacked from 4 or 8 bits while they are read"""
+    across_overhead_s: Quantity = _NONE
+    """added per layer besides where the width spans computers"""
+    token_overhead_s: Quantity = _NONE
+    """per sequence and pass: sampling, scheduling, answering"""
+    overlaps_hops: bool = True
+    """whether reading from disk goes on while the host's memory is copied to the device"""
+    spread: Quantity = _SPREAD
+    """factor on every time: how far such software is off the formulas (held-out residuals)"""
 
 
 PRESENT = Engine(

@@ -43,6 +43,9 @@ class Rates:
     layer_overhead_s: float
     split_overhead_s: float
     pass_overhead_s: float
+    across_overhead_s: float = 0.0
+    token_overhead_s: float = 0.0
+    overlaps_hops: bool = True
     host_flops: float = 0.0
     host_memory_bytes_per_s: float = 0.0
     storage_bytes_per_s: float = math.inf
@@ -68,6 +71,9 @@ class Rates:
             layer_overhead_s=values["engine.layer_overhead_s"],
             split_overhead_s=get("engine.split_overhead_s", 0.0),
             pass_overhead_s=values["engine.pass_overhead_s"],
+            across_overhead_s=get("engine.across_overhead_s", 0.0),
+            token_overhead_s=get("engine.token_overhead_s", 0.0),
+            overlaps_hops=get("engine.overlaps_hops", 1.0) > 0,
             host_flops=get("host.flops", 0.0) * get("host.flops_share", 1.0),
             host_memory_bytes_per_s=get("host.memory_bytes_per_s", 0.0) * get("host.memory_share", 1.0),
             storage_bytes_per_s=get("link.storage", math.inf) * link_share,
@@ -114,6 +120,7 @@ def quantities(
         "engine.attention_share": engine.attention_share,
         "engine.layer_overhead_s": engine.layer_overhead_s,
         "engine.pass_overhead_s": engine.pass_overhead_s,
+        "engine.token_overhead_s": engine.token_overhead_s,
     }
     if is_packed(weight_format):
         found["engine.quantised_share"] = engine.quantised_share
@@ -127,6 +134,7 @@ def quantities(
         found["engine.link_share"] = engine.link_share
         if arrangement.source is Tier.DISK:
             found["link.storage"] = _link(machine, "storage")
+            found["engine.overlaps_hops"] = Quantity.of(float(engine.overlaps_hops), "how the engine is written")
         if machine.host is not None:
             sharers = min(arrangement.devices, machine.devices)
             found["link.host"] = _link(machine, "host", sharers=sharers)
@@ -141,6 +149,8 @@ def quantities(
             found["link.network.latency"] = machine.links["network"].latency_s
         if arrangement.tensor > 1:
             found["engine.split_overhead_s"] = engine.split_overhead_s
+            if arrangement.tensor > machine.devices:
+                found["engine.across_overhead_s"] = engine.across_overhead_s
     return found
 
 
