@@ -26,7 +26,7 @@ from headrace.planning.rates import Rates
 
 
 class LayerSeconds(NamedTuple):
-    """What one device spends on one layer in a pass; seconds. The sum is the layer's time when its weights are there."""
+    """What one device spends on one layer in a pass; seconds. The sum is its time when the weights are there."""
 
     product_s: float
     """matrix products: arithmetic or reading the weights, whichever takes longer"""
@@ -221,7 +221,10 @@ def pass_cost(
     if arrangement.pipeline > 1:
         communication_s += arrangement.pipeline * hop_s(shape, machine, arrangement, carried, rates)
     device_s = compute_s + memory_s + attention_s + communication_s + overhead_s + host_s + cold_s
-    load_s = max(link_s, disk_s) if rates.overlaps_hops else link_s + disk_s
+    load_s = max(link_s, disk_s)
+    if not rates.overlaps_hops:
+        # One after the other for each device; while one copies, others have the disk to themselves.
+        load_s = max(disk_s, link_s + disk_s / (arrangement.replicas if arrangement.sharded else 1))
     if not arrangement.overlap:
         total_s = device_s + link_s + disk_s
     else:
