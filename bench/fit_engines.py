@@ -37,6 +37,7 @@ BOUNDS = {
     "pass_overhead_s": (0.05e-3, 40e-3),
     "token_overhead_s": (0.0, 500e-6),
     "quantised_share": (0.3, 1.0),
+    "exchange_excess": (0.02, 1.5),
 }
 NEVER = {"zero-inference", "flexgen", "airllm", "umbrella", "moe-offload"}
 PULL = 0.01
@@ -83,6 +84,7 @@ def report(name: str, members: list[Case]) -> None:
         f"        across_us={values['across_overhead_s'] * 1e6:.1f},\n"
         f"        pass_ms={values['pass_overhead_s'] * 1e3:.2f},\n"
         f"        token_us={values['token_overhead_s'] * 1e6:.1f},\n"
+        f"        exchange={values['exchange_excess']:.2f},\n"
         f"        spread=({low:.2f}, {high:.2f}),\n    ),\n"
     )
 

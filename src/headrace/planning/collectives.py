@@ -54,12 +54,15 @@ def point_to_point(size_bytes: float, *, bytes_per_s: float, latency_s: float) -
     return latency_s + size_bytes / bytes_per_s
 
 
-def all_reduce(size_bytes: float, devices: int, *, bytes_per_s: float, latency_s: float) -> float:
+def all_reduce(
+    size_bytes: float, devices: int, *, bytes_per_s: float, latency_s: float, excess_share: float = 1.0
+) -> float:
     """All-reduce within a node: the fastest of ring, tree and direct exchange, and the measured curve's shape.
 
     Latency plus size over bandwidth alone is wrong by a factor of 2 to 3 in the middle sizes (64 KiB to 8 MiB), where
     the protocols that are fast for small messages reach only a part of the bandwidth. The curve measured on four
-    A100 is carried over: its excess over latency plus bandwidth, scaled by the bandwidths' ratio.
+    A100 is carried over: its excess over latency plus bandwidth, scaled by the bandwidths' ratio and by
+    `excess_share` (engines with kernels of their own have less of it).
     """
     if devices <= 1:
         return 0.0
@@ -68,7 +71,7 @@ def all_reduce(size_bytes: float, devices: int, *, bytes_per_s: float, latency_s
         tree_all_reduce(size_bytes, devices, bytes_per_s=bytes_per_s, latency_s=latency_s),
         direct_all_reduce(size_bytes, devices, bytes_per_s=bytes_per_s, latency_s=latency_s),
     )
-    return ideal_s + _excess_s(size_bytes) * min(1.0, _MEASURED_BYTES_PER_S / bytes_per_s)
+    return ideal_s + excess_share * _excess_s(size_bytes) * min(1.0, _MEASURED_BYTES_PER_S / bytes_per_s)
 
 
 def hierarchical_all_reduce(
@@ -80,9 +83,16 @@ def hierarchical_all_reduce(
     scale_up_latency_s: float,
     network_bytes_per_s: float,
     network_latency_s: float,
+    excess_share: float = 1.0,
 ) -> float:
     """Reduce-scatter in each node, all-reduce of the parts between nodes, all-gather in each node."""
-    within_s = all_reduce(size_bytes, devices_per_node, bytes_per_s=scale_up_bytes_per_s, latency_s=scale_up_latency_s)
+    within_s = all_reduce(
+        size_bytes,
+        devices_per_node,
+        bytes_per_s=scale_up_bytes_per_s,
+        latency_s=scale_up_latency_s,
+        excess_share=excess_share,
+    )
     if nodes <= 1:
         return within_s
     part_bytes = size_bytes / devices_per_node

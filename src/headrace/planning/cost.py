@@ -176,6 +176,7 @@ def exchange_s(size_bytes: float, *, rates: Rates, arrangement: Arrangement, mac
         scale_up_latency_s=rates.peer_latency_s,
         network_bytes_per_s=rates.network_bytes_per_s * within,  # each device has a port of its own
         network_latency_s=rates.network_latency_s,
+        excess_share=rates.exchange_excess,
     )
 
 

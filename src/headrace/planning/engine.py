@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from headrace.planning.quantity import Quantity
 
 _NONE = Quantity(0.0, 0.0, 0.0, "not seen apart")
+_ALL = Quantity(1.0, 0.3, 1.0, "measured with NCCL; engines' own kernels have less")
 _SPREAD = Quantity(1.0, 0.8, 1.25, "held-out residuals of published rows, docs/formulas.md")
 
 
@@ -37,6 +38,9 @@ class Engine:
     """of the memory bandwidth share, where weights are unpacked from 4 or 8 bits while they are read"""
     across_overhead_s: Quantity = _NONE
     """added per layer besides where the width spans computers"""
+    exchange_excess: Quantity = _ALL
+    """of what a measured all-reduce takes beyond latency and bandwidth in the middle sizes: 1 with NCCL on A100, less
+    with kernels of an engine's own"""
     token_overhead_s: Quantity = _NONE
     """per sequence and pass: sampling, scheduling, answering"""
     overlaps_hops: bool = True

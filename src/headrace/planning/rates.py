@@ -45,6 +45,7 @@ class Rates:
     pass_overhead_s: float
     across_overhead_s: float = 0.0
     token_overhead_s: float = 0.0
+    exchange_excess: float = 1.0
     overlaps_hops: bool = True
     host_flops: float = 0.0
     host_memory_bytes_per_s: float = 0.0
@@ -73,6 +74,7 @@ class Rates:
             pass_overhead_s=values["engine.pass_overhead_s"],
             across_overhead_s=get("engine.across_overhead_s", 0.0),
             token_overhead_s=get("engine.token_overhead_s", 0.0),
+            exchange_excess=get("engine.exchange_excess", 1.0),
             overlaps_hops=get("engine.overlaps_hops", 1.0) > 0,
             host_flops=get("host.flops", 0.0) * get("host.flops_share", 1.0),
             host_memory_bytes_per_s=get("host.memory_bytes_per_s", 0.0) * get("host.memory_share", 1.0),
@@ -149,6 +151,7 @@ def quantities(
             found["link.network.latency"] = machine.links["network"].latency_s
         if arrangement.tensor > 1:
             found["engine.split_overhead_s"] = engine.split_overhead_s
+            found["engine.exchange_excess"] = engine.exchange_excess
             if arrangement.tensor > machine.devices:
                 found["engine.across_overhead_s"] = engine.across_overhead_s
     return found
