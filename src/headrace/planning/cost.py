@@ -228,6 +228,8 @@ def pass_cost(
         load_s = max(disk_s, link_s + disk_s / (arrangement.replicas if arrangement.sharded else 1))
     if not arrangement.overlap:
         total_s = device_s + link_s + disk_s
+    elif not rates.overlaps_copies:
+        total_s = device_s + load_s
     else:
         total_s = max(device_s, load_s)
         if first and arrangement.streamed_share > 0:

@@ -45,6 +45,8 @@ class Engine:
     """per sequence and pass: sampling, scheduling, answering"""
     overlaps_hops: bool = True
     """whether reading from disk goes on while the host's memory is copied to the device"""
+    overlaps_copies: bool = True
+    """whether copies to the device go on while it computes; False where measured prefetching brought nothing"""
     spread: Quantity = _SPREAD
     """factor on every time: how far such software is off the formulas (held-out residuals)"""
 

@@ -32,6 +32,7 @@ def _engine(
     link: float = 1.0,
     spread: tuple[float, float] = (0.8, 1.25),
     overlaps_hops: bool = True,
+    overlaps_copies: bool = True,
     source: str = _FITTED,
 ) -> Engine:
     return Engine(
@@ -48,11 +49,15 @@ def _engine(
         exchange_excess=_q(exchange, source=source),
         token_overhead_s=_q(token_us * 1e-6, source=source),
         overlaps_hops=overlaps_hops,
+        overlaps_copies=overlaps_copies,
         spread=Quantity(1.0, spread[0], spread[1], "held-out residuals of published rows, docs/formulas.md"),
     )
 
 
 _TEXTBOOK = "textbook: link at its achieved rate, half of the peak arithmetic; not fitted"
+
+_UNPACKED = 4.5 / (4.5 + 2 * 16)
+"""4-bit weights that are unpacked to 16 bits in the device's memory first: read, written, read again"""
 
 ENGINES: dict[str, Engine] = {
     # -- fitted by bench/fit_engines.py
@@ -258,6 +263,8 @@ ENGINES: dict[str, Engine] = {
         compute=0.7,
         layer_us=100,
         pass_ms=5,
+        quantised=_UNPACKED,
+        overlaps_copies=False,
         overlaps_hops=False,
         source=_TEXTBOOK,
         spread=(0.7, 1.6),
@@ -268,6 +275,8 @@ ENGINES: dict[str, Engine] = {
         compute=0.7,
         layer_us=100,
         pass_ms=5,
+        quantised=_UNPACKED,
+        overlaps_copies=False,
         overlaps_hops=False,
         source=_TEXTBOOK,
         spread=(0.4, 3.0),

@@ -25,7 +25,10 @@ _MOST_SEQUENCES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedRow:
-    """A row's prediction beside its measurement, in the row's unit; or why there is none."""
+    """A row's prediction beside its measurement, in the row's unit; or why there is none.
+
+    A row may be both: predicted with an interval, and excluded from the errors because its source says too little.
+    """
 
     row: Row
     family: str
@@ -35,7 +38,7 @@ class PredictedRow:
     @property
     def error(self) -> float | None:
         """Absolute relative error of the expected value; None where excluded or measured as zero."""
-        if self.predicted is None or self.row.value <= 0:
+        if self.predicted is None or self.excluded is not None or self.row.value <= 0:
             return None
         return abs(self.predicted.expected / self.row.value - 1.0)
 
@@ -50,7 +53,7 @@ def predict_row(row: Row) -> PredictedRow:
     family = family_of(row)
     try:
         case = case_of(row)
-        return PredictedRow(row=row, family=case.family, predicted=predict_case(case), excluded=None)
+        return PredictedRow(row=row, family=case.family, predicted=predict_case(case), excluded=case.estimate_only)
     except Excluded as reason:
         return PredictedRow(row=row, family=family, predicted=None, excluded=str(reason))
     except HeadraceError as error:

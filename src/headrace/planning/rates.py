@@ -47,6 +47,7 @@ class Rates:
     token_overhead_s: float = 0.0
     exchange_excess: float = 1.0
     overlaps_hops: bool = True
+    overlaps_copies: bool = True
     host_flops: float = 0.0
     host_memory_bytes_per_s: float = 0.0
     storage_bytes_per_s: float = math.inf
@@ -76,6 +77,7 @@ class Rates:
             token_overhead_s=get("engine.token_overhead_s", 0.0),
             exchange_excess=get("engine.exchange_excess", 1.0),
             overlaps_hops=get("engine.overlaps_hops", 1.0) > 0,
+            overlaps_copies=get("engine.overlaps_copies", 1.0) > 0,
             host_flops=get("host.flops", 0.0) * get("host.flops_share", 1.0),
             host_memory_bytes_per_s=get("host.memory_bytes_per_s", 0.0) * get("host.memory_share", 1.0),
             storage_bytes_per_s=get("link.storage", math.inf) * link_share,
@@ -134,6 +136,7 @@ def quantities(
     streams = arrangement.streamed_share > 0 or arrangement.expert_hit_rate is not None
     if streams or arrangement.kv_tier is Tier.HOST:
         found["engine.link_share"] = engine.link_share
+        found["engine.overlaps_copies"] = Quantity.of(float(engine.overlaps_copies), "how the engine is written")
         if arrangement.source is Tier.DISK:
             found["link.storage"] = _link(machine, "storage")
             found["engine.overlaps_hops"] = Quantity.of(float(engine.overlaps_hops), "how the engine is written")
