@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from headrace.errors import HeadraceError
 from headrace.planning.arrangement import Arrangement, Speculation
 from headrace.planning.engine import Engine
-from headrace.planning.engines import engine_named
+from headrace.planning.engines import ENGINES, engine_named
 from headrace.planning.machine import Machine, Tier
 from headrace.planning.machine_catalogue import find_machine, with_parts
 from headrace.planning.memory_need import memory_need, usable_bytes
@@ -23,6 +23,7 @@ from headrace.planning.published import Row
 from headrace.planning.quantity import Quantity
 from headrace.planning.weight_format import find_format, requantised
 
+_ON_HOSTS = Quantity(1.0, 0.5, 5.0, "how much of a host's memory rate its processors reach is known of few computers")
 FAMILIES = ("stream", "resident", "tensor", "pipeline", "cpu", "moe", "other")
 
 
@@ -75,7 +76,12 @@ def case_of(row: Row) -> Case:
     _refuse(row)
     shape = _shape(row)
     machine, stated = _machine(row)
+    family = family_of(row)
     engine = engine_named(row.engine)
+    if family == "moe":
+        engine = ENGINES["moe-offload"]
+    elif family == "cpu":
+        engine = replace(engine, spread=_ON_HOSTS)
     batch, unstated = _batch(row)
     prompt = row.prompt_tokens if row.prompt_tokens is not None else 16
     generate = row.generate_tokens if row.generate_tokens else 128
@@ -94,7 +100,7 @@ def case_of(row: Row) -> Case:
     arrangement = _filled(row, shape, machine, arrangement, work)
     return Case(
         row=row,
-        family=family_of(row),
+        family=family,
         shape=replace(shape, context_tokens=max(shape.context_tokens, work.context_tokens + 1)),
         machine=machine,
         arrangement=arrangement,
@@ -102,7 +108,7 @@ def case_of(row: Row) -> Case:
         work=work,
         speculation=speculation,
         unstated=unstated or not stated,
-        estimate_only=_estimate_only(row, family_of(row), unstated=unstated or not stated),
+        estimate_only=_estimate_only(row, family, unstated=unstated or not stated),
     )
 
 

@@ -19,7 +19,9 @@ from headrace.planning.rates import Interval, Rates, interval_of, quantities
 _SERVED_LENGTH_SHARE = 0.9
 """lengths of a serving benchmark are drawn from 80 to 100 % of the nominal ones"""
 _UNSTATED = Quantity(1.0, 0.5, 2.0, "something that matters is not stated by the source")
-_QUEUE = Quantity(1.0, 0.3, 4.0, "queueing and chunking of prompts, which no source describes")
+_QUEUE = Quantity(1.8, 0.7, 7.0, "queueing and chunking of prompts, which no source describes")
+_REQUEST_S = 0.02
+"""taking a request and sending its first token: estimate"""
 _MOST_SEQUENCES = 4096
 
 
@@ -160,7 +162,7 @@ def _first_token(case: Case, rates: Rates) -> float:
     ).total_s
     # Where all ask at once the prompts queue; in a steady state few do.
     waiting = 1.0 + 0.15 * (work.sequences - 1)
-    return alone_s * min(waiting, 4.0) + _served_step_s(case, rates)
+    return _REQUEST_S + alone_s * min(waiting, 4.0) + _served_step_s(case, rates)
 
 
 def _decode_rate(case: Case, rates: Rates) -> float:
