@@ -1,0 +1,71 @@
+"""A text chart for the terminal: seconds per pass against tokens per pass, both on logarithmic axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from headrace.planning.arrangement import Arrangement
+from headrace.planning.break_even import BreakEvenReport
+from headrace.planning.comparison import Answer, Question
+from headrace.planning.cost import PassTokens, pass_cost
+from headrace.planning.machine import Tier
+from headrace.planning.rates import Rates, quantities
+from headrace.units import format_seconds
+
+WIDTH, HEIGHT = 64, 10
+_LEAST_TOKENS, _MOST_TOKENS = 1.0, 2.0**17
+
+
+def pass_chart(question: Question, best: Answer, report: BreakEvenReport | None) -> str:
+    """Draw what a pass takes when it carries more tokens: as recommended, and streamed where there is a source.
+
+    A flat line means that further tokens are free. `|` marks break-even. Lines end with a newline.
+    """
+    curves: dict[str, Callable[[float], float]] = {"#": _seconds(question, best.arrangement)}
+    labels = [f"# {best.strategy}"]
+    if report is not None and best.arrangement.streamed_share < 1e-9:
+        streamed = Arrangement(strategy="overlap", source=report.source, slots=2, resident_share=0.0)
+        curves["o"] = _seconds(question, streamed)
+        labels.append(f"o streamed from {report.source.value}")
+    tokens = [_LEAST_TOKENS * (_MOST_TOKENS / _LEAST_TOKENS) ** (column / (WIDTH - 1)) for column in range(WIDTH)]
+    values = {mark: [curve(count) for count in tokens] for mark, curve in curves.items()}
+    least = min(min(series) for series in values.values())
+    most = max(max(series) for series in values.values()) * 1.0001
+    grid = [[" "] * WIDTH for _ in range(HEIGHT)]
+    if report is not None and _LEAST_TOKENS < report.tokens_per_pass.expected < _MOST_TOKENS:
+        column = round(math.log(report.tokens_per_pass.expected) / math.log(_MOST_TOKENS) * (WIDTH - 1))
+        for line in grid:
+            line[column] = "|"
+        labels.append(f"| break-even, {report.tokens_per_pass.expected:,.0f} tokens")
+    span = math.log(most / least) or 1.0
+    for mark, series in reversed(values.items()):
+        for column, seconds in enumerate(series):
+            row = round((1 - math.log(seconds / least) / span) * (HEIGHT - 1))
+            grid[row][column] = mark
+    lines = ["seconds per pass against tokens per pass: " + ", ".join(labels)]
+    for number, line in enumerate(grid):
+        at = least * math.exp(span * (1 - number / (HEIGHT - 1)))
+        label = format_seconds(at) if number % 3 == 0 else ""
+        lines.append(f"{label:>10s} {''.join(line).rstrip()}")
+    ticks = [" "] * (WIDTH + 8)
+    for power in range(0, 18, 3):
+        column = round(power / math.log2(_MOST_TOKENS) * (WIDTH - 1))
+        for offset, letter in enumerate(f"{2**power:,}"):
+            ticks[column + offset] = letter
+    lines.append(" " * 11 + "".join(ticks).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _seconds(question: Question, arrangement: Arrangement) -> Callable[[float], float]:
+    """Return the time of a pass over so many tokens, each with this work's context before it."""
+    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.shape.weight_format)
+    rates = Rates.of({name: constant.expected for name, constant in constants.items()})
+    context = question.work.context_tokens
+    held_on_device = arrangement.kv_tier is Tier.DEVICE
+
+    def of(tokens: float) -> float:
+        carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=context if held_on_device else 1)
+        return pass_cost(question.shape, question.machine, arrangement, carried, rates).total_s
+
+    return of
