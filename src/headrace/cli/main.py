@@ -24,6 +24,8 @@ from headrace.cli.claims_command import CLAIMS
 from headrace.cli.command import epilog
 from headrace.cli.demo_command import DEMO
 from headrace.cli.fleet_command import FLEET
+from headrace.cli.machines_command import MACHINES
+from headrace.cli.models_command import MODELS
 from headrace.cli.plan_command import PLAN
 from headrace.cli.probe_command import PROBE
 from headrace.cli.run_command import RUN
@@ -34,6 +36,7 @@ INTERRUPTED = 130
 EXAMPLES = (
     "headrace demo",
     "headrace plan ./my-model --memory 8GiB",
+    "headrace plan gpt-3 --machine 8xa100-80 --batch 64",
     "headrace run ./my-model --memory 8GiB --prompt 'Name three rivers of Europe.'",
 )
 
@@ -46,7 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for command in (DEMO, PROBE, PLAN, RUN, FLEET, CLAIMS):
+for command in (DEMO, PROBE, PLAN, RUN, MODELS, MACHINES, FLEET, CLAIMS):
     app.command(command.name, epilog=command.epilog)(command.function)
 
 

@@ -1,0 +1,195 @@
+"""`headrace machines`: what the catalogue knows of machines, with sources and ranges."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from headrace.cli.command import Command
+from headrace.cli.options import JsonOption
+from headrace.cli.output import Output, table, three_digits
+from headrace.planning.machine import Link, Machine
+from headrace.planning.machine_catalogue import find_machine, link_entries, processor_entries, system_names
+from headrace.planning.machine_file import machine_to_toml
+from headrace.planning.quantity import Quantity
+from headrace.units import format_bytes, format_rate
+
+EXAMPLES = (
+    "headrace machines",
+    "headrace machines 8xh100",
+    "headrace machines dgx-2 --toml > my-machine.toml",
+    "headrace machines gb300-nvl72 --json",
+)
+
+
+def machines(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[MACHINE]", help="One machine in detail: a name, a count of it, or a file.")
+    ] = None,
+    *,
+    toml: Annotated[
+        bool, typer.Option("--toml", help="Write it as a machine file, to be changed and used with --machine.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the processors, computers and links that planning knows by name, or describe a machine."""
+    output = Output(as_json=as_json)
+    if name is None:
+        output.json(catalogue_json()) if as_json else _show_all(output)
+        return
+    machine = find_machine(name)
+    if toml:
+        output.text(machine_to_toml(machine))
+    elif as_json:
+        output.json(machine_json(machine))
+    else:
+        _show_one(output, machine)
+
+
+def catalogue_json() -> dict[str, Any]:
+    """List processors, systems and links, each with its sources."""
+    return {
+        "processors": [
+            {
+                "name": entry.processor.name,
+                "aliases": list(entry.aliases),
+                "kind": entry.processor.kind,
+                "memory_bytes": entry.processor.memory_bytes,
+                "memory_bytes_per_s": _quantity(entry.processor.memory_bytes_per_s),
+                "flops": {name: _quantity(rate) for name, rate in entry.processor.flops.items()},
+                "achievable": _quantity(entry.processor.achievable),
+                "power_w": _quantity(entry.processor.power_w),
+                "rent_usd_per_h": _quantity(entry.processor.rent_usd_per_h),
+                "price_usd": _quantity(entry.processor.price_usd),
+                "source": entry.source,
+                "notes": entry.notes,
+            }
+            for entry in processor_entries()
+        ],
+        "systems": [machine_json(find_machine(name)) for name in system_names()],
+        "links": [
+            {"name": entry.name, "kind": entry.kind, "bytes_per_s": _quantity(entry.rate), "notes": entry.notes}
+            for entry in link_entries()
+        ],
+    }
+
+
+def machine_json(machine: Machine) -> dict[str, Any]:
+    """Describe a machine as a tree, every constant with its range and source."""
+    processor, host = machine.processor, machine.host
+    return {
+        "name": machine.name,
+        "nodes": machine.nodes,
+        "devices_per_node": machine.devices,
+        "devices": machine.num_devices,
+        "processor": {
+            "name": processor.name,
+            "kind": processor.kind,
+            "memory_bytes": processor.memory_bytes,
+            "memory_bytes_per_s": _quantity(processor.memory_bytes_per_s),
+            "flops": {name: _quantity(rate) for name, rate in processor.flops.items()},
+            "achievable": _quantity(processor.achievable),
+            "power_w": _quantity(processor.power_w),
+            "rent_usd_per_h": _quantity(processor.rent_usd_per_h),
+            "price_usd": _quantity(processor.price_usd),
+        },
+        "host": None
+        if host is None
+        else {
+            "memory_bytes": host.memory_bytes,
+            "memory_bytes_per_s": _quantity(host.memory_bytes_per_s),
+            "flops": _quantity(host.flops),
+        },
+        "disk_bytes": machine.disk_bytes,
+        "links": {
+            link.name: {
+                "bytes_per_s": _quantity(link.bytes_per_s),
+                "latency_s": _quantity(link.latency_s),
+                "uplink": link.uplink,
+            }
+            for link in machine.links.values()
+        },
+        "notes": list(machine.notes),
+    }
+
+
+def _quantity(quantity: Quantity | None) -> dict[str, Any] | None:
+    if quantity is None:
+        return None
+    return {"expected": quantity.expected, "low": quantity.low, "high": quantity.high, "source": quantity.source}
+
+
+def _show_all(output: Output) -> None:
+    rows = []
+    for entry in processor_entries():
+        processor = entry.processor
+        rows.append(
+            [
+                entry.aliases[0],
+                processor.name,
+                format_bytes(processor.memory_bytes),
+                format_rate(processor.memory_bytes_per_s.expected),
+                f"{three_digits(processor.flops['bf16'].expected / 1e12)} T",
+                "" if entry.host_link is None else format_rate(entry.host_link.expected),
+                "" if entry.scale_up is None else format_rate(entry.scale_up.expected),
+                "" if processor.rent_usd_per_h is None else f"{processor.rent_usd_per_h.expected:.2f}",
+            ]
+        )
+    columns = ("name", "processor", "memory", "its rate", "bf16/s", "from host", "to others", "$/h")
+    output.show(table(columns, rows))
+    output.text(f"Whole computers: {', '.join(system_names())}\n")
+    output.text("Write 8xh100 for eight in one computer, 4x8xh100 for four of those; `headrace machines NAME` tells\n")
+    output.text("ranges and sources, and with --toml writes a file to change.\n")
+
+
+def _show_one(output: Output, machine: Machine) -> None:
+    processor = machine.processor
+    lines = [f"{machine.name}: {machine.nodes} x {machine.devices} x {processor.name}"]
+    lines.append(
+        _line("device memory", format_bytes(processor.memory_bytes), processor.memory_bytes_per_s, format_rate)
+    )
+    for name, rate in processor.flops.items():
+        lines.append(_line("arithmetic", name, rate, lambda value: f"{three_digits(value / 1e12)} TFLOP/s"))
+    lines.append(_line("of which products reach", "", processor.achievable, lambda value: f"{value:.0%}"))
+    if machine.host is not None:
+        memory = format_bytes(machine.host.memory_bytes)
+        lines.append(_line("host memory", memory, machine.host.memory_bytes_per_s, format_rate))
+    for link in machine.links.values():
+        lines.append(_line(_role(link), "", link.bytes_per_s, format_rate))
+    for what, amount, text in (
+        ("power of a device", processor.power_w, "{} W"),
+        ("rent of a device", processor.rent_usd_per_h, "{} $/h"),
+        ("price of a device", processor.price_usd, "{} $"),
+    ):
+        if amount is not None:
+            lines.append(_line(what, "", amount, functools.partial(_written, text)))
+    output.text("\n".join(lines) + "\n")
+    for note in machine.notes:
+        output.text(f"note: {note}\n")
+
+
+def _written(text: str, value: float) -> str:
+    return text.format(three_digits(value))
+
+
+def _role(link: Link) -> str:
+    words = {
+        "storage": "disk to host",
+        "host": "host to a device",
+        "scale_up": "device to device",
+        "network": "computer to computer",
+    }
+    shared = f", through {link.uplink} with the others" if link.uplink else ""
+    return f"{words.get(link.name, link.name)}{shared}"
+
+
+def _line(what: str, detail: str, quantity: Quantity, text: Callable[[float], str]) -> str:
+    span = f" ({text(quantity.low)} - {text(quantity.high)})" if quantity.low != quantity.high else ""
+    head = f"{what}{', ' + detail if detail else ''}"
+    return f"  {head:44s} {text(quantity.expected)}{span}\n      {quantity.source}"
+
+
+MACHINES = Command("machines", machines, EXAMPLES)

@@ -1,0 +1,130 @@
+"""`headrace models`: what the catalogue knows of models, with sources."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from headrace.cli.command import Command
+from headrace.cli.options import JsonOption
+from headrace.cli.output import Output, table, three_digits
+from headrace.planning.model_catalogue import ModelEntry, find_model, model_entries
+from headrace.planning.model_shape import ModelShape
+from headrace.units import format_bytes
+
+EXAMPLES = ("headrace models", "headrace models deepseek-v3", "headrace models 'gpt-3*1000' --json")
+
+
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="One model in detail: a name, a scaled name, a config.json, a checkpoint, a .gguf."
+        ),
+    ] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """List the models that planning knows by name, or describe one."""
+    output = Output(as_json=as_json)
+    if name is not None:
+        shape = find_model(name)
+        output.json(shape_json(shape)) if as_json else _show_one(output, shape)
+    elif as_json:
+        output.json({"models": [entry_json(entry) for entry in model_entries()]})
+    else:
+        _show_all(output)
+
+
+def entry_json(entry: ModelEntry) -> dict[str, Any]:
+    """Describe a catalogue entry: its shape and the names that it goes by."""
+    return {**shape_json(entry.shape()), "name": entry.name, "aliases": list(entry.aliases)}
+
+
+def shape_json(shape: ModelShape) -> dict[str, Any]:
+    """Describe a shape: sizes in bytes, parameters, the groups of equal layers."""
+    return {
+        "name": shape.name,
+        "parameters": shape.parameters,
+        "active_parameters": shape.active_parameters,
+        "weights_bytes": round(shape.weights_bytes),
+        "weight_format": shape.weight_format,
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "vocab_size": shape.vocab_size,
+        "context_tokens": shape.context_tokens,
+        "kv_cache_bytes_per_token": round(shape.kv_bytes_per_token()),
+        "layers": [
+            {
+                "count": group.count,
+                "parameters": group.layer.parameters,
+                "active_parameters": group.layer.active_parameters,
+                "size_bytes": round(group.layer.size_bytes),
+                "num_experts": group.layer.num_experts,
+                "experts_per_token": group.layer.experts_per_token,
+                "attention_heads": group.layer.query_heads,
+                "key_value_heads": group.layer.kv_heads,
+                "kv_elements_per_token": group.layer.kv_elements_per_token,
+                "window_tokens": group.layer.window_tokens,
+            }
+            for group in shape.groups
+        ],
+        "source": shape.source,
+        "notes": list(shape.notes),
+    }
+
+
+def _show_all(output: Output) -> None:
+    rows = []
+    for entry in model_entries():
+        shape = entry.shape()
+        experts = any(group.layer.num_experts for group in shape.groups)
+        rows.append(
+            [
+                entry.name,
+                _billions(shape.parameters),
+                _billions(shape.active_parameters) if experts else "",
+                str(shape.num_layers),
+                f"{shape.hidden_size:,}",
+                format_bytes(shape.weights_bytes),
+                f"{shape.weight_format}",
+                format_bytes(shape.kv_bytes_per_token()),
+                f"{shape.context_tokens:,}",
+            ]
+        )
+    columns = ("model", "parameters", "active", "layers", "width", "weights", "format", "KV per token", "context")
+    output.show(table(columns, rows))
+    output.text(
+        "Scale one with NAME*1000, change its weights with NAME@int4; `headrace models NAME` tells its source.\n"
+    )
+
+
+def _show_one(output: Output, shape: ModelShape) -> None:
+    output.text(
+        f"{shape.name}: {shape.parameters:,} parameters, {shape.active_parameters:,} used by a token\n"
+        f"{format_bytes(shape.weights_bytes)} of weights ({shape.weight_format}), "
+        f"{format_bytes(shape.kv_bytes_per_token())} of KV cache per token, {shape.context_tokens:,} tokens of context\n"
+    )
+    rows = [
+        [
+            f"{group.count} layers",
+            _billions(group.layer.parameters),
+            format_bytes(group.layer.size_bytes),
+            f"{group.layer.query_heads} / {group.layer.kv_heads}",
+            f"{group.layer.experts_per_token} of {group.layer.num_experts}" if group.layer.num_experts else "",
+            f"{group.layer.window_tokens:,}" if group.layer.window_tokens else "all",
+        ]
+        for group in shape.groups
+    ]
+    output.show(table(("", "parameters each", "bytes each", "heads / KV heads", "experts", "tokens seen"), rows))
+    output.text(f"source: {shape.source}\n")
+    for note in shape.notes:
+        output.text(f"note: {note}\n")
+
+
+def _billions(parameters: float) -> str:
+    return f"{three_digits(parameters / 1e9)} B"
+
+
+MODELS = Command("models", models, EXAMPLES)
