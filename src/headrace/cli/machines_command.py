@@ -166,7 +166,11 @@ def _show_one(output: Output, machine: Machine) -> None:
     ):
         if amount is not None:
             lines.append(_line(what, "", amount, functools.partial(_written, text)))
-    output.text("\n".join(lines) + "\n")
+    told: set[str] = set()
+    for line in lines:
+        figure, _, source = line.partition("\n")
+        output.text(f"{figure}\n" if source in told else f"{line}\n")
+        told.add(source)
     for note in machine.notes:
         output.text(f"note: {note}\n")
 

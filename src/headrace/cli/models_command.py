@@ -104,7 +104,7 @@ def _show_one(output: Output, shape: ModelShape) -> None:
     output.text(
         f"{shape.name}: {shape.parameters:,} parameters, {shape.active_parameters:,} used by a token\n"
         f"{format_bytes(shape.weights_bytes)} of weights ({shape.weight_format}), "
-        f"{format_bytes(shape.kv_bytes_per_token())} of KV cache per token, {shape.context_tokens:,} tokens of context\n"
+        f"{format_bytes(shape.kv_bytes_per_token())} of KV cache per token, {shape.context_tokens:,} tokens at most\n"
     )
     rows = [
         [
