@@ -213,11 +213,7 @@ def pass_cost(
         link_s += group.count * over_link_s
         disk_s += group.count * from_disk_s
         cold_s += group.count * on_demand_s
-    head_s = max(
-        2.0 * shape.head_parameters * carried.sequences / arrangement.tensor / rates.flops,
-        shape.head_bytes / arrangement.tensor / rates.memory_bytes_per_s,
-    )
-    memory_s += head_s
+    memory_s += head_seconds(shape, carried, rates, arrangement)
     overhead_s += rates.pass_overhead_s + carried.sequences * rates.token_overhead_s
     if arrangement.pipeline > 1:
         communication_s += arrangement.pipeline * hop_s(shape, machine, arrangement, carried, rates)
@@ -246,6 +242,20 @@ def pass_cost(
         disk_s=disk_s,
         cold_s=cold_s,
     )
+
+
+def head_seconds(shape: ModelShape, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
+    """Seconds of the output projection, of one position of each sequence."""
+    return max(
+        2.0 * shape.head_parameters * carried.sequences / arrangement.tensor / rates.flops,
+        shape.head_bytes / arrangement.tensor / rates.memory_bytes_per_s,
+    )
+
+
+def pass_ends_s(shape: ModelShape, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
+    """Seconds of a pass beside its layers: head, sampling, scheduling."""
+    fixed_s = rates.pass_overhead_s + carried.sequences * rates.token_overhead_s
+    return head_seconds(shape, carried, rates, arrangement) + fixed_s
 
 
 def hop_s(shape: ModelShape, machine: Machine, arrangement: Arrangement, carried: PassTokens, rates: Rates) -> float:
@@ -308,6 +318,24 @@ def load_seconds(
     return link_s, disk_s, cold_s
 
 
+def _slowest_stage_s(
+    shape: ModelShape,
+    machine: Machine,
+    arrangement: Arrangement,
+    carried: PassTokens,
+    rates: Rates,
+    total_s: float,
+) -> float:
+    """Seconds of the stage that holds most layers and the head, of a pass that takes `total_s` through all stages."""
+    stages = arrangement.pipeline
+    ends_s = pass_ends_s(shape, carried, rates, arrangement)
+    layers_s = total_s - ends_s - stages * hop_s(shape, machine, arrangement, carried, rates)
+    most_layers = math.ceil(shape.num_layers / stages)
+    left = shape.num_layers - (stages - 1) * most_layers
+    per_layer_s = layers_s / shape.num_layers
+    return max(most_layers * per_layer_s, left * per_layer_s + ends_s)
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkCost:
     """A whole workload: first pass, a mean later pass, everything; seconds. Tokens per second count all replicas."""
@@ -342,12 +370,12 @@ def work_cost(
     )
     prefill = pass_cost(shape, machine, arrangement, first, rates, first=True)
     decode = pass_cost(shape, machine, arrangement, later, rates)
-    stages = arrangement.pipeline
-    uneven = math.ceil(shape.num_layers / stages) * stages / shape.num_layers
     prefill_s, decode_s = prefill.total_s, decode.total_s
-    if stages > 1:
-        prefill_s *= (batches + stages - 1) / stages * (uneven if batches > 1 else 1.0)
-        decode_s *= max(stages, batches) / stages * (uneven if batches > 1 else 1.0)
+    if arrangement.pipeline > 1 and batches > 1:
+        # The first micro-batch passes all stages, the others follow at the pace of the slowest.
+        prefill_s += (batches - 1) * _slowest_stage_s(shape, machine, arrangement, first, rates, prefill_s)
+        # A micro-batch's next token waits for its own last one, and each stage for all micro-batches.
+        decode_s = max(decode_s, batches * _slowest_stage_s(shape, machine, arrangement, later, rates, decode_s))
     tokens_per_pass = 1.0
     if speculation is not None:
         plain = pass_cost(
