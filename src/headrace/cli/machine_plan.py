@@ -64,7 +64,7 @@ def plan_for_machine(output: Output, asked: MachineAsked) -> None:
     if asked.plot is not None:
         from headrace.cli.plot import draw_plan
 
-        draw_plan(asked.plot, question, compared)
+        draw_plan(asked.plot, question)
     if output.as_json:
         output.json(machine_plan_json(question, compared, best, report, prices, notes))
     else:

@@ -101,6 +101,10 @@ def plan(
     """
     workload = Workload(sequences=batch, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens)
     _check_strategy(strategy)
+    if plot is not None:
+        from headrace.cli.plot import check_plot_path
+
+        check_plot_path(plot)
     output = Output(as_json=as_json)
     described = None if machine is None else _describe(machine)
     extras = {
@@ -109,7 +113,6 @@ def plan(
         "--draft-tokens": draft_tokens,
         "--expert-hit-rate": expert_hit_rate,
         "--sampling": sampling,
-        "--plot": plot,
         "--host-memory": host_memory,
     }
     wanted = [name for name, value in extras.items() if value is not None]
@@ -121,7 +124,7 @@ def plan(
             dtype=None if dtype is DtypeChoice.AUTO else dtype.value,
             read_limit=read_limit,
         )
-        _plan_checkpoint(model, described, asked, origin=machine or "", output=output)
+        _plan_checkpoint(model, described, asked, origin=machine or "", plot=plot, output=output)
         return
     if dtype is not DtypeChoice.AUTO or read_limit is not None:
         name = "--dtype" if dtype is not DtypeChoice.AUTO else "--read-limit"
@@ -159,7 +162,13 @@ def plan(
 
 
 def _plan_checkpoint(
-    model: str, described: ProbedMachine | Machine | None, asked: Asked, *, origin: str, output: Output
+    model: str,
+    described: ProbedMachine | Machine | None,
+    asked: Asked,
+    *,
+    origin: str,
+    plot: Path | None,
+    output: Output,
 ) -> None:
     with output.reserved():
         if isinstance(described, ProbedMachine):
@@ -171,6 +180,10 @@ def _plan_checkpoint(
                 case = measured_here(directory, asked)
         compared = case.compare(asked.strategy)
         best = recommended(compared)
+        if plot is not None and best is not None:
+            from headrace.cli.plot import draw_checkpoint_plan
+
+            draw_checkpoint_plan(plot, case, best)
         if output.as_json:
             output.json(plan_json(case, compared, best))
         else:

@@ -68,7 +68,9 @@ def _with(shape: ModelShape, layers: int, width: float) -> ModelShape:
 
 def _wider(layer: LayerShape, width: float) -> LayerShape:
     square = width * width
-    heads = max(1, round(layer.query_heads * width))
+    # Whole multiples of what they are divisible by, so that devices can still share them.
+    unit = min(32, layer.query_heads & -layer.query_heads) if layer.query_heads else 1
+    heads = max(1, round(layer.query_heads * width / unit)) * unit
     # Key-value heads grow with the others; one for all (multi-query, latent) stays one.
     kv_growth = width if layer.kv_heads > 1 else 1.0
     return replace(
