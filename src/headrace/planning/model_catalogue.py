@@ -3,7 +3,7 @@
 gpt-3              the catalogue (`catalogue/models.toml`)
 gpt-3*1000         scaled (`headrace.planning.scaling`)
 gpt-3*1000:depth=0.5    with another share of the growth in depth
-llama-3-8b@int4    in another weight format
+llama-3-8b@int4    in another weight format; so Qwen3-8B-AWQ, Qwen3-8B-Q4_K_M
 ./config.json, a directory with one, a .gguf file
 """
 
@@ -24,13 +24,14 @@ from headrace.planning.model_shape import ModelShape
 from headrace.planning.near_names import near_names
 from headrace.planning.scaling import DEPTH_SHARE, scaled
 from headrace.planning.shape_from_config import shape_from_config
-from headrace.planning.weight_format import find_format, requantised
+from headrace.planning.weight_format import find_format, is_format, requantised
 
 _LARGEST_CONFIG_BYTES = 16 << 20
 _TRAILS = re.compile(
     r"-(instruct|chat|it|hf|base|gguf|mlx|awq|gptq|int4|int8|fp8|fp16|bf16|nvfp4|mxfp4|4bit|8bit|16bit|"
     r"q\d(?:-[01]|-k)?(?:-[sml]|-xl)?|v\d(?:\.\d)?|\d{4})$"
 )
+_SIZE = re.compile(r"(?<![a-z0-9.])(?:\d+x)?\d+(?:\.\d+)?[bm](?![a-z0-9])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,8 @@ def find_model(text: str) -> ModelShape:
     shape = named_model(name)
     if factor is not None:
         shape = scaled(shape, factor, depth_share=depth_share)
-    if weights:
+    weights = weights or (model_key(name) not in _entries() and _format_in(name)) or ""
+    if weights and find_format(weights).name != shape.weight_format:
         shape = replace(requantised(shape, weights), name=f"{shape.name}@{find_format(weights).name}")
     return shape
 
@@ -83,7 +85,10 @@ def model_key(name: str) -> str:
 
 
 def named_model(name: str) -> ModelShape:
-    """Resolve a catalogue name, also with what publishers add to it (-Instruct, -Q4_K_M.gguf), which changes no shape."""
+    """Resolve a catalogue name, also with what publishers add to it (-Instruct, -Q4_K_M.gguf).
+
+    Formats in a name are left aside here: the shape has the entry's own. `find_model` applies them.
+    """
     known = _entries()
     key = model_key(name)
     tried = key
@@ -94,12 +99,36 @@ def named_model(name: str) -> ModelShape:
         tried = shorter
     if tried in known:
         return known[tried].shape()
-    inside = [alias for alias in known if re.search(rf"(?:^|-){re.escape(alias)}(?:-|$)", key) and len(alias) > 6]
-    if inside:  # a fine-tuned descendant: the family's name stands in its own
-        return known[max(inside, key=len)].shape()
+    ancestor = _ancestor(key, known)
+    if ancestor is not None:
+        made = ancestor.shape()
+        return replace(made, notes=(*made.notes, f"{name} is taken to have the shape of {ancestor.name}"))
     raise InvalidRequestError(
         f"there is no model {name!r} in the catalogue; {near_names(key, known)}`headrace models` lists them"
     )
+
+
+def _ancestor(key: str, known: Mapping[str, ModelEntry]) -> ModelEntry | None:
+    """The model that a fine-tuned one descends from: its name stands in the other's, and every size that follows."""
+    found = [alias for alias in known if len(alias) > 6 and re.search(rf"(?:^|-){re.escape(alias)}(?:-|$)", key)]
+    if not found:
+        return None
+    alias = max(found, key=len)
+    left = set(_SIZE.findall(key)) - set(_SIZE.findall(alias))
+    return known[alias] if _SIZE.search(alias) and not left else None
+
+
+def _format_in(name: str) -> str | None:
+    """The weight format that a publisher's name ends in (-4bit, -AWQ, -Q4_K_M.gguf), if any."""
+    key = model_key(name)
+    while True:
+        match = _TRAILS.search(key)
+        if match is None:
+            return None
+        text = match[1].replace("-", "_")
+        if is_format(text):
+            return text
+        key = key[: match.start()]
 
 
 def _parse_scaling(text: str) -> tuple[str, float | None, float]:

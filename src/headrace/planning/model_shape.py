@@ -8,6 +8,7 @@ docs/formulas.md, section 1.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -32,7 +33,7 @@ class LayerShape:
     other_bytes: float = 0.0
     query_heads: int = 0
     key_dim: int = 0
-    """width of a query or key of one head; with a latent cache, as the weights are absorbed for decoding: the latent's"""
+    """width of a query or key of one head; with a latent cache (weights absorbed for decoding) the latent's"""
     value_dim: int = 0
     kv_elements_per_token: int = 0
     """what the cache keeps of a token: 2 x kv heads x head width, or the latent and its rotary part"""
@@ -51,23 +52,19 @@ class LayerShape:
     def active_parameters(self) -> int:
         """Matrix elements that one token is multiplied with."""
         return (
-            self.attention_parameters
-            + self.feed_forward_parameters
-            + self.experts_per_token * self.expert_parameters
+            self.attention_parameters + self.feed_forward_parameters + self.experts_per_token * self.expert_parameters
         )
 
     @property
     def size_bytes(self) -> float:
         """Bytes of all its weights."""
-        return (
-            self.attention_bytes + self.feed_forward_bytes + self.num_experts * self.expert_bytes + self.other_bytes
-        )
+        return self.attention_bytes + self.feed_forward_bytes + self.num_experts * self.expert_bytes + self.other_bytes
 
     def experts_touched(self, tokens: float) -> float:
         """Expected number of distinct routed experts that `tokens` tokens use, routed uniformly and independently."""
         if not self.num_experts:
             return 0.0
-        return self.num_experts * (1.0 - (1.0 - self.experts_per_token / self.num_experts) ** tokens)
+        return self.num_experts * (1.0 - math.pow(1.0 - self.experts_per_token / self.num_experts, tokens))
 
     def bytes_read(self, tokens: float) -> float:
         """Bytes of weights that a pass of `tokens` tokens multiplies with."""

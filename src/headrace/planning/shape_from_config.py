@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from headrace.errors import CheckpointError, UnsupportedModelError
+from headrace.planning.config_fields import Fields
 from headrace.planning.model_shape import LayerGroup, LayerShape, ModelShape
 from headrace.planning.near_names import near_names
-from headrace.planning.weight_format import FORMATS, find_format, requantised
+from headrace.planning.stored_format import quantised_as_stored
+from headrace.planning.weight_format import requantised
 
-_LARGEST = 2**40
 _MOST_LAYERS = 100_000
+_LLAMA = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
 
 
 class _Attention(NamedTuple):
@@ -36,40 +38,6 @@ class _FeedForward(NamedTuple):
     per_token: int = 0
 
 
-class Fields:
-    """A config read field by field; whatever is missing or makes no sense raises CheckpointError naming it."""
-
-    def __init__(self, raw: Mapping[str, Any], origin: str) -> None:
-        self.raw, self.origin = raw, origin
-
-    def count(self, *names: str, default: int | None = None, zero: bool = False) -> int:
-        """Return the first of these fields that is there: a whole number from 1 on (from 0 with `zero`)."""
-        for name in names:
-            value = self.raw.get(name)
-            if value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not (0 if zero else 1) <= value < _LARGEST:
-                kind = "a whole number from 0 on" if zero else "a positive whole number"
-                raise CheckpointError(f"{self.origin}: {name} is {value!r}; {kind} is expected")
-            return value
-        if default is None:
-            raise CheckpointError(f"{self.origin}: {names[0]} is missing; a positive whole number is expected")
-        return default
-
-    def flag(self, name: str, *, default: bool) -> bool:
-        """Return a field that is true or false."""
-        value = self.raw.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise CheckpointError(f"{self.origin}: {name} is {value!r}; true or false is expected")
-        return value
-
-    def wrong(self, text: str) -> CheckpointError:
-        """Return the error that says this config contradicts itself."""
-        return CheckpointError(f"{self.origin}: {text}")
-
-
 def shape_from_config(raw: Mapping[str, Any], *, name: str, origin: str) -> ModelShape:
     """Translate a config. Raises CheckpointError or UnsupportedModelError naming `origin`, the field and the fault."""
     if not isinstance(raw, Mapping):
@@ -81,8 +49,13 @@ def shape_from_config(raw: Mapping[str, Any], *, name: str, origin: str) -> Mode
     if not isinstance(model_type, str):
         raise CheckpointError(f"{origin} names no model_type, so the architecture is unknown")
     if model_type not in _BUILDERS:
+        alike = (
+            "its fields look like llama's, but matrices may differ, so nothing is guessed; "
+            if set(raw) >= _LLAMA
+            else ""
+        )
         raise UnsupportedModelError(
-            f"{origin}: headrace does not know the shape of models of type {model_type!r}; "
+            f"{origin}: headrace does not know the shape of models of type {model_type!r}; {alike}"
             f"{near_names(model_type, _BUILDERS)}known: {', '.join(sorted(_BUILDERS))}"
         )
     fields = Fields(raw, origin)
@@ -91,7 +64,7 @@ def shape_from_config(raw: Mapping[str, Any], *, name: str, origin: str) -> Mode
     if stored.removeprefix("torch.") in {"float32", "float16"}:
         shape = requantised(shape, stored.removeprefix("torch."))
     quantization = outer.get("quantization_config") or raw.get("quantization_config")
-    return shape if not quantization else _quantised(shape, quantization, fields)
+    return quantised_as_stored(shape, quantization, fields) if quantization else shape
 
 
 # -- architectures ------------------------------------------------------------------------------------------------
@@ -163,6 +136,8 @@ def _expert_layers(fields: Fields, kind: str, hidden: int, layers: int, dense: _
     routed = _FeedForward(hidden * experts + shared, 0, 3 * hidden * inner, experts, per_token)
     step = fields.count("decoder_sparse_step", default=1)
     only = fields.raw.get("mlp_only_layers") or []
+    if not isinstance(only, list) or any(type(index) is not int or not 0 <= index < layers for index in only):
+        raise fields.wrong(f"mlp_only_layers is {only!r:.80}; a list of layer numbers below {layers} is expected")
     return [dense if index in only or (index + 1) % step else routed for index in range(layers)]
 
 
@@ -404,18 +379,12 @@ def _grouped(hidden: int, heads: int, kv_heads: int, head_dim: int) -> _Attentio
 
 def _windows(fields: Fields, kind: str, layers: int) -> list[int]:
     """Window in tokens of each layer; 0 where the whole context is seen."""
-    window = fields.raw.get("sliding_window")
-    if window is None:
-        return [0] * layers
-    window = fields.count("sliding_window", zero=True)
-    if not window or (kind.startswith("qwen") and not fields.flag("use_sliding_window", default=False)):
-        return [0] * layers
+    window = fields.count("sliding_window", default=0, zero=True)
     kinds = fields.raw.get("layer_types")
     if kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) != layers:
-            found = len(kinds) if isinstance(kinds, list) else kinds
-            raise fields.wrong(f"layer_types has {found} entries for {layers} layers")
-        return [window if kind == "sliding_attention" else 0 for kind in kinds]
+        return [window if name == "sliding_attention" else 0 for name in _layer_types(fields, kinds, layers, window)]
+    if not window or (kind.startswith("qwen") and not fields.flag("use_sliding_window", default=False)):
+        return [0] * layers
     if kind == "gemma3_text":
         pattern = fields.count("sliding_window_pattern", default=6)
         return [0 if (index + 1) % pattern == 0 else window for index in range(layers)]
@@ -425,6 +394,21 @@ def _windows(fields: Fields, kind: str, layers: int) -> list[int]:
         first = fields.count("max_window_layers", default=layers, zero=True)
         return [0 if index < first else window for index in range(layers)]
     return [window] * layers
+
+
+def _layer_types(fields: Fields, kinds: Any, layers: int, window: int) -> list[str]:
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        found = f"{len(kinds)} entries" if isinstance(kinds, list) else f"{kinds!r:.80}, not one entry each,"
+        raise fields.wrong(f"layer_types has {found} for {layers} layers")
+    for kind in kinds:
+        if kind not in ("sliding_attention", "full_attention"):
+            raise UnsupportedModelError(
+                f"{fields.origin}: layer_types names {kind!r:.80}; headrace knows the cache of full_attention and of "
+                "sliding_attention"
+            )
+    if "sliding_attention" in kinds and not window:
+        raise fields.wrong("layer_types names sliding_attention, but sliding_window gives it no width")
+    return kinds
 
 
 def _assemble(
@@ -479,41 +463,3 @@ def _layer(attention: _Attention, feed: _FeedForward, norms: int, window: int) -
         kv_heads=attention.kv_heads,
         window_tokens=window,
     )
-
-
-def _quantised(shape: ModelShape, quantization: Any, fields: Fields) -> ModelShape:
-    """Give the weights the format that quantization_config names."""
-    if not isinstance(quantization, Mapping):
-        raise fields.wrong(f"quantization_config is {quantization!r}; an object is expected")
-    method = str(quantization.get("quant_method", "")).lower()
-    bits = quantization.get("bits") or quantization.get("w_bit")
-    if method == "fp8":
-        return requantised(shape, "fp8")
-    if method == "mxfp4":
-        return _experts_only(shape, "mxfp4")
-    if method in {"awq", "gptq"} and bits in {4, 8}:
-        group = quantization.get("group_size", quantization.get("q_group_size", 128))
-        return requantised(shape, "int8" if bits == 8 else "int4-g32" if group == 32 else "int4-g128")
-    if method == "bitsandbytes":
-        return requantised(shape, "nf4" if quantization.get("load_in_4bit") else "int8")
-    if method == "compressed-tensors":
-        text = str(quantization)
-        return requantised(shape, "int4-g32" if "'num_bits': 4" in text else "fp8" if "float" in text else "int8")
-    if method in FORMATS:
-        return requantised(shape, find_format(method).name)
-    raise UnsupportedModelError(
-        f"{fields.origin}: headrace does not know the size of weights quantised by {method or 'an unnamed method'} "
-        f"in {bits} bits; known: awq, gptq, fp8, mxfp4, bitsandbytes, compressed-tensors"
-    )
-
-
-def _experts_only(shape: ModelShape, name: str) -> ModelShape:
-    """Give the experts another format; all else stays as it is."""
-    from dataclasses import replace
-
-    byte = find_format(name).bits / 8
-    groups = tuple(
-        replace(group, layer=replace(group.layer, expert_bytes=group.layer.expert_parameters * byte))
-        for group in shape.groups
-    )
-    return replace(shape, groups=groups, weight_format=name)

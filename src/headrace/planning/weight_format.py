@@ -8,8 +8,8 @@ Exact, by definition: blocks of GGUF types (`gguf_index.BLOCKS`); MXFP4 and NVFP
 8 bits); int4-gN (N weights with a 16-bit scale and a 4-bit zero point; int4-g32 with the scale alone); nf4 with its
 scales quantised in turn. Mixtures (q2_k and names ending in _s, _m, _l) give some matrices more bits. Their figures
 make Llama 3.1 8B as large as its published files: 3.16 bits per weight over all for q2_k, 3.64, 4.00 and 4.30 for
-q3_k_s, _m and _l, 4.67 for q4_k_s, 5.57 and 5.70 for q5_k_s and _m; other shapes differ by up to 3 %. q4_k_m is the usual
-4.85 bits (docs/formulas.md) with a wide table, up to 4 % too large: fitted engine constants rest on that figure.
+q3_k_s, _m and _l, 4.67 for q4_k_s, 5.57 and 5.70 for q5_k_s and _m; other shapes differ by up to 3 %. q4_k_m is the
+usual 4.85 bits (docs/formulas.md) with a wide table, up to 4 % too large: fitted engine constants rest on that figure.
 What it is computed in: `rates.arithmetic_format`.
 """
 
