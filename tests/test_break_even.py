@@ -21,7 +21,7 @@ PERFECT = Engine(
     **{
         field.name: exact(0.0 if field.name.endswith("_s") else 1.0)
         for field in dataclasses.fields(Engine)
-        if field.name not in {"name", "overlaps_hops"}
+        if field.name not in {"name", "overlaps_hops", "overlaps_copies"}
     },
 )
 STREAMED = Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.0)

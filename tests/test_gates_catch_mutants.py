@@ -89,8 +89,8 @@ MUTANTS = (
     Mutant("residents not held", "headrace.planning.memory_need", "held_bytes = layers_bytes * held_share", "held_bytes = 0.0"),
     Mutant("slots without memory", "headrace.planning.memory_need", "arrangement.slots * largest_bytes / width if", "0.0 * largest_bytes / width if"),
     Mutant("cache counted once for all sequences", "headrace.planning.memory_need", "        * sequences\n", "        * 1\n"),
-    Mutant("rent per second", "headrace.planning.price", "devices / 3600 / tokens", "devices / tokens"),
-    Mutant("prefill not paid", "headrace.planning.price", "seconds = answer.total_s", "seconds = answer.decode_s_per_pass"),
+    Mutant("rent per second", "headrace.planning.economics", 'v["usd_per_h"] / 3600 / v', 'v["usd_per_h"] / v'),
+    Mutant("prefill not paid", "headrace.planning.price", "seconds, devices, processor = answer.total_s", "seconds, devices, processor = answer.decode_s_per_pass"),
     Mutant("tied head counted twice", SHAPE, "(0 if self.tied else self.head_bytes)", "self.head_bytes"),
     Mutant("embedding forgotten", SHAPE, "layers + self.embedding_parameters + head", "layers + head"),
 )  # fmt: skip

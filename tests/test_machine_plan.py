@@ -65,7 +65,7 @@ def test_the_price_is_the_rent_for_the_whole_work_over_its_tokens() -> None:
     assert twice.usd_per_million_tokens is not None
     assert twice.usd_per_million_tokens.expected == pytest.approx(2 * cost.usd_per_million_tokens.expected)
     assert cost.joules_per_token is not None
-    assert cost.joules_per_token.expected == pytest.approx(400 * 0.6 * item.total_s.expected / 400)
+    assert cost.joules_per_token.expected == pytest.approx(400 * 0.43 * item.total_s.expected / 400)
     assert cost.joules_per_token.low < cost.joules_per_token.expected < cost.joules_per_token.high
 
 

@@ -229,9 +229,9 @@ def _show(
     notes: list[str],
 ) -> None:
     shape, machine, work = question.shape, question.machine, question.work
-    active = f", {shape.active_parameters / 1e9:.3g} active" if shape.active_parameters < 0.8 * shape.parameters else ""
+    active = f", {_count(shape.active_parameters)} active" if shape.active_parameters < 0.8 * shape.parameters else ""
     output.text(
-        f"{shape.name}: {shape.parameters / 1e9:.4g} billion parameters{active}, {format_bytes(shape.weights_bytes)} "
+        f"{shape.name}: {_count(shape.parameters)} parameters{active}, {format_bytes(shape.weights_bytes)} "
         f"of weights ({shape.weight_format}) in {shape.num_layers} layers, "
         f"{format_bytes(shape.kv_bytes_per_token())} of KV cache per token\n"
         f"{machine.name}: {machine.num_devices} x {machine.processor.name}, "
@@ -239,13 +239,13 @@ def _show(
         f"{format_rate(machine.processor.memory_bytes_per_s.expected)}; {work.sequences} x ({work.prompt_tokens} + "
         f"{work.generate_tokens}) tokens\n\n"
     )
-    columns = ("strategy", "how", "first token", "per pass (low - high)", "tokens/s", "$/Mtok", "waits for")
+    columns = ("strategy", "how", "first token", "per pass (low - high)", "tokens/s", "$/Mtok", "J/token", "waits for")
     rows = [_row(name, item, best, prices.get(name)) for name, item in compared.items() if isinstance(item, Answer)]
     if rows:
         output.show(table(columns, rows))
     for name, item in compared.items():
         if isinstance(item, Refusal):
-            output.text(f"{name}: no. {item.why_not}.\n".replace("..", "."))
+            output.text(f"{name}: {item.why_not}.\n".replace("..", "."))
     if best is not None:
         output.text(f"\n{best.strategy} is the fastest: {STRATEGIES[best.strategy]}.\n")
         output.text(_memory_line(best))
@@ -261,12 +261,17 @@ def _show(
         output.text(f"note: {note}\n")
 
 
+def _count(parameters: float) -> str:
+    return f"{parameters / 1e12:.4g} trillion" if parameters >= 1e12 else f"{parameters / 1e9:.4g} billion"
+
+
 def _row(name: str, item: Answer, best: Answer | None, cost: Price | None) -> list[str]:
     usd = (
         ""
         if cost is None or cost.usd_per_million_tokens is None
         else three_digits(cost.usd_per_million_tokens.expected)
     )
+    joules = "" if cost is None or cost.joules_per_token is None else three_digits(cost.joules_per_token.expected)
     return [
         f"{name} *" if item is best else name,
         how(item),
@@ -274,6 +279,7 @@ def _row(name: str, item: Answer, best: Answer | None, cost: Price | None) -> li
         _span(item.decode_s_per_pass),
         three_digits(item.tokens_per_s.expected),
         usd,
+        joules,
         item.binds,
     ]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-PLAIN_WIDTH = 110
+PLAIN_WIDTH = 132
 """columns of tables that go to a file or a pipe"""
 
 

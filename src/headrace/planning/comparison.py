@@ -17,6 +17,7 @@ from headrace.planning.model_shape import ModelShape
 from headrace.planning.near_names import near_names
 from headrace.planning.plan import Workload
 from headrace.planning.rates import Interval, Rates, interval_of, quantities
+from headrace.units import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,7 @@ def _lack(question: Question, arrangement: Arrangement) -> tuple[float, str] | N
 
 
 def _too_large(where: str, needed: float, offered: float) -> str:
-    return f"{where} would hold {needed / 1e9:.4g} GB and may hold {offered / 1e9:.4g} GB"
+    return f"{where} would hold {format_bytes(needed)} and may hold {format_bytes(offered)}"
 
 
 def _refusal(question: Question, strategy: str, refused: list[tuple[float, str]]) -> Refusal:
@@ -218,7 +219,11 @@ def _smallest_change(question: Question, strategy: str) -> str:
         precision = _gentlest_format(question, strategy)
         if precision:
             found.append(f"weights in {precision} would fit")
-    return "; ".join(found).capitalize() if found else "No smaller batch, more of these devices or fewer bits would do"
+    return (
+        "; ".join(found).capitalize()
+        if found
+        else "No smaller batch, no more of these devices (up to 128 times as many) and no fewer bits would do"
+    )
 
 
 def _fits(question: Question, strategy: str) -> bool:
