@@ -137,6 +137,11 @@ SMALL = [
      "vocab_size": 128, "max_position_embeddings": 32, "word_embed_proj_dim": 64},
     {"model_type": "opt", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 96,
      "vocab_size": 128, "max_position_embeddings": 32, "word_embed_proj_dim": 48, "do_layer_norm_before": False},
+    *(
+        {"model_type": kind, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128,
+         "intermediate_size": 96, "ffn_dim": 80, "n_inner": 112, "ffn_hidden_size": 48}
+        for kind in ("gpt2", "openai-gpt", "bloom", "gptj", "opt", "gpt_neox", "falcon")
+    ),
     {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128},
     {"model_type": "gpt_neox", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
      "intermediate_size": 96, "vocab_size": 128},

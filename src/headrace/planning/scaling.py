@@ -3,7 +3,11 @@
 The rules, all changeable: of a factor f the depth takes f^depth_share (by default one third) and the width what is left
 (parameters grow with depth x width squared). Width means hidden size, feed-forward and number of heads; a head keeps
 its width, the vocabulary and the context stay. GPT-3 times 1000 so has 960 layers ten times as wide. Of a mixture of
-experts every expert grows; their number stays.
+experts every expert grows in both its dimensions; their number, and how many a token uses, stay. A latent cache and a
+single key-value head keep their size.
+
+Layers are whole numbers and the ends grow with the width alone, so this width is off the factor by some share. Within
+1 % it stands, with whole heads where that allows; else the width is the one that makes the total right.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ from headrace.planning.model_shape import LayerGroup, LayerShape, ModelShape
 
 LARGEST_FACTOR = 1e9
 DEPTH_SHARE = 1 / 3
+TOLERANCE = 0.01
+"""share by which the parameters may miss the factor"""
 
 
 def scaled(shape: ModelShape, factor: float, *, depth_share: float = DEPTH_SHARE) -> ModelShape:
-    """Return the model with `factor` times the parameters (to about 0.1 %; the ends grow with the width alone).
+    """Return the model with `factor` times the parameters, to 1 %.
 
     Raises InvalidRequestError for a factor or a share that cannot be meant.
     """
@@ -32,17 +38,37 @@ def scaled(shape: ModelShape, factor: float, *, depth_share: float = DEPTH_SHARE
     if factor == 1:
         return shape
     layers = max(1, round(shape.num_layers * factor**depth_share))
-    low, high = 1e-7, 1e7  # the width that makes the total right: layers are whole, ends grow with the width alone
-    target = shape.parameters * factor
-    for _ in range(200):
-        width = math.sqrt(low * high)
-        low, high = (width, high) if _with(shape, layers, width).parameters < target else (low, width)
-    made = _with(shape, layers, math.sqrt(low * high))
+    made = _near(shape, layers, shape.parameters * factor, factor ** ((1 - depth_share) / 2))
     note = (
         f"{shape.name} scaled by {factor:g}: {shape.num_layers} -> {layers} layers, "
         f"hidden size {shape.hidden_size} -> {made.hidden_size}; heads keep their width"
     )
     return replace(made, name=f"{shape.name}*{factor:g}", notes=(*shape.notes, note))
+
+
+def _near(shape: ModelShape, layers: int, target: float, natural: float) -> ModelShape:
+    """The natural width or the one that makes the total right, in whole heads if the tolerance allows."""
+    right = _right_width(shape, layers, target)
+    for width in (_whole_heads(shape, natural), _whole_heads(shape, right)):
+        made = _with(shape, layers, width)
+        if abs(made.parameters / target - 1) <= TOLERANCE:
+            return made
+    return _with(shape, layers, right)
+
+
+def _right_width(shape: ModelShape, layers: int, target: float) -> float:
+    low, high = 1 / LARGEST_FACTOR, LARGEST_FACTOR
+    for _ in range(200):
+        width = math.sqrt(low * high)
+        low, high = (width, high) if _with(shape, layers, width).parameters < target else (low, width)
+    return math.sqrt(low * high)
+
+
+def _whole_heads(shape: ModelShape, width: float) -> float:
+    """The nearest width at which the number of heads, and of key-value heads where there are several, is whole."""
+    layer = next(shape.layers())
+    heads = layer.kv_heads if layer.kv_heads > 1 else layer.query_heads
+    return max(1, round(heads * width)) / heads if heads else width
 
 
 def _with(shape: ModelShape, layers: int, width: float) -> ModelShape:

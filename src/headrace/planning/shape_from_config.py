@@ -17,6 +17,13 @@ from headrace.planning.stored_format import quantised_as_stored
 from headrace.planning.weight_format import requantised
 
 _MOST_LAYERS = 100_000
+_INNER_WIDTH = {
+    "gpt2": "n_inner",
+    "gptj": "n_inner",
+    "opt": "ffn_dim",
+    "gpt_neox": "intermediate_size",
+    "falcon": "ffn_hidden_size",
+}
 _LLAMA = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
 
 
@@ -226,7 +233,9 @@ def _plain(fields: Fields, name: str) -> ModelShape:
     if hidden % heads:
         raise fields.wrong(f"hidden size {hidden} is no multiple of {heads} attention heads")
     head_dim = hidden // heads
-    inner = fields.count("ffn_dim", "n_inner", "intermediate_size", "ffn_hidden_size", default=4 * hidden)
+    # Each has its own name for the inner width; another's name in its config means nothing to it.
+    inner_name = _INNER_WIDTH.get(kind)
+    inner = 4 * hidden if inner_name is None else fields.count(inner_name, default=4 * hidden)
     vocab = fields.count("vocab_size")
     kv_heads, context, positions, final = heads, 2048, 0, 2 * hidden
     attention_bias, feed_bias, norms = 4 * hidden, inner + hidden, 4 * hidden

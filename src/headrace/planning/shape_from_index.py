@@ -19,10 +19,9 @@ from headrace.planning.tensor_index import TensorIndex
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blk|block)\.(\d+)\.")
 _EXPERT = re.compile(r"(?:\.experts\.|_exps\.)")
 _ATTENTION = re.compile(r"(?:self_attn|attention|\.attn\.|attn_(?:q|k|v|qkv|output|kv))")
-_ENDS = re.compile(
-    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|token_embd|lm_head|embed_out|output|wpe)\.weight$"
-)
-_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\.weight$")
+_TABLE = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tokens_embed|token_embd)\.weight$")
+_POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|positions_embed|position_embd)\.weight$")
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\.(?:weight|qweight|scales|qzeros|g_idx)$")
 _FIELDS = {
     # config field: GGUF key after the architecture's name
     "hidden_size": "embedding_length",
@@ -128,7 +127,7 @@ def _config_of(metadata: Mapping[str, Any], architecture: str, index: GgufIndex,
 def _with_bytes(made: ModelShape, stored: Sequence[_Stored], *, origin: str) -> ModelShape:
     """Replace the computed bytes by the stored ones: layer by layer, experts apart, ends and the rest apart."""
     layers: dict[int, dict[str, float]] = {}
-    embedding = head = rest = 0.0
+    table = positions = head = rest = 0.0
     for tensor in stored:
         match = _LAYER.search(tensor.name)
         if match is not None:
@@ -137,8 +136,10 @@ def _with_bytes(made: ModelShape, stored: Sequence[_Stored], *, origin: str) -> 
             tally[part] = tally.get(part, 0.0) + tensor.size_bytes
         elif _HEAD.search(tensor.name):
             head += tensor.size_bytes
-        elif _ENDS.search(tensor.name):
-            embedding += tensor.size_bytes
+        elif _TABLE.search(tensor.name):
+            table += tensor.size_bytes
+        elif _POSITIONS.search(tensor.name):
+            positions += tensor.size_bytes
         else:
             rest += tensor.size_bytes
     count = made.num_layers
@@ -151,13 +152,14 @@ def _with_bytes(made: ModelShape, stored: Sequence[_Stored], *, origin: str) -> 
     rest += sum(sum(tally.values()) for number, tally in layers.items() if number >= count)
     sized = [_sized(layer, layers[number]) for number, layer in enumerate(made.layers())]
     groups = tuple(LayerGroup(layer=layer, count=len(list(run))) for layer, run in itertools.groupby(sized))
-    tied = made.tied or head == 0
+    if not (table or head):
+        raise CheckpointCorruptError(f"{origin}: neither an embedding table nor a head is there")
     return replace(
         made,
         groups=groups,
-        embedding_bytes=embedding or head,
-        head_bytes=head or embedding,
-        tied=tied if head == 0 or embedding == 0 else False,
+        embedding_bytes=(table or head) + positions,
+        head_bytes=head or table,
+        tied=not (table and head),
         other_bytes=rest,
         source=origin,
     )
