@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headrace.planning.engine import Engine
 from headrace.planning.machine import Host, Link, Machine, Processor
 from headrace.planning.model_shape import LayerGroup, LayerShape, ModelShape
 from headrace.planning.quantity import Quantity
@@ -12,6 +13,44 @@ GPT3_WIDTH = 12288
 def exact(value: float) -> Quantity:
     """Return a constant without doubt."""
     return Quantity.of(value, "example")
+
+
+def sure_engine(engine: Engine) -> Engine:
+    """Return an engine whose constants are not in doubt."""
+
+    def sure(constant: Quantity) -> Quantity:
+        return exact(constant.expected)
+
+    return Engine(
+        name="sure",
+        memory_share=sure(engine.memory_share),
+        compute_share=sure(engine.compute_share),
+        attention_share=sure(engine.attention_share),
+        layer_overhead_s=sure(engine.layer_overhead_s),
+        split_overhead_s=sure(engine.split_overhead_s),
+        pass_overhead_s=sure(engine.pass_overhead_s),
+        link_share=sure(engine.link_share),
+        quantised_share=sure(engine.quantised_share),
+        across_overhead_s=sure(engine.across_overhead_s),
+        exchange_excess=sure(engine.exchange_excess),
+        token_overhead_s=sure(engine.token_overhead_s),
+        spread=exact(1.0),
+    )
+
+
+PERFECT_ENGINE = Engine(
+    name="perfect",
+    memory_share=exact(1.0),
+    compute_share=exact(1.0),
+    attention_share=exact(1.0),
+    layer_overhead_s=exact(0.0),
+    split_overhead_s=exact(0.0),
+    pass_overhead_s=exact(0.0),
+    link_share=exact(1.0),
+    quantised_share=exact(1.0),
+    exchange_excess=exact(0.0),
+    spread=exact(1.0),
+)
 
 
 def dense_shape(

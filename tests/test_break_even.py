@@ -14,21 +14,13 @@ from headrace.planning.engine import PRESENT, Engine
 from headrace.planning.machine import Machine, Tier
 from headrace.planning.plan import Workload
 from headrace.planning.rates import Rates, quantities
-from planning_examples import dense_shape, exact, moe_shape, server
+from planning_examples import PERFECT_ENGINE, dense_shape, moe_shape, server
 
-PERFECT = Engine(
-    name="perfect",
-    **{
-        field.name: exact(0.0 if field.name.endswith("_s") else 1.0)
-        for field in dataclasses.fields(Engine)
-        if field.name not in {"name", "overlaps_hops", "overlaps_copies"}
-    },
-)
 STREAMED = Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.0)
 LARGE = dense_shape(name="large", layers=80, hidden=8192, heads=64, inner=28672)
 
 
-def ask(machine: Machine | None = None, *, engine: Engine = PERFECT, **work: int) -> Question:
+def ask(machine: Machine | None = None, *, engine: Engine = PERFECT_ENGINE, **work: int) -> Question:
     return Question(shape=LARGE, machine=machine or server(devices=1), work=Workload(**work), engine=engine)
 
 

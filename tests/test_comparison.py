@@ -10,10 +10,10 @@ import pytest
 from headrace.errors import InvalidRequestError
 from headrace.planning.candidates import STRATEGIES
 from headrace.planning.comparison import Answer, Question, Refusal, compare, fastest
-from headrace.planning.engine import PRESENT, Engine
+from headrace.planning.engine import PRESENT
 from headrace.planning.model_shape import ModelShape
 from headrace.planning.plan import Workload
-from planning_examples import dense_shape, exact, moe_shape, server
+from planning_examples import dense_shape, moe_shape, server, sure_engine
 
 SMALL = dense_shape()
 LARGE = dense_shape(name="large", layers=80, hidden=8192, heads=64, inner=28672)
@@ -135,13 +135,7 @@ def test_a_budget_below_the_device_s_memory_is_kept() -> None:
 
 def test_uncertain_constants_widen_the_interval_and_exact_ones_do_not() -> None:
     question = ask(SMALL, devices=1)
-    constants = {
-        field.name: exact(getattr(PRESENT, field.name).expected)
-        for field in dataclasses.fields(Engine)
-        if field.name not in {"name", "overlaps_hops", "overlaps_copies"}
-    }
-    sure = Engine(name="sure", **constants)
-    item = answered(dataclasses.replace(question, engine=sure), "resident")
+    item = answered(dataclasses.replace(question, engine=sure_engine(PRESENT)), "resident")
     assert item.decode_s_per_pass.low == pytest.approx(item.decode_s_per_pass.high, rel=1e-9)
     unsure = answered(question, "resident").decode_s_per_pass
     assert unsure.high > 1.1 * unsure.expected > 1.1 * unsure.low
