@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from headrace.errors import MachineError
 from headrace.planning.estimate import (
+    Beside,
     LayerTimes,
     Pace,
     TimeFloor,
     block_times,
     break_even_tokens,
+    distinct_rows,
     predict,
     with_read_rate,
 )
@@ -193,6 +195,7 @@ def test_the_pace_of_a_machine() -> None:
         pass_overhead_s=0.5,
         compute_slowdown=1.25,
         read_slowdown=1.5,
+        handover_s=0.125,
     )
     pace = Pace.of(machine, compute_dtype="bfloat16", stored_dtype="BF16")
     assert pace == Pace(
@@ -202,12 +205,54 @@ def test_the_pace_of_a_machine() -> None:
         pass_overhead_s=0.5,
         compute_slowdown=1.25,
         read_slowdown=1.5,
+        handover_s=0.125,
     )
     for limit, rate in ((1e9, 1e9), (3e9, 2e9)):
         limited = Pace.of(machine, compute_dtype="bfloat16", stored_dtype="BF16", read_limit_bytes_per_s=limit)
         assert limited == with_read_rate(pace, rate)
     with pytest.raises(MachineError, match="no measurement of float32"):
         Pace.of(machine, compute_dtype="float32", stored_dtype="BF16")
+
+
+def test_what_lies_beside_the_blocks_of_a_pass() -> None:
+    """Four prompts of three tokens look up 12 rows of 128, of which 11.5 are distinct on average; a step four."""
+    work = Workload(sequences=4, prompt_tokens=3)
+    pace = pace_of((1, 0.5), pass_overhead_s=0.5, row_s=0.01)
+    first, further = Beside.of(SPEC, work, pace, rows_from_disk=True)
+    assert first == pytest.approx(0.5 + 0.01 * VOCAB * (1 - (1 - 1 / VOCAB) ** 12))
+    assert further == pytest.approx(0.5 + 0.01 * VOCAB * (1 - (1 - 1 / VOCAB) ** 4))
+    assert Beside.of(SPEC, work, pace, rows_from_disk=False) == (0.5, 0.5)
+    pace = dataclasses.replace(pace, first_pass_overhead_s=2.0)
+    assert Beside.of(SPEC, work, pace, rows_from_disk=False) == (2.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "tokens", "rows"), [(1, 7, 1.0), (2, 1, 1.0), (2, 2, 1.5), (10**6, 1000, 999.5)]
+)
+def test_distinct_rows(vocabulary: int, tokens: int, rows: float) -> None:
+    assert distinct_rows(vocabulary, tokens) == pytest.approx(rows, rel=1e-4)
+
+
+def test_rows_of_the_embedding_are_counted_where_the_plan_reads_them() -> None:
+    """One sequence: a row each pass, one second; eight tokens of prompt: about eight."""
+    pace = pace_of((1, 0.5), row_s=1.0, first_pass_overhead_s=0.25)
+    plan = plan_of(resident=(True,) * (LAYERS + 1), slots=0, sequences=1, prompt_tokens=8)
+    with_rows = predict(SPEC, plan, pace)
+    without = predict(SPEC, dataclasses.replace(plan, embedding=EmbeddingPlacement.RESIDENT), pace)
+    assert with_rows.decode_s_per_pass - without.decode_s_per_pass == pytest.approx(1.0)
+    assert with_rows.compute_s_per_pass - without.compute_s_per_pass == pytest.approx(1.0)
+    assert with_rows.prefill_s - without.prefill_s == pytest.approx(distinct_rows(VOCAB, 8))
+
+
+def test_a_sequential_run_pays_for_every_request_by_hand() -> None:
+    """Four requests a pass, each 0.25 s until bytes come and 0.125 s until the processor is at speed."""
+    pace = pace_of((1, 0.5), handover_s=0.25, wake_s=0.125)
+    plan = plan_of(Strategy.SEQUENTIAL, slots=1, sequences=1, prompt_tokens=1, generate_tokens=3)
+    prediction = predict(SPEC, plan, pace)
+    assert prediction.decode_s_per_pass == pytest.approx(3.5 + 1.75 + 4 * 0.375)
+    assert prediction.prefill_s == pytest.approx(3.5 + 1.75 + 4 * 0.375)
+    assert prediction.compute_s_per_pass == pytest.approx(1.75)
+    assert prediction.load_s_per_pass == pytest.approx(3.5)
 
 
 # -- break-even --------------------------------------------------------------------------------------------------------
@@ -303,6 +348,8 @@ def test_break_even_beyond_all_sense_ends() -> None:
     overhead_s=st.sampled_from([0.0, 0.3]),
     work=st.tuples(st.integers(1, 4), st.integers(1, 16), st.integers(1, 40)),
     slowdowns=st.tuples(st.sampled_from([1.0, 1.3, 2.0]), st.sampled_from([1.0, 1.3, 2.0])),
+    waits_s=st.tuples(st.sampled_from([0.0, 0.07]), st.sampled_from([0.0, 0.05])),
+    first_s=st.sampled_from([None, 0.0, 0.8]),
 )
 @settings(deadline=None)
 def test_no_prediction_is_faster_than_bytes_and_arithmetic_allow(
@@ -314,6 +361,8 @@ def test_no_prediction_is_faster_than_bytes_and_arithmetic_allow(
     overhead_s: float,
     work: tuple[int, int, int],
     slowdowns: tuple[float, float],
+    waits_s: tuple[float, float],
+    first_s: float | None,
 ) -> None:
     sequences, prompt, generate = work
     assume(not all(resident))
@@ -327,7 +376,13 @@ def test_no_prediction_is_faster_than_bytes_and_arithmetic_allow(
     )
     pace = pace_of((1, min(layer_s)), (64, max(layer_s)), read_bytes_per_s=LAYER_BYTES / read_s)
     pace = dataclasses.replace(
-        pace, pass_overhead_s=overhead_s, read_slowdown=slowdowns[0], compute_slowdown=slowdowns[1]
+        pace,
+        pass_overhead_s=overhead_s,
+        first_pass_overhead_s=first_s,
+        read_slowdown=slowdowns[0],
+        compute_slowdown=slowdowns[1],
+        handover_s=waits_s[0],
+        wake_s=waits_s[1],
     )
     prediction = predict(SPEC, plan, pace)
     sizes = [block.footprint_bytes for block in SPEC.blocks]
@@ -336,7 +391,8 @@ def test_no_prediction_is_faster_than_bytes_and_arithmetic_allow(
     assert prediction.possible_decode_s == max(prediction.load_s_per_pass, prediction.compute_s_per_pass)
     assert prediction.decode_s_per_pass >= prediction.possible_decode_s * (1 - 1e-9)
     ahead_s = slots * read_s / 2 if slowdowns[1] > 1 else 0.0  # of the two passes looked at: reading further ones
-    most_s = prediction.load_s_per_pass + prediction.compute_s_per_pass + ahead_s
+    waits = sum(waits_s) * resident.count(False)
+    most_s = prediction.load_s_per_pass + prediction.compute_s_per_pass + ahead_s + waits
     assert prediction.decode_s_per_pass <= most_s * (1 + 1e-9)
     assert prediction.prefill_s >= sum(sizes) / pace.read_bytes_per_s * (1 - 1e-9)
     assert prediction.total_s == pytest.approx(prediction.prefill_s + (generate - 1) * prediction.decode_s_per_pass)

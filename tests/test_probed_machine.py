@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import MachineError
-from headrace.planning.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
+from headrace.planning.probed_machine import ComputeCurve, CurvePoint, DiskDepth, ProbedMachine
 
 times = st.floats(1e-15, 1e3)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -43,6 +45,12 @@ machines = st.builds(
     pass_overhead_s=st.floats(0, 10),
     compute_slowdown=st.floats(1, 99),
     read_slowdown=st.floats(1, 99),
+    handover_s=st.floats(0, 1),
+    disk_depths=st.lists(
+        st.builds(DiskDepth, st.integers(4096, 2**30), st.integers(1, 64), st.floats(1, 1e12)), max_size=3
+    ).map(tuple),
+    memory_bytes_per_s=st.none() | st.floats(1, 1e13),
+    host_to_device_bytes_per_s=st.none() | st.floats(1, 1e13),
     sources=st.dictionaries(texts, texts, max_size=3),
 )
 
@@ -280,3 +288,65 @@ def test_the_curve_of_a_pair_of_dtypes() -> None:
 def test_values_are_checked_without_a_file_too(build: Callable[[], object]) -> None:
     with pytest.raises(MachineError):
         build()
+
+
+# -- what was added later ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_without_the_later_fields_is_still_read() -> None:
+    raw = tomllib.loads(MACHINE.to_toml())
+    del raw["disk"]["handover_s"], raw["disk"]["depths"]
+    assert "memory" not in raw
+    assert "link" not in raw
+    assert ProbedMachine.from_toml(tomli_w.dumps(raw), origin="x") == MACHINE
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("disk.handover_s", {"handover_s": -0.1}),
+        ("disk.handover_s", {"handover_s": float("inf")}),
+        ("memory.bytes_per_s", {"memory_bytes_per_s": 0.0}),
+        ("link.host_to_device_bytes_per_s", {"host_to_device_bytes_per_s": -1.0}),
+        (r"disk.depths\[0\].chunk_bytes", {"disk_depths": (DiskDepth(1, 1, 1e9),)}),
+        (r"disk.depths\[1\].threads", {"disk_depths": (DiskDepth(4096, 1, 1e9), DiskDepth(4096, 0, 1e9))}),
+        (r"disk.depths\[0\].bytes_per_s", {"disk_depths": (DiskDepth(4096, 1, 0.0),)}),
+    ],
+)
+def test_later_fields_are_checked_too(field: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(MachineError, match=field):
+        dataclasses.replace(MACHINE, **changes)
+
+
+# -- a curve bent through measured points ------------------------------------------------------------------------------
+
+
+def seconds_at(curve: ComputeCurve) -> dict[int, float]:
+    return {point.tokens: point.seconds_per_parameter for point in curve.points}
+
+
+def test_a_curve_bent_through_one_point_is_scaled() -> None:
+    bent = CURVE.through([CurvePoint(4, 6e-9)])
+    assert seconds_at(bent) == pytest.approx({1: 3e-9, 4: 6e-9, 64: 24e-9})
+
+
+def test_between_two_points_the_error_is_between_theirs() -> None:
+    """Three times too fast at 1 token, right at 64: at 8 tokens, half way in logarithms, the root of three."""
+    bent = CURVE.through([CurvePoint(1, 3e-9), CurvePoint(64, 8e-9)])
+    assert bent.points[0] == (1, 3e-9)
+    assert bent.points[-1] == (64, 8e-9)
+    at_4 = 2e-9 * 3 ** (1 - math.log(4) / math.log(64))
+    assert bent.seconds_per_parameter(4) == pytest.approx(at_4)
+
+
+def test_points_beyond_the_curve_extend_it() -> None:
+    bent = CURVE.through([CurvePoint(128, 32e-9), CurvePoint(256, 64e-9)])
+    assert seconds_at(bent) == pytest.approx({1: 2e-9, 4: 4e-9, 64: 16e-9, 128: 32e-9, 256: 64e-9})
+
+
+@given(curves(), curves())
+def test_a_bent_curve_passes_through_what_was_measured(curve: ComputeCurve, measured: ComputeCurve) -> None:
+    bent = curve.through(measured.points)
+    for tokens, time_s in measured.points:
+        assert bent.seconds_per_parameter(tokens) == pytest.approx(time_s)
+    assert curve.through(()) is curve

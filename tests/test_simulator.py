@@ -377,3 +377,83 @@ def test_no_slot_for_a_streamed_block_is_an_error_not_a_hang() -> None:
     scenario = Scenario(blocks=(BlockTimes(1, 1, 1),), resident=(False,), slots=0, overlap=True)
     with pytest.raises(AssertionError, match="cannot go on"):
         simulate(scenario)
+
+
+# -- what waiting costs ------------------------------------------------------------------------------------------------
+
+
+def waiting(scenario: Scenario, *, handover_s: float, wake_s: float) -> Scenario:
+    return dataclasses.replace(scenario, handover_s=handover_s, wake_s=wake_s)
+
+
+@given(scenarios(overlap=False), st.floats(0.001, 0.5), st.floats(0.0, 0.5))
+def test_a_sequential_run_pays_for_every_block_that_it_asks_for(
+    scenario: Scenario, handover_s: float, wake_s: float
+) -> None:
+    simulated = simulate(waiting(scenario, handover_s=handover_s, wake_s=wake_s))
+    each_s, streamed = handover_s + wake_s, scenario.resident.count(False)
+    first_s = load_s(scenario, first=True) + compute_s(scenario, first=True)
+    assert simulated.prefill_s == close(first_s + len(scenario.blocks) * each_s)
+    if scenario.decode_passes:
+        assert simulated.decode_s_per_pass == close(load_s(scenario) + compute_s(scenario) + streamed * each_s)
+
+
+@given(scenarios(), st.floats(0.0, 0.5), st.floats(0.0, 0.5))
+def test_with_waiting_the_simulation_equals_the_recursion(scenario: Scenario, handover_s: float, wake_s: float) -> None:
+    """A read pays when its slot came free after the link did, a computation when its block came after the processor."""
+    scenario = waiting(scenario, handover_s=handover_s, wake_s=wake_s)
+    ends: list[float] = []
+    link_end = processor_end = 0.0
+    computed: list[float] = []
+    for pass_index in range(1 + scenario.decode_passes):
+        for block, (times, stays) in enumerate(zip(scenario.blocks, scenario.resident, strict=True)):
+            arrived = 0.0
+            if pass_index == 0 or not stays:
+                slot_free = computed[-scenario.slots] if not stays and len(computed) >= scenario.slots else 0.0
+                pays_s = handover_s if slot_free > link_end else 0.0
+                link_end = arrived = max(link_end, slot_free) + pays_s + times.read_s
+            work_s = (times.decode_s if pass_index else times.prefill_s) + (wake_s if arrived > processor_end else 0.0)
+            processor_end = max(processor_end, arrived) + work_s + (scenario.pass_overhead_s if block == 0 else 0.0)
+            if not stays:
+                computed.append(processor_end)
+        ends.append(processor_end)
+    # Where two moments fall together but for rounding, either may count as the later one.
+    if not _moments_coincide(scenario):
+        assert pass_ends(simulate(scenario)) == close(ends)
+
+
+def _moments_coincide(scenario: Scenario) -> bool:
+    """Whether the outcome changes by more than it should when all times change by almost nothing."""
+    ends = []
+    for factor in (1 - 1e-7, 1 + 1e-7):
+        blocks = tuple(BlockTimes(t.read_s * factor, t.prefill_s, t.decode_s) for t in scenario.blocks)
+        ends.append(pass_ends(simulate(dataclasses.replace(scenario, blocks=blocks))))
+    return any(abs(a - b) > 1e-4 * max(1e-3, a) for a, b in zip(*ends, strict=True))
+
+
+def test_an_overlapped_run_that_never_waits_pays_nothing() -> None:
+    """The link is always the slower: it never stands still, and the processor is woken for every block."""
+    block = BlockTimes(1.0, 0.5, 0.25)
+    scenario = Scenario(blocks=(block,) * 4, resident=(False,) * 4, slots=2, overlap=True, decode_passes=4)
+    steady_s = simulate(scenario).decode_s_per_pass
+    assert simulate(waiting(scenario, handover_s=0.1, wake_s=0.0)).decode_s_per_pass == close(steady_s)
+    assert simulate(waiting(scenario, handover_s=0.0, wake_s=0.1)).decode_s_per_pass == close(steady_s)
+    one = simulate(waiting(scenario, handover_s=0.0, wake_s=0.1))
+    spans = {e.block_index: e.duration_s for e in one.timeline.events if e.lane is Lane.COMPUTE and e.pass_index == 2}
+    assert list(spans.values()) == close([0.35] * 4)
+
+
+def test_the_first_pass_may_take_longer_beside_its_blocks() -> None:
+    scenario = Scenario(
+        blocks=(BlockTimes(1.0, 2.0, 0.5),) * 2,
+        resident=(True, True),
+        slots=0,
+        overlap=True,
+        pass_overhead_s=0.25,
+        first_pass_overhead_s=3.0,
+    )
+    simulated = simulate(scenario)
+    assert simulated.prefill_s == close(1.0 + 3.0 + 4.0)
+    assert simulated.decode_s_per_pass == close(1.25)
+    same = simulate(dataclasses.replace(scenario, first_pass_overhead_s=None))
+    assert same.prefill_s == close(1.0 + 0.25 + 4.0)

@@ -13,13 +13,12 @@ from headrace.cli.run_progress import Display, RunProgress, displayed
 from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
+from headrace.planning.load_options import RESERVE_MIN_BYTES, RESERVE_SHARE, Options, make_options
 from headrace.planning.model_spec import ModelSpec
 from headrace.planning.probed_machine import ProbedMachine
-from headrace.streaming.system_memory import AUTO_RESERVE_MIN_BYTES, AUTO_RESERVE_SHARE
 from headrace.units import format_bytes, parse_rate, parse_size
 
 if TYPE_CHECKING:
-    from headrace.inference.api import Options
     from headrace.inference.handle import Handle, Measured
 
 DEFAULT_NEW_TOKENS = 128
@@ -81,8 +80,9 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
     directory = resolve_model(request.model)
     progress = RunProgress(f"loading {request.model}: reading its index and its tokenizer")
     with displayed(progress, output) as display:
-        from headrace.inference.api import load_checkpoint, make_options
+        from headrace.inference.api import load_checkpoint
         from headrace.streaming.checkpoint import Checkpoint
+        from headrace.streaming.system_memory import default_budget_bytes
 
         started = time.perf_counter()
         checkpoint = Checkpoint(directory)
@@ -98,6 +98,7 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
         options = make_options(
             checkpoint.spec,
             memory=request.memory,
+            default_budget_bytes=default_budget_bytes,
             strategy=request.strategy,
             dtype=request.dtype,
             batch=len(prompts.lengths) * request.sampling.num_beams,
@@ -193,7 +194,7 @@ def _until_end(tokens: list[int], eos_token_id: int | list[int] | None) -> list[
 
 def _announcement(spec: ModelSpec, options: Options, *, memory_given: bool) -> str:
     """Weights next to the memory that they may take."""
-    reserve = f"{AUTO_RESERVE_SHARE:.0%}, at least {format_bytes(AUTO_RESERVE_MIN_BYTES)}"
+    reserve = f"{RESERVE_SHARE:.0%}, at least {format_bytes(RESERVE_MIN_BYTES)}"
     origin = "" if memory_given else f" (what is free now, less a reserve of {reserve})"
     return (
         f"{spec.name}: {format_bytes(spec.weights_bytes)} of weights; headrace may hold "

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headrace.errors import BudgetError, HeadraceError, InvalidRequestError, MachineError
+from headrace.errors import BudgetError, HeadraceError
 from headrace.planning.estimate import Pace
+from headrace.planning.load_options import Options, compute_dtypes, make_options, reserve_bytes, work_seconds
 from headrace.planning.model_config import read_config
 from headrace.planning.model_spec import ModelSpec, build_spec
-from headrace.planning.plan import STORED_AS, Strategy, Workload
+from headrace.planning.plan import Strategy, Workload
 from headrace.planning.planner import Candidate, Request, minimum_bytes, plan_fastest, plan_strategy
 from headrace.planning.probed_machine import ProbedMachine
 from headrace.planning.tensor_index import TensorIndex
-from headrace.streaming.system_memory import AUTO_RESERVE_MIN_BYTES, AUTO_RESERVE_SHARE
-from headrace.units import format_bytes, parse_rate, parse_size
+from headrace.units import format_bytes
 
 
 class Asked(NamedTuple):
@@ -68,22 +69,14 @@ class PlanningCase(NamedTuple):
 
 def measured_here(directory: Path, asked: Asked) -> PlanningCase:
     """Measure this machine's disk and processor with the model in `directory`."""
-    from headrace.inference.api import make_options, study
     from headrace.inference.skeleton import read_transformers_config
+    from headrace.inference.study import study
     from headrace.streaming.checkpoint import Checkpoint
+    from headrace.streaming.system_memory import default_budget_bytes
 
     checkpoint = Checkpoint(directory)
     try:
-        work = asked.workload
-        options = make_options(
-            checkpoint.spec,
-            memory=asked.memory,
-            dtype=asked.dtype or "auto",
-            batch=work.sequences,
-            prompt_tokens=work.prompt_tokens,
-            max_tokens=work.context_tokens,
-            read_limit=asked.read_limit,
-        )
+        options = _options(checkpoint.spec, asked, default_budget_bytes)
         studied = study(checkpoint, options, read_transformers_config(directory))
     finally:
         checkpoint.close()
@@ -104,21 +97,15 @@ def measured_here(directory: Path, asked: Asked) -> PlanningCase:
 def from_description(directory: Path, asked: Asked, machine: ProbedMachine, *, origin: str) -> PlanningCase:
     """Plan for the machine of a file, this one or another; the model is known by its headers alone."""
     spec = _read_spec(directory)
-    _check_context(spec, asked.workload)
+    free_bytes = machine.memory_bytes
+    options = _options(spec, asked, lambda: max(0, free_bytes - reserve_bytes(free_bytes)))
+    budget_bytes, limit = options.budget_bytes, options.read_limit_bytes_per_s
+    notes = []
     if asked.memory is None:
-        reserve = max(AUTO_RESERVE_MIN_BYTES, int(AUTO_RESERVE_SHARE * machine.memory_bytes))
-        budget_bytes = max(0, machine.memory_bytes - reserve)
-        notes = [f"budget: the machine's {format_bytes(machine.memory_bytes)} less {format_bytes(reserve)} in reserve"]
-    else:
-        budget_bytes = parse_size(asked.memory)
-        notes = []
-    limit = None if asked.read_limit is None else parse_rate(asked.read_limit)
-    if spec.stored_dtype not in STORED_AS:
-        raise MachineError(f"{spec.name} is stored as {spec.stored_dtype}, which no machine file has measurements of")
-    stored = STORED_AS[spec.stored_dtype]
-    names = [asked.dtype] if asked.dtype is not None else list(dict.fromkeys((stored, "float32")))
+        reserve = format_bytes(reserve_bytes(free_bytes))
+        notes = [f"budget: the machine's {format_bytes(free_bytes)} less {reserve} in reserve"]
     cases = []
-    for name in names:
+    for name in compute_dtypes(spec, asked.dtype):
         request = Request(spec=spec, workload=asked.workload, compute_dtype=name, budget_bytes=budget_bytes)
         pace = Pace.of(machine, compute_dtype=name, stored_dtype=spec.stored_dtype, read_limit_bytes_per_s=limit)
         about = {"name": machine.name, "memory_bytes": machine.memory_bytes, "source": origin}
@@ -128,26 +115,25 @@ def from_description(directory: Path, asked: Asked, machine: ProbedMachine, *, o
             )
         )
     fitting = [case for case in cases if minimum_bytes(case.request) <= budget_bytes]
-    return min(fitting or cases, key=_work_seconds)
-
-
-def _work_seconds(case: PlanningCase) -> float:
-    """Seconds per weight of the whole work: how the faster of two dtypes is told."""
-    work, curve = case.request.workload, case.pace.curve
-    prefill = curve.seconds_per_parameter(work.sequences * work.prompt_tokens)
-    return prefill + (work.generate_tokens - 1) * curve.seconds_per_parameter(work.sequences)
+    return min(fitting or cases, key=lambda case: work_seconds(case.pace.curve, asked.workload))
 
 
 def _read_spec(directory: Path) -> ModelSpec:
     return build_spec(directory.resolve().name, read_config(directory), TensorIndex.from_directory(directory))
 
 
-def _check_context(spec: ModelSpec, workload: Workload) -> None:
-    if workload.context_tokens > spec.config.context_tokens:
-        raise InvalidRequestError(
-            f"{workload.prompt_tokens} + {workload.generate_tokens} tokens of context were asked for; {spec.name} "
-            f"can do {spec.config.context_tokens} (prompt and new ones)"
-        )
+def _options(spec: ModelSpec, asked: Asked, default_budget_bytes: Callable[[], int]) -> Options:
+    """Check what was asked for; raises InvalidRequestError for what this model cannot do."""
+    return make_options(
+        spec,
+        memory=asked.memory,
+        default_budget_bytes=default_budget_bytes,
+        dtype=asked.dtype or "auto",
+        batch=asked.workload.sequences,
+        prompt_tokens=asked.workload.prompt_tokens,
+        max_tokens=asked.workload.context_tokens,
+        read_limit=asked.read_limit,
+    )
 
 
 def _constants(request: Request, pace: Pace) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headrace.planning.model_spec import BlockSpec, ModelSpec
-from headrace.planning.plan import Plan, Strategy, Workload
+from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
 from headrace.planning.probed_machine import ComputeCurve, ProbedMachine
 from headrace.planning.simulator import BlockTimes, Scenario, Simulated, least_s, simulate
 from headrace.planning.timeline import Timeline
@@ -56,6 +57,14 @@ class Pace:
     layer: LayerTimes | None = None
     head_curve: ComputeCurve | None = None
     """arithmetic of the head, where it was measured apart"""
+    first_pass_overhead_s: float | None = None
+    """of the first pass beside its blocks (masks and positions of whole prompts); None: that of every pass"""
+    row_s: float = 0.0
+    """per distinct row of the embedding that is read from the checkpoint"""
+    handover_s: float = 0.0
+    """from asking a reader that stood still for a block until its bytes come, and from the last byte to the asker"""
+    wake_s: float = 0.0
+    """by how much a block takes longer for which the processor had to wait"""
 
     @classmethod
     def of(
@@ -75,6 +84,7 @@ class Pace:
             pass_overhead_s=machine.pass_overhead_s,
             compute_slowdown=machine.compute_slowdown,
             read_slowdown=machine.read_slowdown,
+            handover_s=machine.handover_s,
         )
 
     def block_seconds(self, block: BlockSpec, *, tokens: float, head_tokens: float) -> float:
@@ -84,6 +94,29 @@ class Pace:
             return block.active_parameters * curve.seconds_per_parameter(head_tokens)
         # Converting touches every stored parameter; a mixture of experts computes only with the active ones.
         return self.block_overhead_s + block.active_parameters * self.curve.seconds_per_parameter(tokens)
+
+
+class Beside(NamedTuple):
+    """Seconds of a pass beside its blocks, embedding rows included."""
+
+    first_pass_s: float
+    further_pass_s: float
+
+    @classmethod
+    def of(cls, spec: ModelSpec, work: Workload, pace: Pace, *, rows_from_disk: bool) -> Beside:
+        """Add the rows of the embedding that a pass looks up, where they are read one by one."""
+        vocabulary = spec.embedding.shape[0]
+        first, further = (
+            pace.row_s * distinct_rows(vocabulary, tokens) if rows_from_disk else 0.0
+            for tokens in (work.sequences * work.prompt_tokens, work.sequences)
+        )
+        own = pace.pass_overhead_s if pace.first_pass_overhead_s is None else pace.first_pass_overhead_s
+        return cls(own + first, pace.pass_overhead_s + further)
+
+
+def distinct_rows(vocabulary: int, tokens: int) -> float:
+    """How many distinct rows so many tokens look up, drawn evenly from the vocabulary; text needs fewer."""
+    return vocabulary * -math.expm1(tokens * math.log1p(-1 / vocabulary)) if vocabulary > 1 else 1.0
 
 
 def block_times(spec: ModelSpec, work: Workload, pace: Pace) -> tuple[BlockTimes, ...]:
@@ -111,9 +144,10 @@ def block_times(spec: ModelSpec, work: Workload, pace: Pace) -> tuple[BlockTimes
 def predict(spec: ModelSpec, plan: Plan, pace: Pace, *, decode_passes: int = DECODE_PASSES_SIMULATED) -> Prediction:
     """Simulate the plan's workload and say what binds."""
     times = block_times(spec, plan.workload, pace)
-    simulated = _simulate(plan, pace, times, spec, decode_passes)
+    beside = Beside.of(spec, plan.workload, pace, rows_from_disk=plan.embedding is EmbeddingPlacement.ROWS)
+    simulated = _simulate(plan, pace, times, beside, spec, decode_passes)
     load_s = sum(t.read_s for t, stays in zip(times, plan.resident, strict=True) if not stays)
-    compute_s = sum(t.decode_s for t in times) + pace.pass_overhead_s
+    compute_s = sum(t.decode_s for t in times) + beside.further_pass_s
     work = plan.workload
     decode_s = simulated.decode_s_per_pass
     total_s = simulated.prefill_s + (work.generate_tokens - 1) * decode_s
@@ -132,7 +166,10 @@ def predict(spec: ModelSpec, plan: Plan, pace: Pace, *, decode_passes: int = DEC
 
 
 class TimeFloor(NamedTuple):
-    """What no schedule of a strategy's plans is faster than; what sequential ones take exactly. Seconds."""
+    """What no schedule of a strategy's plans is faster than; what sequential ones take exactly. Seconds.
+
+    Rows of the embedding count nothing here, since whether they are read depends on the plan.
+    """
 
     sequential: bool
     read_s: float
@@ -144,19 +181,24 @@ class TimeFloor(NamedTuple):
     end_s: float
     """computing the last block, after everything is read"""
     further_passes: int
+    on_demand_s: float
+    """per block that is requested only when it is needed"""
     slowdowns: tuple[float, float]
 
     @classmethod
     def of(cls, strategy: Strategy, work: Workload, pace: Pace, times: Sequence[BlockTimes]) -> TimeFloor:
         """Sum up what does not depend on which blocks stay."""
+        own = pace.pass_overhead_s
+        beside = Beside(own if pace.first_pass_overhead_s is None else pace.first_pass_overhead_s, own)
         return cls(
             sequential=strategy is Strategy.SEQUENTIAL,
             read_s=sum(t.read_s for t in times),
-            prefill_s=sum(t.prefill_s for t in times) + pace.pass_overhead_s,
-            decode_s=sum(t.decode_s for t in times) + pace.pass_overhead_s,
+            prefill_s=sum(t.prefill_s for t in times) + beside.first_pass_s,
+            decode_s=sum(t.decode_s for t in times) + beside.further_pass_s,
             begin_s=times[0].read_s,
             end_s=times[-1].prefill_s,
             further_passes=work.generate_tokens - 1,
+            on_demand_s=pace.handover_s + pace.wake_s,
             slowdowns=(pace.read_slowdown, pace.compute_slowdown),
         )
 
@@ -164,22 +206,29 @@ class TimeFloor(NamedTuple):
         """Seconds of the whole work with these residents, at least."""
         load_s = sum(t.read_s for t, stays in zip(times, resident, strict=True) if not stays)
         if self.sequential:
-            return self.read_s + self.prefill_s + self.further_passes * (load_s + self.decode_s)
+            first_s = len(resident) * self.on_demand_s + self.read_s + self.prefill_s
+            streamed = len(resident) - sum(resident)
+            return first_s + self.further_passes * (streamed * self.on_demand_s + load_s + self.decode_s)
         middle_s = least_s(self.read_s - self.begin_s, self.prefill_s - self.end_s, *self.slowdowns)
         pass_s = least_s(load_s, self.decode_s, *self.slowdowns)
         return self.begin_s + middle_s + self.end_s + self.further_passes * pass_s
 
 
-def _simulate(plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], spec: ModelSpec, decode_passes: int) -> Simulated:
+def _simulate(
+    plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], beside: Beside, spec: ModelSpec, decode_passes: int
+) -> Simulated:
     scenario = Scenario(
         blocks=times,
         resident=plan.resident,
         slots=plan.slots,
         overlap=plan.strategy is not Strategy.SEQUENTIAL,
         decode_passes=decode_passes,
-        pass_overhead_s=pace.pass_overhead_s,
+        pass_overhead_s=beside.further_pass_s,
+        first_pass_overhead_s=beside.first_pass_s,
         compute_slowdown=pace.compute_slowdown,
         read_slowdown=pace.read_slowdown,
+        handover_s=pace.handover_s,
+        wake_s=pace.wake_s,
     )
     return simulate(scenario, [block.name for block in spec.blocks])
 

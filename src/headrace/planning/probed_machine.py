@@ -1,7 +1,7 @@
 """The machine as plans see it: how fast its disk reads, how fast it computes, how much it may hold. TOML on disk.
 
-Every constant says where it comes from. The only machine so far is one processor that computes what a disk brings;
-links and tiers of whole machines are to follow.
+Every constant says where it comes from. This is the computer that `headrace probe` ran on: one processor that computes
+what a disk brings. Whole machines with their devices and links are `machine.py`'s.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import bisect
 import math
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -62,6 +62,38 @@ class ComputeCurve:
         points = tuple(CurvePoint(p.tokens, p.seconds_per_parameter * factor) for p in self.points)
         return ComputeCurve(compute_dtype=self.compute_dtype, stored_dtype=self.stored_dtype, points=points)
 
+    def through(self, measured: Sequence[CurvePoint]) -> ComputeCurve:
+        """The same curve bent so that it passes through these points.
+
+        What it was wrong by at a measured point is what it is taken to be wrong by beyond it, and between two of them
+        what lies (log-log) between.
+        """
+        if not measured:
+            return self
+        errors = ComputeCurve(
+            compute_dtype=self.compute_dtype,
+            stored_dtype=self.stored_dtype,
+            points=tuple(
+                CurvePoint(p.tokens, p.seconds_per_parameter / self.seconds_per_parameter(p.tokens)) for p in measured
+            ),
+        )
+        exact = {point.tokens: point for point in measured}
+        last = measured[-1].tokens
+        bent = {
+            p.tokens: CurvePoint(p.tokens, p.seconds_per_parameter * errors.seconds_per_parameter(min(p.tokens, last)))
+            for p in self.points
+        }
+        points = tuple(point for _, point in sorted((bent | exact).items()))
+        return ComputeCurve(compute_dtype=self.compute_dtype, stored_dtype=self.stored_dtype, points=points)
+
+
+class DiskDepth(NamedTuple):
+    """Direct reads of one chunk size by a number of threads at once, and the bytes per second that this gave."""
+
+    chunk_bytes: int
+    threads: int
+    bytes_per_s: float
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedMachine:
@@ -82,6 +114,14 @@ class ProbedMachine:
     """how many times longer computing takes while the disk is being read"""
     read_slowdown: float = 1.0
     """how many times longer reading takes while the processor computes"""
+    handover_s: float = 0.0
+    """from asking a reader that stood still for a block until its bytes come, and from the last byte to the asker"""
+    disk_depths: tuple[DiskDepth, ...] = ()
+    """what the disk gave with other chunks and threads"""
+    memory_bytes_per_s: float | None = None
+    """copied by all processors: bytes read plus bytes written"""
+    host_to_device_bytes_per_s: float | None = None
+    """over the link to an accelerator; None where there is none"""
     sources: Mapping[str, str] = field(default_factory=dict)
     """for each constant, where it comes from"""
 
@@ -92,6 +132,23 @@ class ProbedMachine:
             ("disk.chunk_bytes", self.read_chunk_bytes, 4096, math.inf),
             ("disk.threads", self.reader_threads, 1, 1024),
             ("disk.slowdown_while_computing", self.read_slowdown, 1, 100),
+            ("disk.handover_s", self.handover_s, 0, math.inf),
+            *(
+                (f"disk.depths[{n}].chunk_bytes", depth.chunk_bytes, 4096, math.inf)
+                for n, depth in enumerate(self.disk_depths)
+            ),
+            *((f"disk.depths[{n}].threads", depth.threads, 1, 1024) for n, depth in enumerate(self.disk_depths)),
+            *(
+                (f"disk.depths[{n}].bytes_per_s", depth.bytes_per_s, 1, math.inf)
+                for n, depth in enumerate(self.disk_depths)
+            ),
+            ("memory.bytes_per_s", 1 if self.memory_bytes_per_s is None else self.memory_bytes_per_s, 1, math.inf),
+            (
+                "link.host_to_device_bytes_per_s",
+                1 if self.host_to_device_bytes_per_s is None else self.host_to_device_bytes_per_s,
+                1,
+                math.inf,
+            ),
             ("processor.block_overhead_s", self.block_overhead_s, 0, math.inf),
             ("processor.pass_overhead_s", self.pass_overhead_s, 0, math.inf),
             ("processor.slowdown_while_reading", self.compute_slowdown, 1, 100),
@@ -120,6 +177,8 @@ class ProbedMachine:
                 "chunk_bytes": self.read_chunk_bytes,
                 "threads": self.reader_threads,
                 "slowdown_while_computing": self.read_slowdown,
+                "handover_s": self.handover_s,
+                "depths": [depth._asdict() for depth in self.disk_depths],
             },
             "processor": {
                 "block_overhead_s": self.block_overhead_s,
@@ -137,6 +196,10 @@ class ProbedMachine:
             },
             "sources": dict(self.sources),
         }
+        if self.memory_bytes_per_s is not None:
+            raw["memory"] = {"bytes_per_s": self.memory_bytes_per_s}
+        if self.host_to_device_bytes_per_s is not None:
+            raw["link"] = {"host_to_device_bytes_per_s": self.host_to_device_bytes_per_s}
         return tomli_w.dumps(raw)
 
     @classmethod
@@ -145,6 +208,7 @@ class ProbedMachine:
         try:
             raw = _Table(tomllib.loads(text))
             disk, processor, sources = raw.table("disk"), raw.table("processor"), raw.table("sources", {})
+            memory, link = raw.table("memory", {}), raw.table("link", {})
             return cls(
                 name=raw.text("name"),
                 memory_bytes=raw.whole("memory_bytes"),
@@ -152,6 +216,15 @@ class ProbedMachine:
                 read_chunk_bytes=disk.whole("chunk_bytes"),
                 reader_threads=disk.whole("threads"),
                 read_slowdown=disk.number("slowdown_while_computing", 1.0),
+                handover_s=disk.number("handover_s", 0.0),
+                disk_depths=tuple(
+                    DiskDepth(depth.whole("chunk_bytes"), depth.whole("threads"), depth.number("bytes_per_s"))
+                    for depth in (disk.tables("depths") if "depths" in disk.raw else ())
+                ),
+                memory_bytes_per_s=memory.number("bytes_per_s") if "bytes_per_s" in memory.raw else None,
+                host_to_device_bytes_per_s=(
+                    link.number("host_to_device_bytes_per_s") if "host_to_device_bytes_per_s" in link.raw else None
+                ),
                 compute=tuple(_curve(curve) for curve in processor.tables("curves")),
                 block_overhead_s=processor.number("block_overhead_s"),
                 pass_overhead_s=processor.number("pass_overhead_s"),

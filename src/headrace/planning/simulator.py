@@ -2,7 +2,8 @@
 
 The exact form of the overlapped pipeline (formulas.md, section 3): a read starts when the link is free and its slot is
 free, a block is computed when it has arrived and the processor is free. Reading and computing may slow one another;
-within each stretch both then run at their reduced speed.
+within each stretch both then run at their reduced speed. Whoever had to wait starts late: a reader that stood still is
+woken and gets its first bytes after `handover_s`, a processor that stood still computes the next block `wake_s` slower.
 """
 
 from __future__ import annotations
@@ -36,6 +37,17 @@ class Scenario:
     pass_overhead_s: float = 0.0
     compute_slowdown: float = 1.0
     read_slowdown: float = 1.0
+    first_pass_overhead_s: float | None = None
+    """of the first pass beside its blocks; None: that of every pass"""
+    handover_s: float = 0.0
+    """by how much a read takes longer before which the link stood still, and every read that is requested on demand"""
+    wake_s: float = 0.0
+    """by how much computing a block takes longer for which the processor waited"""
+
+    def overhead_s(self, pass_index: int) -> float:
+        """Seconds of a pass beside its blocks."""
+        first = self.first_pass_overhead_s
+        return first if pass_index == 0 and first is not None else self.pass_overhead_s
 
 
 class Simulated(NamedTuple):
@@ -86,7 +98,7 @@ def simulate(scenario: Scenario, block_names: Sequence[str] | None = None) -> Si
     pass_ends = [0.0] * passes
     now, next_fetch, next_compute, slots_held = 0.0, 0, 0, 0
     read_left = compute_left = math.inf
-    read_start = compute_start = waiting_since = 0.0
+    read_start = compute_start = waiting_since = read_ended = 0.0
     read_speed, compute_speed = 1 / scenario.read_slowdown, 1 / scenario.compute_slowdown
 
     while next_compute < len(computes):
@@ -98,13 +110,16 @@ def simulate(scenario: Scenario, block_names: Sequence[str] | None = None) -> Si
             if slot_free and its_turn:
                 slots_held += fetch.streamed
                 read_left, read_start = scenario.blocks[fetch.block_index].read_s, now
+                if now > read_ended or not scenario.overlap:
+                    read_left += scenario.handover_s
         ready = (pass_index, block) in arrived or (pass_index > 0 and scenario.resident[block])
         if math.isinf(compute_left) and ready:
             times = scenario.blocks[block]
             compute_left = times.decode_s if pass_index else times.prefill_s
             if block == 0:
-                compute_left += scenario.pass_overhead_s
+                compute_left += scenario.overhead_s(pass_index)
             if now > waiting_since:
+                compute_left += scenario.wake_s
                 events.append(Event(Lane.STALL, block, pass_index, waiting_since, now))
             compute_start = now
         reading, computing = not math.isinf(read_left), not math.isinf(compute_left)
@@ -123,7 +138,7 @@ def simulate(scenario: Scenario, block_names: Sequence[str] | None = None) -> Si
             events.append(Event(Lane.READ, fetch.block_index, fetch.pass_index, read_start, now))
             arrived.add((fetch.pass_index, fetch.block_index))
             next_fetch += 1
-            read_left = math.inf
+            read_left, read_ended = math.inf, now
         if computing and compute_left <= 1e-12:
             events.append(Event(Lane.COMPUTE, block, pass_index, compute_start, now))
             slots_held -= not scenario.resident[block]

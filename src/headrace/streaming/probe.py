@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +22,14 @@ import torch
 from torch.nn import functional
 
 from headrace.errors import MachineError
-from headrace.planning.extents import align_down
+from headrace.planning.extents import PAGE_BYTES, ByteRange, align_down, lay_out
 from headrace.planning.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
 from headrace.planning.tensor_index import ShardFile
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import TORCH_DTYPES
+from headrace.streaming.device import CpuDevice
 from headrace.streaming.source import ByteSource, DirectFiles
+from headrace.streaming.stream import Stream, StreamSettings
 
 Progress = Callable[[str, float], None]
 """Called with what is being measured and the share of the work that is done, 0 to 1."""
@@ -254,38 +257,40 @@ def contention(
     settings: ReadSettings,
     product: Callable[[], None],
     *,
-    rounds: int = 3,
-    seconds: float = 0.15,
+    rounds: int = 5,
+    seconds: float = 0.1,
 ) -> Slowdowns:
-    """Read and compute at once and compare with each alone, interleaved, medians over the rounds.
+    """Read and compute at once and compare with each alone, in turn, medians over all calls and all rounds.
 
     `product` is one computation of a few milliseconds. Takes about 3 x rounds x seconds.
     """
-    compute, read = [], []
-    for _ in range(rounds):
-        alone = _per_call(product, seconds)
-        rate_alone = read_rate(
-            source, files, chunk_bytes=settings.chunk_bytes, threads=settings.threads, seconds=seconds
-        )
-        calls = 0
+    alone: list[float] = []
+    beside: list[float] = []
+    rates: list[float] = []
+    rates_beside: list[float] = []
 
-        def counted() -> None:
-            nonlocal calls
-            product()
-            calls += 1
-
-        start = time.perf_counter()
-        rate = read_rate(
+    def read(while_doing: Callable[[], None] | None = None) -> float:
+        return read_rate(
             source,
             files,
             chunk_bytes=settings.chunk_bytes,
             threads=settings.threads,
             seconds=seconds,
-            while_doing=counted,
+            while_doing=while_doing,
         )
-        compute.append((time.perf_counter() - start) / max(1, calls) / alone)
-        read.append(rate_alone / rate if rate else 1.0)
-    return Slowdowns(max(1.0, statistics.median(compute)), max(1.0, statistics.median(read)))
+
+    product()
+    for _ in range(rounds):
+        deadline = time.perf_counter() + seconds
+        while not alone or time.perf_counter() < deadline:
+            alone.append(_seconds_of(product))
+        rates.append(read())
+        rates_beside.append(read(lambda: beside.append(_seconds_of(product))))
+    rate_beside = statistics.median(rates_beside)
+    return Slowdowns(
+        max(1.0, statistics.median(beside) / statistics.median(alone)) if beside else 1.0,
+        max(1.0, statistics.median(rates) / rate_beside) if rate_beside else 1.0,
+    )
 
 
 def product_of(stored: torch.dtype, compute: torch.dtype, *, shape: tuple[int, int], tokens: int) -> Callable[[], None]:
@@ -301,11 +306,33 @@ def product_of(stored: torch.dtype, compute: torch.dtype, *, shape: tuple[int, i
     return product
 
 
-def _per_call(call: Callable[[], None], seconds: float) -> float:
-    call()
+def handover_seconds(source: ByteSource, settings: StreamSettings, *, rounds: int = 24) -> float:
+    """Seconds from asking an idle stream for a page until it is handed out: waking, one small read, waking again.
+
+    Closes `source`. The lower quartile, as others on the machine only add to it.
+    """
+    page = lay_out([ByteRange("page", 0, 0, PAGE_BYTES)])
+    stream = Stream(
+        layouts=[page, page],
+        resident=[False, False],
+        source=source,
+        device=CpuDevice(),
+        settings=replace(settings, slots=1, slot_bytes=page.footprint_bytes, overlap=False),
+    )
+    waits = []
+    try:
+        for number in range(rounds):
+            time.sleep(0.002)
+            start = time.perf_counter()
+            stream.wait(number % 2)
+            waits.append(time.perf_counter() - start)
+            stream.release(number % 2)
+    finally:
+        stream.close()
+    return sorted(waits)[rounds // 4]
+
+
+def _seconds_of(call: Callable[[], None]) -> float:
     start = time.perf_counter()
-    count = 0
-    while time.perf_counter() - start < seconds:
-        call()
-        count += 1
-    return (time.perf_counter() - start) / count
+    call()
+    return time.perf_counter() - start

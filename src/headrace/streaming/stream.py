@@ -115,7 +115,12 @@ class Stream:
         self._source = source
         self._device = device
         self._clock = clock
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # Apart, since whoever is woken for nothing takes a processor from the computation that then begins.
+        self._arrivals = threading.Condition(self._lock)
+        """the consumer waits here: for bytes, or for reads in flight to end"""
+        self._room = threading.Condition(self._lock)
+        """readers wait here: for something to read and a place to put it"""
         self._closing = threading.Event()
         self._failure: BaseException | None = None
         limit = settings.read_limit_bytes_per_s
@@ -173,7 +178,7 @@ class Stream:
         drops what was prefetched and starts over from there. Raises StreamError when a reader failed.
         """
         start = self._clock()
-        with self._changed:
+        with self._lock:
             self._raise_failure()
             if block_index in self._lent:
                 raise StreamError(f"{self._name(block_index)} was asked for twice without being given back")
@@ -183,10 +188,11 @@ class Stream:
                 self._start_over(block_index)
             self._due = (block_index + 1) % len(self._layouts)
             self._wanted = block_index
-            self._changed.notify_all()
             fetch = self._arrived(block_index)
+            if fetch is None:
+                self._room.notify_all()
             while fetch is None:  # <-- waited for
-                self._changed.wait()
+                self._arrivals.wait()
                 self._raise_failure()
                 fetch = self._arrived(block_index)
             self._wanted = None
@@ -201,7 +207,7 @@ class Stream:
 
     def release(self, block_index: int) -> None:
         """Give a block back: nothing reads its memory any more, except device work enqueued before this call."""
-        with self._changed:
+        with self._lock:
             fetch = self._lent.pop(block_index)
             self._record(Lane.COMPUTE, block_index, self._consumer_pass, fetch.handed_out_s, self._clock())
             if fetch.slot is not None:
@@ -210,17 +216,17 @@ class Stream:
                     fetch.slot.reusable.wait()
                     fetch.slot.piece.tensor.fill_(POISON)
                 self._free_slots.append(fetch.slot)  # <-- released
-                self._changed.notify_all()
+                self._room.notify_all()
 
     def peek(self, block_index: int) -> Piece | None:
         """The memory of a resident block whose bytes have all arrived, else None. Never waits."""
-        with self._changed:
+        with self._lock:
             fetch = self._settled.get(block_index)
             return fetch.piece if fetch is not None and fetch.arrived else None
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless free, coming and lent slots add up to all slots."""
-        with self._changed:
+        with self._lock:
             lent = sum(fetch.slot is not None for fetch in self._lent.values())
             held = len(self._free_slots) + len(self._coming) + lent
             total = 0 if all(place is not None for place in self._places) else self._settings.slots
@@ -230,7 +236,7 @@ class Stream:
     @property
     def counters(self) -> StreamCounters:
         """Bytes read and seconds waited so far."""
-        with self._changed:
+        with self._lock:
             return StreamCounters(self._bytes_read, self._stall_s, self._read_busy_s)
 
     @property
@@ -240,15 +246,16 @@ class Stream:
 
     def timeline(self) -> Timeline:
         """What was read, computed and waited for, in seconds since construction (the latest 200,000 events)."""
-        with self._changed:
+        with self._lock:
             names = tuple(self._name(index) for index in range(len(self._layouts)))
             return Timeline(tuple(self._events), names)
 
     def close(self) -> None:
         """Stop the readers, wait for them, give the memory back. A second call does nothing."""
         self._closing.set()
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            self._arrivals.notify_all()
+            self._room.notify_all()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -260,12 +267,12 @@ class Stream:
     def _work(self) -> None:
         """Read chunk after chunk until closed. Runs in every reader thread."""
         while True:
-            with self._changed:
+            with self._lock:
                 task = self._next_chunk()
                 while task is None:
                     if self._closing.is_set() or self._failure is not None:
                         return
-                    self._changed.wait()
+                    self._room.wait()
                     task = self._next_chunk()
                 if self._closing.is_set() or self._failure is not None:
                     return
@@ -275,13 +282,14 @@ class Stream:
             try:
                 size_bytes = self._read(fetch, chunk)
             except BaseException as error:
-                with self._changed:
+                with self._lock:
                     self._chunks_in_flight -= 1
                     self._failure = self._failure or self._explain(error, fetch, chunk)  # the first one counts
-                    self._changed.notify_all()
+                    self._arrivals.notify_all()
+                    self._room.notify_all()
                 return
             end = self._clock()
-            with self._changed:
+            with self._lock:
                 self._chunks_in_flight -= 1
                 self._bytes_read += size_bytes
                 self._read_busy_s += end - start
@@ -289,7 +297,7 @@ class Stream:
                 if fetch.arrived:
                     self._record(Lane.READ, fetch.block_index, fetch.pass_index, fetch.started_s, end)
                 if fetch.arrived or self._chunks_in_flight == 0:
-                    self._changed.notify_all()
+                    self._arrivals.notify_all()
 
     def _next_chunk(self) -> tuple[_Fetch, _Chunk] | None:
         """The next read to do, or None while there is none to do. Called with the lock held."""
@@ -374,7 +382,7 @@ class Stream:
         """Drop what was prefetched and let the next request be for `block_index`. Waits for reads in flight."""
         self._paused = True
         while self._chunks_in_flight:
-            self._changed.wait()
+            self._arrivals.wait()
             self._raise_failure()
         self._free_slots.extend(fetch.slot for fetch in self._coming if fetch.slot is not None)
         self._coming.clear()

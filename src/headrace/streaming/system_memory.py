@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 
+from headrace.planning.load_options import reserve_bytes
+
 _NO_LIMIT = 1 << 60
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-AUTO_RESERVE_SHARE = 0.05
-AUTO_RESERVE_MIN_BYTES = 160 << 20
 
 
 def resident_bytes(process_status: Path = Path("/proc/self/status")) -> int:
@@ -113,4 +113,4 @@ def free_bytes() -> int:
 def default_budget_bytes() -> int:
     """What headrace takes when no budget is given: the free memory less a twentieth (160 MiB at least)."""
     free = free_bytes()
-    return max(0, free - max(AUTO_RESERVE_MIN_BYTES, int(AUTO_RESERVE_SHARE * free)))
+    return max(0, free - reserve_bytes(free))

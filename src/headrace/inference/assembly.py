@@ -1,0 +1,257 @@
+"""From a plan to a model that runs: skeleton, memory, stream, blocks, ends."""
+
+from __future__ import annotations
+
+import bisect
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from headrace.errors import InvalidRequestError, UnsupportedModelError
+from headrace.inference.block_weights import BlockWeights, ConversionBuffer
+from headrace.inference.ends import EmbeddingRows, StreamedHead, head_rows
+from headrace.inference.handle import Handle, PassRecord
+from headrace.inference.skeleton import attach_generation_config, build_skeleton
+from headrace.inference.study import DTYPES, Studied, reader_settings
+from headrace.inference.weight_names import Recipe, recipes_of, require_all
+from headrace.planning.load_options import Options
+from headrace.planning.model_spec import ModelSpec
+from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy
+from headrace.planning.planner import Candidate, conversion_bytes
+from headrace.streaming.arena import Arena
+from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
+from headrace.streaming.device import CpuDevice, Device
+from headrace.streaming.stream import Stream
+from headrace.streaming.system_memory import resident_bytes, return_free_memory
+
+
+def assemble(
+    checkpoint: Checkpoint,
+    config: Any,
+    candidate: Candidate,
+    studied: Studied,
+    options: Options,
+    *,
+    started: float,
+    device: Device | None = None,
+) -> Any:
+    """Build the model by a plan: skeleton, stream, blocks, ends."""
+    plan, spec = candidate.plan, checkpoint.spec
+    dtype = DTYPES[plan.compute_dtype]
+    model = build_skeleton(config, dtype, attention=options.attention)
+    attach_generation_config(model, checkpoint.directory)
+    architecture = spec.config.architecture
+    recipes = recipes_of(model, checkpoint.index.entries.values())
+    _check_structure(model, spec, recipes)
+    settings = replace(
+        reader_settings(options),
+        slots=plan.slots,
+        slot_bytes=plan.slot_bytes,
+        overlap=plan.strategy is not Strategy.SEQUENTIAL,
+        poison=options.poison,
+        block_names=tuple(block.name for block in spec.blocks),
+    )
+    gc.collect()
+    return_free_memory()
+    process_overhead_bytes = resident_bytes()  # from here on, what is taken is weights, caches and work space
+    _load_fixed(model, checkpoint, recipes, dtype)
+    table = _resident_table(checkpoint) if plan.embedding is EmbeddingPlacement.RESIDENT else None
+    stream = Stream(
+        layouts=[block.layout for block in spec.blocks],
+        resident=plan.resident,
+        source=checkpoint.open_source(),
+        device=device or CpuDevice(),
+        settings=settings,
+    )
+    try:
+        buffer = ConversionBuffer(conversion_bytes(studied.request))
+        clean_ups = []
+        for block in spec.blocks:
+            if block.layer_index is None:
+                continue
+            prefix = f"{architecture.layers}.{block.layer_index}."
+            weights = BlockWeights(
+                model.get_submodule(prefix[:-1]),
+                {name.removeprefix(prefix): r for name, r in recipes.items() if name.startswith(prefix)},
+                block.layout.positions,
+                dtype,
+                buffer,
+                studied.request.copies_weights,
+            )
+            clean_ups.append(_take_turns(weights, stream, block.index, stays=plan.resident[block.index]))
+        head_blocks = [block for block in spec.blocks if block.head_rows is not None]
+        head = StreamedHead(head_blocks, stream, dtype, buffer, copy_misaligned=studied.request.copies_weights)
+        model.set_output_embeddings(head)
+        _attach_embedding(model, checkpoint, stream, plan, dtype, table)
+        model.headrace = Handle(
+            checkpoint=checkpoint,
+            plan=plan,
+            prediction=candidate.prediction,
+            pace=studied.pace,
+            stream=stream,
+            load_s=time.perf_counter() - started,
+            process_overhead_bytes=process_overhead_bytes,
+            notes=studied.notes,
+            layers=tuple(model.get_submodule(architecture.layers)),
+        )
+        _record_passes(model, clean_ups)
+    except BaseException:
+        stream.close()
+        raise
+    return model
+
+
+def _check_structure(model: Any, spec: ModelSpec, recipes: dict[str, Recipe]) -> None:
+    """Refuse anything that would run with missing or misplaced weights."""
+    architecture = spec.config.architecture
+    layers = model.get_submodule(architecture.layers)
+    if len(layers) != spec.config.num_layers:
+        raise UnsupportedModelError(f"{spec.name} has {len(layers)} layers where config.json says otherwise")
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
+        raise UnsupportedModelError(f"the head of {spec.name} is no plain matrix, which headrace cannot stream yet")
+    if spec.tied and not getattr(model.config, "tie_word_embeddings", False):
+        raise UnsupportedModelError(
+            f"{spec.name} has no {architecture.head}.weight, and its config.json does not say that the head is tied "
+            "to the embedding"
+        )
+    ends = {head, model.get_input_embeddings()}
+    require_all(
+        recipes,
+        (
+            f"{path}.{name}" if path else name
+            for path, module in model.named_modules()
+            if module not in ends
+            for name, _ in module.named_parameters(recurse=False)
+        ),
+    )
+
+
+def _load_fixed(model: Any, checkpoint: Checkpoint, recipes: dict[str, Recipe], dtype: torch.dtype) -> None:
+    """Give the model its small tensors for good: final norm, position table, persistent buffers."""
+    values = checkpoint.read_tensors(checkpoint.spec.fixed)
+    own = {entry.name for entry in checkpoint.spec.fixed}
+    for name, recipe in recipes.items():
+        if recipe.ingredients[0].entry.name not in own:
+            continue
+        if not recipe.is_one_tensor:
+            raise UnsupportedModelError(f"{name} is put together from several tensors outside the layers")
+        module_name, _, own_name = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        value = values[recipe.ingredients[0].entry.name].to(dtype)
+        if own_name in dict(module.named_buffers(recurse=False)):
+            module.register_buffer(own_name, value)
+        else:
+            module.register_parameter(own_name, nn.Parameter(value, requires_grad=False))
+
+
+def _resident_table(checkpoint: Checkpoint) -> torch.Tensor:
+    """The whole embedding table, in memory of its own."""
+    entry = checkpoint.spec.embedding
+    layout_start = entry.offset - entry.offset % 4096
+    length = -(-(entry.offset + entry.size_bytes) // 4096) * 4096 - layout_start
+    arena = Arena(length)
+    piece = arena.take(length)
+    source = checkpoint.open_source()
+    try:
+        source.read_into(entry.file_index, layout_start, piece.buffer)
+    finally:
+        source.close()
+    start = entry.offset - layout_start
+    return piece.tensor[start : start + entry.size_bytes].view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
+
+
+def _take_turns(weights: BlockWeights, stream: Stream, block_index: int, *, stays: bool) -> Callable[[], None]:
+    """Let a block wait for its bytes before it computes and give them back afterwards.
+
+    Returns what gives them back after an interrupt (torch calls no hook then); it does nothing at other times.
+    """
+    waiting: list[int] = []
+
+    def enter(_module: nn.Module, _args: Any) -> None:
+        piece = stream.wait(block_index)
+        waiting.append(block_index)
+        weights.enter(piece, stays=stays)
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        if waiting:
+            waiting.pop()
+            weights.leave()
+            stream.release(block_index)
+
+    weights.block.register_forward_pre_hook(enter, prepend=True)
+    weights.block.register_forward_hook(leave, always_call=True)
+
+    def clean_up() -> None:
+        if waiting:
+            waiting.clear()
+            weights.abandon()
+            stream.release(block_index)
+
+    return clean_up
+
+
+def _attach_embedding(
+    model: Any,
+    checkpoint: Checkpoint,
+    stream: Stream,
+    plan: Plan,
+    dtype: torch.dtype,
+    table: torch.Tensor | None,
+) -> None:
+    entry = checkpoint.spec.embedding
+    heads = [block for block in checkpoint.spec.blocks if block.head_rows is not None]
+
+    def rows(wanted: list[int]) -> torch.Tensor:
+        if table is not None:
+            return table[wanted]
+        if plan.embedding is EmbeddingPlacement.HEAD:
+            found = _rows_of_head(heads, stream, wanted)
+            if found is not None:
+                return found
+        return checkpoint.read_rows(entry, wanted)
+
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise UnsupportedModelError(f"the embedding of {checkpoint.spec.name} is no table of rows")
+    EmbeddingRows(embedding, dtype, rows)
+
+
+def _rows_of_head(heads: list[Any], stream: Stream, wanted: list[int]) -> torch.Tensor | None:
+    """Take rows of tied weights from the resident head, once it has arrived."""
+    pieces = [stream.peek(block.index) for block in heads]
+    if any(piece is None for piece in pieces):
+        return None
+    parts = [head_rows(block, piece) for block, piece in zip(heads, pieces, strict=True) if piece is not None]
+    firsts = [block.head_rows.first for block in heads]
+    places = [bisect.bisect_right(firsts, row) - 1 for row in wanted]
+    return torch.stack([parts[place][row - firsts[place]] for place, row in zip(places, wanted, strict=True)])
+
+
+def _record_passes(model: Any, clean_ups: list[Callable[[], None]]) -> None:
+    """Note when each forward pass begins and ends, and its tokens; clean up after one that was broken off."""
+    starts: list[float] = []
+
+    def begin(_module: nn.Module, _args: Any, _kwargs: dict[str, Any]) -> None:
+        if model.headrace.closed:
+            raise InvalidRequestError("this model was closed; load it again")
+        if starts:
+            starts.clear()
+            for clean_up in clean_ups:
+                clean_up()
+        starts.append(time.perf_counter())
+
+    def end(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _output: Any) -> None:
+        given = kwargs.get("input_ids")
+        if given is None:
+            given = kwargs.get("inputs_embeds")
+        tokens = int(given.shape[0] * given.shape[1]) if given is not None else 0
+        model.headrace.passes.append(PassRecord(starts.pop(), time.perf_counter(), tokens))
+
+    model.register_forward_pre_hook(begin, with_kwargs=True)
+    model.register_forward_hook(end, with_kwargs=True)

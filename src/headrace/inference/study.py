@@ -1,0 +1,222 @@
+"""Measure what planning needs of one model on this machine: which dtype, the disk, one layer rehearsed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from headrace.errors import HeadraceError, UnsupportedModelError
+from headrace.inference.rehearsal import Rehearsed, Timed, rehearse
+from headrace.planning.estimate import Pace
+from headrace.planning.load_options import Options, compute_dtypes, work_seconds
+from headrace.planning.model_spec import ModelSpec
+from headrace.planning.plan import Strategy
+from headrace.planning.planner import (
+    Candidate,
+    Request,
+    conversion_bytes,
+    minimum_bytes,
+    plan_fastest,
+    plan_strategy,
+    refuse_below_minimum,
+)
+from headrace.planning.probed_machine import ComputeCurve, CurvePoint
+from headrace.streaming import probe as machine_probe
+from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
+from headrace.streaming.stream import StreamSettings
+from headrace.units import format_rate
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUICK_CURVE_TOKENS = (1, 4, 16, 64, 256)
+QUICK_READ_S = 0.25
+CONTENTION_MIN_BYTES = 100 << 20
+"""Smaller checkpoints are not worth the half second of measuring how reading and computing slow each other."""
+REHEARSED_BREAK_EVEN_TOKENS_MAX = 512
+
+
+class Studied(NamedTuple):
+    """A model and this machine, measured together: what planning needs."""
+
+    request: Request
+    pace: Pace
+    notes: tuple[str, ...]
+
+
+def study(checkpoint: Checkpoint, options: Options, config: Any) -> Studied:
+    """Measure what planning needs of this model on this machine: dtype, disk, one block. About a second."""
+    spec = checkpoint.spec
+    notes: list[str] = []
+    names = compute_dtypes(spec, options.dtype)
+    copies = {name: machine_probe.products_need_alignment(DTYPES[name]) for name in names}
+    requests = {
+        name: Request(
+            spec=spec,
+            workload=options.workload,
+            compute_dtype=name,
+            budget_bytes=options.budget_bytes,
+            copies_weights=copies[name],
+        )
+        for name in names
+    }
+    fitting = [name for name in names if minimum_bytes(requests[name], options.strategy) <= options.budget_bytes]
+    if not fitting:
+        refuse_below_minimum(requests[names[0]], options.strategy)
+    curves = {name: _curve(spec, name) for name in fitting}
+    name = min(fitting, key=lambda item: work_seconds(curves[item], options.workload))
+    if len(names) > 1:
+        compared = ", ".join(f"{n} {work_seconds(curves[n], options.workload) * 1e9:.3g}" for n in fitting)
+        notes.append(f"compute dtype {name}: nanoseconds per weight of this work: {compared}")
+    request = requests[name]
+    link = _measure_link(checkpoint, options, name)
+    rehearsed = rehearse(
+        checkpoint,
+        config,
+        options.workload,
+        DTYPES[name],
+        conversion_bytes=conversion_bytes(request),
+        copy_misaligned=copies[name],
+        attention=options.attention,
+        reader=reader_settings(options),
+        other_tokens=_break_even_tokens(spec, curves[name], link.busy_bytes_per_s, options.workload.sequences),
+    )
+    notes.append(
+        f"disk: {format_rate(link.alone_bytes_per_s)} in direct reads of this checkpoint, "
+        f"{format_rate(link.busy_bytes_per_s)} while computing (then {link.compute_slowdown:.2f} times as long)"
+    )
+    return Studied(request, _pace(curves[name], rehearsed, link, options, spec), tuple(notes))
+
+
+def choose(studied: Studied, strategy: Strategy | None) -> Candidate:
+    """The fastest plan of the strategy that was asked for, or of all."""
+    if strategy is None:
+        return plan_fastest(studied.request, studied.pace)
+    return plan_strategy(studied.request, strategy, studied.pace)
+
+
+def compare(studied: Studied, only: Strategy | None = None) -> dict[str, Candidate | HeadraceError]:
+    """Every strategy's best plan, or the error that says why there is none."""
+    found: dict[str, Candidate | HeadraceError] = {}
+    for item in Strategy:
+        if only is not None and item is not only:
+            continue
+        try:
+            found[item.value] = plan_strategy(studied.request, item, studied.pace)
+        except HeadraceError as error:
+            found[item.value] = error
+    return found
+
+
+def _curve(spec: ModelSpec, dtype_name: str) -> ComputeCurve:
+    """Time products in the shape of the model's largest matrix."""
+    stored = TORCH_DTYPES[spec.stored_dtype]
+    return machine_probe.compute_curve(
+        stored, DTYPES[dtype_name], shape=_largest_shape(spec), tokens=QUICK_CURVE_TOKENS, repetitions=3
+    )
+
+
+def _largest_shape(spec: ModelSpec) -> tuple[int, int]:
+    """Rows and columns of the first layer's largest matrix, at most 8 M elements of it."""
+    entries = [entry for entry in spec.blocks[0].tensors if len(entry.shape) == 2]
+    if not entries:
+        raise UnsupportedModelError(f"{spec.name}: the first layer holds no matrix")
+    rows, columns = max(entries, key=lambda entry: entry.num_elements).shape
+    return max(1, min(rows, (8 << 20) // columns)), columns
+
+
+class _Link(NamedTuple):
+    """The disk as this run will see it: alone, while computing, and what reading does to computing."""
+
+    alone_bytes_per_s: float
+    busy_bytes_per_s: float
+    compute_slowdown: float
+    handover_s: float
+
+
+def _measure_link(checkpoint: Checkpoint, options: Options, dtype_name: str) -> _Link:
+    """Read the checkpoint for a moment, alone and beside a product; a limit on the reader bounds both."""
+    limit = options.read_limit_bytes_per_s or float("inf")
+    files = checkpoint.index.files
+    settings = machine_probe.ReadSettings(8 << 20, 2, 0.0)
+    handover_s = machine_probe.handover_seconds(checkpoint.open_source(), reader_settings(options))
+    source = checkpoint.open_source()
+    try:
+        rate = machine_probe.read_rate(
+            source,
+            files,
+            chunk_bytes=settings.chunk_bytes,
+            threads=settings.threads,
+            seconds=min(QUICK_READ_S, max(0.02, checkpoint.index.total_bytes / 1e9)),
+        )
+        if checkpoint.index.total_bytes < CONTENTION_MIN_BYTES:
+            rate = min(limit, rate or 1e9)  # 0 for less than a page: nothing that could take time
+            return _Link(rate, rate, 1.0, handover_s)
+        product = machine_probe.product_of(
+            TORCH_DTYPES[checkpoint.spec.stored_dtype],
+            DTYPES[dtype_name],
+            shape=_largest_shape(checkpoint.spec),
+            tokens=options.workload.sequences,
+        )
+        slowed = machine_probe.contention(source, files, settings, product, rounds=5, seconds=0.06)
+    finally:
+        source.close()
+    alone, busy = min(limit, rate), min(limit, rate / slowed.read)
+    # A reader that is held back takes so much less of the processor and of the memory's bandwidth.
+    return _Link(alone, busy, 1.0 + (slowed.compute - 1.0) * busy * slowed.read / rate, handover_s)
+
+
+def reader_settings(options: Options) -> StreamSettings:
+    """How the stream will read; slots and the like are the plan's business."""
+    chunk_bytes, threads = (
+        (options.machine.read_chunk_bytes, options.machine.reader_threads) if options.machine else (8 << 20, 2)
+    )
+    if options.read_limit_bytes_per_s is not None:
+        threads = max(threads, 4)  # reads ahead of the limit, so that a slow moment of the disk does not show
+        chunk_bytes = min(chunk_bytes, max(1 << 20, int(options.read_limit_bytes_per_s / 100) >> 12 << 12))
+    return StreamSettings(
+        slots=1,
+        slot_bytes=0,
+        reader_threads=threads,
+        chunk_bytes=chunk_bytes,
+        read_limit_bytes_per_s=options.read_limit_bytes_per_s,
+    )
+
+
+def _break_even_tokens(
+    spec: ModelSpec, curve: ComputeCurve, read_bytes_per_s: float, tokens_now: int
+) -> tuple[int, ...]:
+    """Tokens per pass about which computing a layer takes as long as reading it, and a third of that.
+
+    There the curve is worth correcting by a rehearsal: the break-even of a plan that keeps up to two thirds of its
+    blocks lies between. Nothing where that is far away, or where the work's own tokens are as good.
+    """
+    layer = spec.blocks[0]
+    read_s = layer.footprint_bytes / read_bytes_per_s
+    tokens = 1
+    while layer.active_parameters * curve.seconds_per_parameter(tokens) < read_s:
+        tokens += max(1, tokens // 8)
+        if tokens > REHEARSED_BREAK_EVEN_TOKENS_MAX:
+            return ()
+    near = {max(1, tokens // 3), tokens}
+    return tuple(sorted(count for count in near if not 0.9 < count / tokens_now < 1.1))
+
+
+def _pace(curve: ComputeCurve, rehearsed: Rehearsed, link: _Link, options: Options, spec: ModelSpec) -> Pace:
+    layers = [block for block in spec.blocks if block.head_rows is None]
+    mean = sum(block.active_parameters for block in layers) / len(layers)
+    own = Timed(options.workload.sequences, rehearsed.layer.decode_s, rehearsed.head_seconds_per_parameter)
+    timed = sorted((own, *rehearsed.others))
+    return Pace(
+        read_bytes_per_s=link.alone_bytes_per_s,
+        compute_slowdown=link.compute_slowdown,
+        read_slowdown=link.alone_bytes_per_s / link.busy_bytes_per_s,
+        curve=curve.through([CurvePoint(t.tokens, t.layer_s / mean) for t in timed]),
+        block_overhead_s=0.0,
+        pass_overhead_s=rehearsed.pass_overhead_s,
+        first_pass_overhead_s=rehearsed.first_pass_overhead_s,
+        layer=rehearsed.layer,
+        head_curve=curve.through([CurvePoint(t.tokens, t.head_seconds_per_parameter) for t in timed]),
+        row_s=rehearsed.row_s,
+        handover_s=link.handover_s,
+        wake_s=rehearsed.wake_s,
+    )

@@ -1,0 +1,108 @@
+"""What decides how a model is loaded, checked: budget, work, strategy, dtype, reading.
+
+The same checks stand behind `headrace.load`, `headrace run` and `headrace plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from headrace.errors import InvalidRequestError, MachineError
+from headrace.planning.model_spec import ModelSpec
+from headrace.planning.plan import COMPUTE_DTYPES, STORED_AS, Strategy, Workload
+from headrace.planning.probed_machine import ComputeCurve, ProbedMachine
+from headrace.units import parse_rate, parse_size
+
+DEFAULT_MAX_TOKENS = 1024
+RESERVE_SHARE = 0.05
+RESERVE_MIN_BYTES = 160 << 20
+
+
+class Options(NamedTuple):
+    """Everything that decides how a model is loaded; sizes in bytes, rates in bytes per second."""
+
+    budget_bytes: int
+    workload: Workload
+    strategy: Strategy | None = None
+    dtype: str | None = None
+    read_limit_bytes_per_s: float | None = None
+    machine: ProbedMachine | None = None
+    attention: str | None = None
+    poison: bool = False
+    trust_remote_code: bool = False
+
+
+def reserve_bytes(free_bytes: int) -> int:
+    """What is left alone of so much free memory when no budget is given: a twentieth, 160 MiB at least."""
+    return max(RESERVE_MIN_BYTES, int(RESERVE_SHARE * free_bytes))
+
+
+def make_options(
+    spec: ModelSpec,
+    *,
+    memory: str | int | None,
+    default_budget_bytes: Callable[[], int],
+    strategy: str = "auto",
+    dtype: str = "auto",
+    batch: int = 1,
+    prompt_tokens: int | None = None,
+    max_tokens: int | None = None,
+    read_limit: str | float | None = None,
+    machine: ProbedMachine | None = None,
+    attention: str | None = None,
+    poison: bool = False,
+    trust_remote_code: bool = False,
+) -> Options:
+    """Check the arguments of `load`; raises InvalidRequestError for any that cannot be meant.
+
+    `default_budget_bytes` is asked where `memory` is None.
+    """
+    if strategy != "auto" and strategy not in {item.value for item in Strategy}:
+        names = ", ".join(item.value for item in Strategy)
+        raise InvalidRequestError(f"unknown strategy {strategy!r}; choose auto, {names}")
+    if dtype != "auto" and dtype not in COMPUTE_DTYPES:
+        raise InvalidRequestError(f"unsupported dtype {dtype!r}; choose auto, {', '.join(COMPUTE_DTYPES)}")
+    longest = spec.config.context_tokens
+    max_tokens = min(longest, DEFAULT_MAX_TOKENS) if max_tokens is None else max_tokens
+    if not 2 <= max_tokens <= longest:
+        raise InvalidRequestError(
+            f"{max_tokens} tokens of context were asked for; {spec.name} can do 2 to {longest} (prompt and new ones)"
+        )
+    prompt_tokens = max_tokens // 2 if prompt_tokens is None else prompt_tokens
+    if not 1 <= prompt_tokens < max_tokens:
+        raise InvalidRequestError(f"a prompt of {prompt_tokens} tokens leaves nothing of {max_tokens} to generate")
+    if batch < 1:
+        raise InvalidRequestError(f"batch must be at least 1, not {batch}")
+    if isinstance(memory, str):
+        memory = parse_size(memory)
+    limit = parse_rate(read_limit) if isinstance(read_limit, str) else read_limit
+    if limit is not None and not 0 < limit < float("inf"):
+        raise InvalidRequestError(f"the read limit must be positive, not {limit}")
+    return Options(
+        budget_bytes=default_budget_bytes() if memory is None else memory,
+        workload=Workload(sequences=batch, prompt_tokens=prompt_tokens, generate_tokens=max_tokens - prompt_tokens),
+        strategy=None if strategy == "auto" else Strategy(strategy),
+        dtype=None if dtype == "auto" else dtype,
+        read_limit_bytes_per_s=limit,
+        machine=machine,
+        attention=attention,
+        poison=poison,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def compute_dtypes(spec: ModelSpec, wanted: str | None) -> tuple[str, ...]:
+    """The dtypes to compare: the one that is wanted, or the stored one and float32.
+
+    Raises MachineError where the weights are stored in a dtype that is not computed with.
+    """
+    if spec.stored_dtype not in STORED_AS:
+        raise MachineError(f"{spec.name} is stored as {spec.stored_dtype}, which no machine file has measurements of")
+    return (wanted,) if wanted is not None else tuple(dict.fromkeys((STORED_AS[spec.stored_dtype], "float32")))
+
+
+def work_seconds(curve: ComputeCurve, work: Workload) -> float:
+    """Seconds per weight of the whole work: how the faster of two dtypes is told."""
+    prefill = curve.seconds_per_parameter(work.sequences * work.prompt_tokens)
+    return prefill + (work.generate_tokens - 1) * curve.seconds_per_parameter(work.sequences)
