@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.errors import CheckpointCorruptError, CheckpointError, HeadraceError
+from headrace.errors import CheckpointCorruptError, CheckpointError, HeadraceError, UnsupportedModelError
 from headrace.planning.gguf_index import BLOCKS, GgufIndex
 from headrace.planning.model_catalogue import find_model
 from headrace.planning.shape_from_index import shape_from_gguf
@@ -104,6 +104,117 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     write_llama(path)
     with pytest.raises(CheckpointError, match="tiny-00002-of-00003"):
         GgufIndex.from_file(path)
+
+
+def write_parts(path: Path, architecture: str, fields: dict[str, int], tensors: dict[str, tuple[int, ...]]) -> int:
+    """Write any model in float16, norms in float32; return the bytes of its tensors."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, value in fields.items():
+        writer.add_uint32(f"{architecture}.{name}" if "general." not in name else name, value)
+    total = 0
+    for name, shape in tensors.items():
+        values = numpy.zeros(shape, dtype=numpy.float16 if len(shape) > 1 else numpy.float32)
+        writer.add_tensor(name, values)
+        total += values.nbytes
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return total
+
+
+MOE = {
+    "block_count": 2, "embedding_length": 64, "feed_forward_length": 96, "attention.head_count": 4,
+    "attention.head_count_kv": 2, "attention.key_length": 16, "context_length": 512, "expert_count": 4,
+    "expert_used_count": 2, "expert_feed_forward_length": 32,
+}  # fmt: skip
+MOE_LAYER: dict[str, tuple[int, ...]] = {
+    "attn_norm.weight": (64,), "attn_q.weight": (64, 64), "attn_k.weight": (32, 64), "attn_v.weight": (32, 64),
+    "attn_output.weight": (64, 64), "attn_q_norm.weight": (16,), "attn_k_norm.weight": (16,), "ffn_norm.weight": (64,),
+    "ffn_gate_inp.weight": (4, 64), "ffn_gate_exps.weight": (4, 32, 64), "ffn_up_exps.weight": (4, 32, 64),
+    "ffn_down_exps.weight": (4, 64, 32),
+}  # fmt: skip
+MOE_ENDS: dict[str, tuple[int, ...]] = {
+    "token_embd.weight": (96, 64),
+    "output_norm.weight": (64,),
+    "output.weight": (96, 64),
+}
+
+
+def moe_layers(*numbers: int) -> dict[str, tuple[int, ...]]:
+    return {f"blk.{number}.{name}": shape for number in numbers for name, shape in MOE_LAYER.items()}
+
+
+def test_experts_are_told_from_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "moe.gguf"
+    total = write_parts(path, "qwen3moe", MOE, {**MOE_ENDS, **moe_layers(0, 1)})
+    shape = shape_from_gguf(path)
+    layer = next(shape.layers())
+    assert shape.weights_bytes == total
+    assert shape.parameters == sum(tensor.num_elements for tensor in GgufIndex.from_file(path).tensors)
+    assert (layer.num_experts, layer.experts_per_token) == (4, 2)
+    assert layer.expert_bytes == 2 * layer.expert_parameters == 2 * 3 * 32 * 64
+    assert layer.attention_bytes == 2 * layer.attention_parameters
+
+
+def test_a_table_of_positions_is_no_head(tmp_path: Path) -> None:
+    path = tmp_path / "gpt2.gguf"
+    fields = {"block_count": 1, "embedding_length": 64, "attention.head_count": 4, "context_length": 32}
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm.weight": (64,), "attn_norm.bias": (64,), "attn_qkv.weight": (192, 64), "attn_qkv.bias": (192,),
+        "attn_output.weight": (64, 64), "attn_output.bias": (64,), "ffn_norm.weight": (64,), "ffn_norm.bias": (64,),
+        "ffn_up.weight": (256, 64), "ffn_up.bias": (256,), "ffn_down.weight": (64, 256), "ffn_down.bias": (64,),
+    }  # fmt: skip
+    ends = {"token_embd.weight": (96, 64), "position_embd.weight": (32, 64)}
+    norms: dict[str, tuple[int, ...]] = {"output_norm.weight": (64,), "output_norm.bias": (64,)}
+    total = write_parts(path, "gpt2", fields, {**ends, **norms, **{f"blk.0.{name}": at for name, at in layer.items()}})
+    shape = shape_from_gguf(path)
+    assert shape.weights_bytes == total
+    assert shape.tied
+    assert (shape.embedding_bytes, shape.head_bytes) == (2 * (96 + 32) * 64, 2 * 96 * 64)
+    assert shape.parameters == sum(tensor.num_elements for tensor in GgufIndex.from_file(path).tensors)
+
+
+def test_parts_are_read_as_one_model_from_any_of_them(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"moe-0000{number}-of-00002.gguf" for number in (1, 2))
+    total = write_parts(first, "qwen3moe", MOE, {**MOE_ENDS, **moe_layers(0)})
+    total += write_parts(second, "qwen3moe", {}, moe_layers(1))
+    whole = tmp_path / "moe.gguf"
+    write_parts(whole, "qwen3moe", MOE, {**MOE_ENDS, **moe_layers(0, 1)})
+    for path in (first, second):
+        assert shape_from_gguf(path).weights_bytes == total
+        assert shape_from_gguf(path).groups == shape_from_gguf(whole).groups
+    write_parts(second, "qwen3moe", {}, moe_layers(0))
+    with pytest.raises(CheckpointCorruptError, match="listed twice"):
+        GgufIndex.from_file(first)
+
+
+def test_version_2_and_other_alignments_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    total = write_llama(path)
+    data = bytearray(path.read_bytes())
+    data[4:8] = struct.pack("<I", 2)
+    path.write_bytes(data)
+    assert shape_from_gguf(path).weights_bytes == total
+    wide = tmp_path / "wide.gguf"
+    writer = gguf.GGUFWriter(wide, "llama")
+    writer.add_custom_alignment(256)
+    writer.add_tensor("a.weight", numpy.zeros((3, 5), dtype=numpy.float32))
+    writer.add_tensor("b.weight", numpy.zeros((3, 5), dtype=numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    theirs = [(tensor.name, tensor.data_offset) for tensor in gguf.GGUFReader(wide).tensors]
+    assert [(tensor.name, tensor.offset) for tensor in GgufIndex.from_file(wide).tensors] == theirs
+    assert all(offset % 256 == 0 for _, offset in theirs)
+
+
+def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "moe.gguf"
+    write_parts(path, "qwen9", {"block_count": 1}, MOE_ENDS)
+    with pytest.raises(UnsupportedModelError, match=r"'qwen9'.*did you mean"):
+        shape_from_gguf(path)
 
 
 def test_a_missing_layer_is_named(tmp_path: Path) -> None:
