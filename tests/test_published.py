@@ -21,13 +21,13 @@ from headrace.planning.published_metrics import FamilyAccuracy, PredictedRow, ac
 FILE = Path(__file__).parent / "data" / "published_measurements.csv"
 RATCHET = {
     # family: rows that count at least, median error, 90th percentile, share inside the interval: today's, with a hair
-    "stream": (34, 0.108, 0.26, 0.90),
+    "stream": (34, 0.108, 0.26, 0.92),
     "resident": (124, 0.104, 0.44, 0.92),
     "tensor": (192, 0.084, 0.26, 0.96),
     "pipeline": (49, 0.088, 0.245, 0.91),
     "cpu": (9, 0.57, 1.27, 0.99),
     "moe": (5, 0.56, 0.81, 0.99),
-    "other": (141, 0.46, 0.91, 0.97),
+    "other": (185, 0.34, 0.86, 0.97),
 }
 GOALS = {"stream": (0.12, 0.35), "resident": (0.15, 9.0), "tensor": (0.15, 9.0), "pipeline": (0.15, 9.0)}
 
@@ -65,7 +65,7 @@ def test_the_goals_are_kept(family: str) -> None:
 
 def test_four_of_five_rows_lie_inside_their_interval() -> None:
     inside = [item.inside for item in rows() if item.inside is not None]
-    assert len(inside) >= 570
+    assert len(inside) >= 630
     assert sum(inside) / len(inside) >= 0.95
 
 

@@ -45,6 +45,7 @@ class Case:
     speculation: Speculation | None = None
     unstated: bool = False
     """something that matters is not stated by the source and was assumed: the interval is widened"""
+    assumed_batch: bool = False
     estimate_only: str | None = None
     """why the row is predicted with an interval but not counted among the errors"""
 
@@ -82,7 +83,8 @@ def case_of(row: Row) -> Case:
         engine = ENGINES["moe-offload"]
     elif family == "cpu":
         engine = replace(engine, spread=_ON_HOSTS)
-    batch, unstated = _batch(row)
+    batch, assumed = _batch(row)
+    unstated = assumed
     prompt = row.prompt_tokens if row.prompt_tokens is not None else 16
     generate = row.generate_tokens if row.generate_tokens else 128
     if row.metric in {"prefill_throughput", "prefill_latency"}:
@@ -108,12 +110,15 @@ def case_of(row: Row) -> Case:
         work=work,
         speculation=speculation,
         unstated=unstated or not stated,
-        estimate_only=_estimate_only(row, family, unstated=unstated or not stated),
+        assumed_batch=assumed,
+        estimate_only=_estimate_only(row, family, unstated=unstated or not stated, assumed=assumed),
     )
 
 
-def _estimate_only(row: Row, family: str, *, unstated: bool) -> str | None:
+def _estimate_only(row: Row, family: str, *, unstated: bool, assumed: bool) -> str | None:
     """Say why a row says too little for an error to mean anything, though an interval can be given."""
+    if assumed:
+        return "the source does not state the batch"
     if "flexgen" in row.engine.lower() and family == "stream":
         return "FlexGen places weights, cache and attention by percentages that the row does not state"
     if "+-50%" in row.notes.replace(" ", ""):
@@ -125,10 +130,21 @@ def _estimate_only(row: Row, family: str, *, unstated: bool) -> str | None:
     return None
 
 
+def machine_of(row: Row) -> Machine | None:
+    """The machine that a row names; None where none is understood."""
+    try:
+        return _machine(row)[0]
+    except (Excluded, HeadraceError):
+        return None
+
+
+def is_fitted(row: Row) -> bool:
+    """Whether the figure is a constant that its source fitted."""
+    return "fit" in row.engine.lower().split() or "FITTED" in row.notes
+
+
 def _refuse(row: Row) -> None:
     notes = row.notes.lower()
-    if "not stated" in notes:
-        raise Excluded("the source does not state the batch")
     if "lower bound" in notes or "upper bound" in notes:
         raise Excluded("a bound, not a measurement")
     if "swarm" in row.parallelism.lower() or "swarm" in row.hardware.lower() or "Petals" in row.hardware:
@@ -139,7 +155,7 @@ def _refuse(row: Row) -> None:
         raise Excluded("writing to disk is no part of the model")
     if row.metric in {"decode_steps", "effective_bandwidth"}:
         raise Excluded(f"{row.metric} is fitted or an average, not one measured run")
-    if "fit" in row.engine.lower().split():
+    if is_fitted(row):
         raise Excluded("a fitted constant, not a measurement")
     if row.hardware in {"?", "", "(see issue)"} or re.fullmatch(r"\d+ ?GB( VRAM)? GPU.*", row.hardware):
         raise Excluded("the source does not name the device")
@@ -300,13 +316,14 @@ def _device_name(text: str) -> str:
 
 
 def _batch(row: Row) -> tuple[int, bool]:
+    """Return the batch, and whether it had to be assumed."""
     if row.batch is not None:
-        return row.batch, False
+        return row.batch, "not stated" in row.notes.lower()
     if row.batch_text.startswith("max"):
         return 1, False  # as many as fit: found by the metric
     if row.batch_text in {"", "-"}:
         return 1, False
-    raise Excluded("the source does not state the batch")
+    return (64 if row.metric == "throughput" else 1), True
 
 
 def _arrangement(row: Row, shape: ModelShape, machine: Machine, batch: int) -> Arrangement:

@@ -12,13 +12,15 @@ from headrace.planning.machine import Tier
 from headrace.planning.memory_need import memory_need, usable_bytes
 from headrace.planning.plan import Workload
 from headrace.planning.published import Row
-from headrace.planning.published_case import FAMILIES, Case, Excluded, case_of, family_of
+from headrace.planning.published_case import FAMILIES, Case, Excluded, case_of, family_of, is_fitted, machine_of
+from headrace.planning.published_operations import operation_of
 from headrace.planning.quantity import Quantity
 from headrace.planning.rates import Interval, Rates, interval_of, quantities
 
 _SERVED_LENGTH_SHARE = 0.9
 """lengths of a serving benchmark are drawn from 80 to 100 % of the nominal ones"""
 _UNSTATED = Quantity(1.0, 0.5, 2.0, "something that matters is not stated by the source")
+_UNSTATED_BATCH = Quantity(1.0, 0.2, 6.0, "the source does not state the batch; one was assumed")
 _QUEUE = Quantity(1.8, 0.7, 7.0, "queueing and chunking of prompts, which no source describes")
 _REQUEST_S = 0.02
 """taking a request and sending its first token: estimate"""
@@ -54,8 +56,12 @@ def predict_row(row: Row) -> PredictedRow:
     """Predict one row, or say why it is excluded. Nothing that a row holds makes this fail."""
     family = family_of(row)
     try:
+        operation = operation_of(row, machine_of(row))
+        if operation is not None and not is_fitted(row):
+            return PredictedRow(row=row, family=family, predicted=operation, excluded=None)
         case = case_of(row)
-        return PredictedRow(row=row, family=case.family, predicted=predict_case(case), excluded=case.estimate_only)
+        predicted = predict_case(case)
+        return PredictedRow(row=row, family=case.family, predicted=predicted, excluded=case.estimate_only)
     except Excluded as reason:
         return PredictedRow(row=row, family=family, predicted=None, excluded=str(reason))
     except HeadraceError as error:
@@ -75,7 +81,7 @@ def predict_case(case: Case, *, expected_only: bool = False) -> Interval:
     constants = dict(quantities(case.machine, case.engine, case.arrangement, weight_format=case.shape.weight_format))
     constants["engine.spread"] = case.engine.spread
     if case.unstated:
-        constants["unstated"] = _UNSTATED
+        constants["unstated"] = _UNSTATED_BATCH if case.assumed_batch else _UNSTATED
     if metric == "ttft_serving":
         constants["queue"] = _QUEUE
     by_rate = unit == "tok/s"
@@ -174,7 +180,7 @@ def _per_token_over_batch(case: Case, rates: Rates) -> float:
     if "world_size" in case.row.notes or "world size" in case.row.notes:
         # Every device holds a copy of the batch, and the source counts all of them.
         gather = case.shape.weights_bytes / rates.peer_bytes_per_s
-        return (cost.decode_s_per_pass + gather) / case.work.sequences / case.arrangement.devices
+        return (cost.decode_s_per_pass + gather) / case.work.sequences
     return cost.total_s / case.work.generate_tokens / case.work.sequences
 
 
