@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from headrace import __version__
+from headrace.cli.accuracy_command import ACCURACY
 from headrace.cli.claims_command import CLAIMS
 from headrace.cli.command import epilog
 from headrace.cli.demo_command import DEMO
@@ -49,7 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for command in (DEMO, PROBE, PLAN, RUN, MODELS, MACHINES, FLEET, CLAIMS):
+for command in (DEMO, PROBE, PLAN, RUN, MODELS, MACHINES, FLEET, CLAIMS, ACCURACY):
     app.command(command.name, epilog=command.epilog)(command.function)
 
 

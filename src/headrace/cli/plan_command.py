@@ -10,6 +10,7 @@ import typer
 from headrace.cli.checkpoint_plan import plan_json, recommended, show_plan
 from headrace.cli.command import Command
 from headrace.cli.dependencies import require_run_libraries
+from headrace.cli.history_file import read_history
 from headrace.cli.machine_plan import MachineAsked, plan_for_machine
 from headrace.cli.options import DtypeChoice, DtypeOption, JsonOption, MemoryOption, ReadLimitOption
 from headrace.cli.output import Output
@@ -18,6 +19,7 @@ from headrace.errors import InvalidRequestError, MachineError
 from headrace.inference.model_source import resolve_model
 from headrace.planning.arrangement import Speculation
 from headrace.planning.candidates import STRATEGIES
+from headrace.planning.history import taught
 from headrace.planning.machine import Machine
 from headrace.planning.machine_catalogue import find_machine
 from headrace.planning.model_catalogue import find_model
@@ -84,6 +86,10 @@ def plan(
     ] = None,
     dtype: DtypeOption = DtypeChoice.AUTO,
     read_limit: ReadLimitOption = None,
+    learned: Annotated[
+        bool,
+        typer.Option("--learned/--no-learned", help="Put what runs taught in place of a machine file's constants."),
+    ] = True,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -124,6 +130,10 @@ def plan(
             dtype=None if dtype is DtypeChoice.AUTO else dtype.value,
             read_limit=read_limit,
         )
+        if isinstance(described, ProbedMachine) and learned:
+            described, taught_by_runs = taught(described, read_history())
+            for sentence in taught_by_runs:
+                output.note(f"{sentence} (--no-learned keeps the file's)")
         _plan_checkpoint(model, described, asked, origin=machine or "", plot=plot, output=output)
         return
     if dtype is not DtypeChoice.AUTO or read_limit is not None:

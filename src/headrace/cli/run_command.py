@@ -9,6 +9,7 @@ import typer
 
 from headrace.cli.command import Command
 from headrace.cli.generation import DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
+from headrace.cli.history_file import add_to_history
 from headrace.cli.options import (
     DtypeChoice,
     DtypeOption,
@@ -144,6 +145,9 @@ def show_run(request: RunRequest, output: Output, *, trace: Path | None = None) 
         for text, prompt in zip(result.texts, request.prompts, strict=True):
             output.text(f"--- {' '.join(prompt.split())[:70]}\n{text}\n" if len(result.texts) > 1 else f"{text}\n")
     output.note(run_table(result), run_summary(result))
+    remark = add_to_history(request, result)
+    if remark is not None:
+        output.note(remark)
     if trace is not None:
         write_trace(trace, measured=result.handle.timeline(), predicted=result.handle.prediction.timeline)
         output.note(f"trace: {trace} (open it in Perfetto)")
