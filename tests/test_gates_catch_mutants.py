@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-RUNNER = '''
+RUNNER = """
 import importlib.abc, importlib.util, sys
 module, old, new = sys.argv[1:4]
 
@@ -42,7 +42,7 @@ for gate in GATES:
     except Exception as error:
         print(gate.__name__, type(error).__name__)
         sys.exit(1)
-'''
+"""
 
 
 class Mutant(NamedTuple):

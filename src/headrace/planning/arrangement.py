@@ -10,7 +10,7 @@ from headrace.planning.machine import Tier
 
 @dataclass(frozen=True, kw_only=True)
 class Speculation:
-    """Draft tokens checked in the same pass: `draft_tokens` per sequence, each accepted with probability `acceptance`."""
+    """Drafts checked in the same pass: `draft_tokens` per sequence, each accepted with probability `acceptance`."""
 
     draft_tokens: int
     acceptance: float

@@ -188,7 +188,7 @@ def _by_drafts(work: Workload, tokens: float) -> Reach:
     return Reach(
         "speculation",
         reached=False,
-        how=f"{drafts:,} draft tokens per sequence and pass would be needed; few beyond {MOST_DRAFT_TOKENS} are accepted",
+        how=f"{drafts:,} drafts per sequence and pass would be needed; few beyond {MOST_DRAFT_TOKENS} are accepted",
     )
 
 

@@ -44,5 +44,5 @@ class Quantity:
         return Quantity(self.expected * factor, self.low * factor, self.high * factor, source)
 
     def fixed(self, value: float) -> Quantity:
-        """This constant taken to be exactly `value`: how an interval is explored."""
+        """Return this constant taken to be exactly `value`: how an interval is explored."""
         return Quantity(value, value, value, self.source)
