@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace import __version__
+from headrace.cli.models_command import shape_json
 from headrace.cli.output import Output, table, three_digits
 from headrace.planning.arrangement import Speculation
 from headrace.planning.break_even import BreakEvenReport, break_even_report
@@ -84,7 +85,7 @@ def machine_plan_json(
 ) -> dict[str, Any]:
     """Build the object that `headrace plan --json` prints."""
     return {
-        "model": _model(question.shape),
+        "model": shape_json(question.shape),
         "machine": _machine(question),
         "workload": dict(question.work.__dict__),
         "strategies": [_strategy(name, item, prices.get(name)) for name, item in compared.items()],
@@ -93,21 +94,6 @@ def machine_plan_json(
         "advice": remedies(question, best) if best is not None else [],
         "notes": notes,
         "headrace_version": __version__,
-    }
-
-
-def _model(shape: ModelShape) -> dict[str, Any]:
-    return {
-        "name": shape.name,
-        "parameters": shape.parameters,
-        "active_parameters": shape.active_parameters,
-        "weights_bytes": round(shape.weights_bytes),
-        "weight_format": shape.weight_format,
-        "num_layers": shape.num_layers,
-        "hidden_size": shape.hidden_size,
-        "kv_cache_bytes_per_token": round(shape.kv_bytes_per_token()),
-        "context_tokens": shape.context_tokens,
-        "source": shape.source,
     }
 
 
