@@ -79,7 +79,7 @@ def test_a_good_file_is_read() -> None:
         ('uplink = "bridge"', 'uplink = "brigde"', "the uplink 'brigde' of 'host' is not described"),
         ('low = "45GB/s"', 'low = "65GB/s"', "low <= expected <= high"),
         ('expected = "60GB/s", ', "", "expected is missing"),
-        ("[links.bridge]", "[links.bridge", "not TOML"),
+        ("[links.bridge]", "[links.bridge", "not even TOML"),
         ('bf16 = "71TFLOPS"', "", "flops is empty"),
     ],
 )

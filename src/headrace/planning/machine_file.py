@@ -66,9 +66,9 @@ def machine_from_toml(text: str, *, origin: str) -> Machine:
             return machine_from_probe(ProbedMachine.from_toml(text, origin=origin))
         return _machine(raw)
     except tomllib.TOMLDecodeError as error:
-        raise MachineError(f"{origin} is not TOML: {error}") from error
+        raise MachineError(f"{origin} is not a machine description, not even TOML: {error}") from error
     except (MachineError, RecursionError) as error:
-        raise MachineError(f"{origin}: {error}") from error
+        raise MachineError(f"{origin} is not a machine description: {error}") from error
 
 
 def machine_to_toml(machine: Machine) -> str:
