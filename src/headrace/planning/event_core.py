@@ -6,6 +6,10 @@ engine, a reader) and when the slot that it takes is free (slots are given back 
 Bytes that travel at once over a link share it max-min fairly: none can have more without taking from one that has less.
 Lanes may slow one another while both are busy. Between events everything goes on at constant rates, so the times are
 exact but for rounding; equal inputs give equal results.
+
+The runtime's planner keeps a loop of its own (`headrace.planning.simulator`): it tries many plans before each run, and
+knowing that there is one reader, one processor and one ring makes it three times as fast and readable in one page. It
+is held against this core by a test, event by event; what it knows beyond (the time to wake who waited) is not here.
 """
 
 from __future__ import annotations
