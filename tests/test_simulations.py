@@ -1,4 +1,8 @@
-"""Closed forms against executed schedules: exact where the form is exact, to a stated tolerance elsewhere."""
+"""Closed forms against executed schedules: later passes to 1e-9 but where a test says why not.
+
+The first pass of what streams is counted from above: the form adds the first layer's loading to the longer of loading
+and computing, of which the schedule saves up to one layer. So it may be out by one of the layers that travel.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,11 @@ from headrace.planning.plan import Workload
 from headrace.planning.rates import Rates, quantities
 from headrace.planning.simulations import SimulatedWork, simulate_work
 from headrace.planning.simulations.drawn import missed_experts, passes_for
+from headrace.planning.simulations.simulated import DECODE_PASSES
 from planning_examples import dense_shape, moe_shape, server
 
 SHAPE = dense_shape(name="forty", layers=40)
+ONE_LAYER = 1 / 40
 works = st.builds(
     Workload,
     sequences=st.sampled_from([1, 4, 16, 64]),
@@ -35,11 +41,13 @@ def both(
     shape: ModelShape = SHAPE,
     machine: Machine | None = None,
     engine: Engine = PRESENT,
+    passes: int = DECODE_PASSES,
 ) -> tuple[WorkCost, SimulatedWork]:
     place = machine or server()
     constants = quantities(place, engine, arrangement, weight_format="bf16")
     rates = Rates.of({name: constant.expected for name, constant in constants.items()})
-    return work_cost(shape, place, arrangement, work, rates), simulate_work(shape, place, arrangement, work, rates)
+    closed = work_cost(shape, place, arrangement, work, rates)
+    return closed, simulate_work(shape, place, arrangement, work, rates, passes=passes)
 
 
 def agree(closed: WorkCost, played: SimulatedWork, *, decode: float, prefill: float) -> None:
@@ -63,34 +71,39 @@ def test_in_sequence_is_exact(work: Workload, source: Tier, held: float) -> None
 @given(works, st.sampled_from([Tier.HOST, Tier.DISK]), st.sampled_from([2, 3, 4]))
 @settings(deadline=None, max_examples=40)
 def test_equal_layers_overlapped_agree_in_the_steady_state(work: Workload, source: Tier, slots: int) -> None:
-    """The head computes while the next pass loads: a slot more than the two hides it; to 3 % with two."""
     arrangement = Arrangement(strategy="overlap", source=source, slots=slots, resident_share=0.0)
-    agree(*both(arrangement, work), decode=0.03, prefill=0.05)
+    agree(*both(arrangement, work), decode=1e-9, prefill=ONE_LAYER)
 
 
 @given(works, st.sampled_from([0.25, 0.5, 0.75]))
 @settings(deadline=None, max_examples=30)
 def test_partly_resident_agrees(work: Workload, held: float) -> None:
     arrangement = Arrangement(strategy="overlap", source=Tier.HOST, slots=3, resident_share=held)
-    agree(*both(arrangement, work), decode=0.03, prefill=0.12)
+    agree(*both(arrangement, work), decode=1e-9, prefill=ONE_LAYER / (1 - held))
 
 
 @given(works, st.sampled_from([0.25, 0.5, 1.0]))
 @settings(deadline=None, max_examples=30)
 def test_the_host_s_share_agrees(work: Workload, share: float) -> None:
+    """Runs of layers that the host computes come between those that travel: three slots do not bridge all of them."""
     arrangement = Arrangement(
         strategy="hybrid", source=Tier.HOST, slots=3, resident_share=0.25 * (share < 1), cpu_share=share
     )
-    agree(*both(arrangement, work), decode=0.03, prefill=0.12)
+    agree(*both(arrangement, work), decode=0.01, prefill=0.08)
 
 
-def test_a_cache_on_the_host_travels_too() -> None:
-    arrangement = Arrangement(strategy="overlap", source=Tier.HOST, slots=3, resident_share=0.5, kv_tier=Tier.HOST)
-    work = Workload(sequences=64, prompt_tokens=2000, generate_tokens=32)
+@given(works, st.sampled_from([0.0, 0.5, 1.0]))
+@settings(deadline=None, max_examples=20)
+def test_a_cache_on_the_host_travels_too(work: Workload, held: float) -> None:
+    """Two layers' caches at once hold back the weights behind them: 8 % where loading and computing are even."""
+    slots = 3 if held < 1 else 0
+    arrangement = Arrangement(strategy="overlap", source=Tier.HOST, slots=slots, resident_share=held, kv_tier=Tier.HOST)
     closed, played = both(arrangement, work)
-    agree(closed, played, decode=0.05, prefill=0.12)
+    assert played.decode_s_per_pass == pytest.approx(closed.decode_s_per_pass, rel=0.08)
+    assert played.decode_s_per_pass >= closed.decode_s_per_pass * (1 - 1e-9)
     without, _ = both(dataclasses.replace(arrangement, kv_tier=Tier.DEVICE), work)
-    assert closed.decode_s_per_pass > 2 * without.decode_s_per_pass
+    if work.sequences == 64 and work.prompt_tokens >= 2000:
+        assert closed.decode_s_per_pass > 2 * without.decode_s_per_pass
 
 
 @given(works, st.sampled_from([2, 4, 8]), st.booleans())
@@ -104,20 +117,18 @@ def test_split_by_width_is_exact(work: Workload, width: int, two_dimensional: bo
 @settings(deadline=None, max_examples=20)
 def test_a_split_copy_that_streams_agrees(work: Workload, width: int) -> None:
     arrangement = Arrangement(strategy="tensor+overlap", source=Tier.HOST, slots=3, resident_share=0.0, tensor=width)
-    agree(*both(arrangement, work), decode=0.03, prefill=0.05)
+    agree(*both(arrangement, work), decode=1e-9, prefill=ONE_LAYER)
 
 
-@given(works, st.sampled_from([2, 4, 5, 8]), st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([1, 2]))
+@given(works, st.sampled_from([2, 3, 4, 5, 8]), st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([1, 2]))
 @settings(deadline=None, max_examples=40)
 def test_a_pipeline_agrees(work: Workload, stages: int, batches: int, width: int) -> None:
-    """Exact with one micro-batch; with several the first passes of an uneven pipeline differ a little."""
+    """Many passes: after a long prefill the stages need some until each waits only for the slowest."""
     if stages * width > 8:
         return
     batches = min(batches, work.sequences)
     arrangement = Arrangement(strategy="pipeline", pipeline=stages, micro_batches=batches, tensor=width)
-    closed, played = both(arrangement, work)
-    tolerance = 1e-9 if batches == 1 else 0.02
-    agree(closed, played, decode=tolerance, prefill=tolerance)
+    agree(*both(arrangement, work, passes=DECODE_PASSES if batches == 1 else 40), decode=1e-9, prefill=1e-9)
 
 
 @given(works, st.sampled_from([2, 4, 8]), st.sampled_from([Tier.HOST, Tier.DISK]))
@@ -128,7 +139,7 @@ def test_sharded_devices_agree(work: Workload, devices: int, source: Tier) -> No
     arrangement = Arrangement(
         strategy="sharded", source=source, slots=3, resident_share=0.0, replicas=devices, sharded=True
     )
-    agree(*both(arrangement, work), decode=0.04, prefill=0.08)
+    agree(*both(arrangement, work), decode=1e-9, prefill=ONE_LAYER)
 
 
 def test_shared_uplinks_bind_in_both() -> None:
@@ -143,16 +154,23 @@ def test_shared_uplinks_bind_in_both() -> None:
     work = Workload(sequences=8, generate_tokens=32)
     alone, _ = both(arrangement, work)
     closed, played = both(arrangement, work, machine=shared)
-    agree(closed, played, decode=0.04, prefill=0.08)
+    agree(closed, played, decode=1e-9, prefill=ONE_LAYER)
     assert closed.decode_s_per_pass > 2.5 * alone.decode_s_per_pass
 
 
 def test_unequal_layers_agree() -> None:
-    """Three small layers before the others, as in DeepSeek-V3: two slots cannot hide everything, three nearly can."""
+    """Three small layers before the others, as in DeepSeek-V3."""
     small = dataclasses.replace(next(SHAPE.layers()), feed_forward_parameters=10**7, feed_forward_bytes=2e7)
     shape = dataclasses.replace(SHAPE, groups=(LayerGroup(layer=small, count=3), *SHAPE.groups))
     arrangement = Arrangement(strategy="overlap", source=Tier.HOST, slots=3, resident_share=0.0)
-    agree(*both(arrangement, Workload(generate_tokens=32), shape=shape), decode=0.03, prefill=0.05)
+    agree(*both(arrangement, Workload(generate_tokens=32), shape=shape), decode=1e-9, prefill=ONE_LAYER)
+
+
+@given(works, st.sampled_from([Tier.HOST, Tier.DISK]), st.sampled_from([0.0, 0.5, 1.0]))
+@settings(deadline=None, max_examples=20)
+def test_experts_fetched_on_demand_are_exact(work: Workload, source: Tier, hit_rate: float) -> None:
+    arrangement = Arrangement(strategy="experts", source=source, expert_hit_rate=hit_rate)
+    agree(*both(arrangement, work, shape=moe_shape()), decode=1e-9, prefill=1e-9)
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 16, 64])

@@ -22,6 +22,8 @@ from headrace.planning.timeline import Lane
 
 RING = 2
 """layers that the host's ring holds between disk and device"""
+CACHES = 2
+"""layers whose cache is on the device at once where the host keeps it (`headrace.planning.memory_need`)"""
 
 
 def run(
@@ -31,7 +33,7 @@ def run(
     layers = list(shape.layers())
     by_host = spread(len(layers), arrangement.cpu_share)
     streamed = _others(by_host, arrangement.streamed_share)
-    schedule = Schedule(slots={"slot": max(1, arrangement.slots), "ring": RING})
+    schedule = Schedule(slots={"slot": max(1, arrangement.slots), "ring": RING, "cache": CACHES})
     copy_lane = "copy" if rates.overlaps_copies else "device"
     disk_lane = "disk" if rates.overlaps_hops else copy_lane
     done: int | None = None
@@ -52,8 +54,10 @@ def run(
                     turn = (schedule.add(disk_lane, loads.disk_s, after=turn, takes=ring, mark=mark),)
                 mark = Mark(Lane.READ, index, pass_index)
                 ready.append(schedule.add(copy_lane, loads.link_s, after=turn, takes=slot, gives=ring, mark=mark))
-            if loads.cache_s:
-                ready.append(schedule.add(copy_lane, loads.cache_s, after=turn))
+            cache = None
+            if loads.cache_s and not by_host[index]:
+                cache = "cache"
+                ready.append(schedule.add(copy_lane, loads.cache_s, after=turn, takes=cache))
             if loads.cold_s:
                 ready.append(schedule.add("device", loads.cold_s, after=ready))
             if by_host[index]:
@@ -66,6 +70,8 @@ def run(
             done = schedule.add(
                 "device", 0.0, after=(products,), gives=slot, mark=Mark(Lane.COMPUTE, index, pass_index)
             )
+            if cache is not None:
+                schedule.add(None, after=(done,), gives=cache)
         ends_s = pass_ends_s(shape, tokens, rates, arrangement)
         done = schedule.add("device", ends_s, after=() if done is None else (done,))
         passes.append(done)
