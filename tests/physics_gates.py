@@ -182,6 +182,9 @@ def stages_do_not_cut_the_latency_of_one_token() -> None:
     alone = evaluate(many, Arrangement(strategy="pipeline", pipeline=8)).prefill_s.expected
     filled = evaluate(many, Arrangement(strategy="pipeline", pipeline=8, micro_batches=8)).prefill_s.expected
     assert 0.2 < filled / alone < 0.35, "8 micro-batches through 8 stages: 15 steps of a 64th"
+    handed_over_s = 64 * 1000 * 4096 * 2 / many.machine.links["scale_up"].bytes_per_s.expected
+    spent_s = evaluate(many, Arrangement(strategy="pipeline", pipeline=8)).prefill.communication_s
+    assert 8 * handed_over_s < spent_s < 8 * handed_over_s * 1.2
 
 
 def devices_that_share_an_uplink_get_less_each() -> None:
@@ -310,6 +313,53 @@ def the_price_is_the_rent_of_the_time() -> None:
     assert math.isclose(found.expected, rent.expected / 3600 * item.total_s.expected / 800 * 1e6, rel_tol=1e-9)
 
 
+def loads_are_hidden_or_added() -> None:
+    """70B on one device from host and disk: in sequence the sum of all, overlapped the longest, at the links' rates."""
+    shape, machine = find_model("llama-3.1-70b"), find_machine("rtx-4090")
+    layers_bytes = sum(group.count * group.layer.size_bytes for group in shape.groups)
+    share = PRESENT.link_share.expected
+    link_s = layers_bytes / (machine.links["host"].bytes_per_s.expected * share)
+    for source in (Tier.HOST, Tier.DISK):
+        disk_s = layers_bytes / (machine.links["storage"].bytes_per_s.expected * share) * (source is Tier.DISK)
+        for sequences in (1, 16384):
+            work = Workload(sequences=sequences, prompt_tokens=64, generate_tokens=8)
+            question = Question(shape=shape, machine=machine, work=work)
+            stay = evaluate(question, Arrangement(strategy="resident")).decode.device_s
+            way = Arrangement(strategy="overlap", source=source, slots=2, resident_share=0.0)
+            hidden = evaluate(question, way).decode.total_s
+            added = evaluate(question, replace(way, strategy="sequential", overlap=False)).decode.total_s
+            assert math.isclose(hidden, max(stay, link_s, disk_s), rel_tol=0.01)
+            assert math.isclose(added, stay + link_s + disk_s, rel_tol=0.01)
+
+
+def what_travels_besides_weights_is_counted() -> None:
+    """Missed experts over the host link; a cache that the host keeps; what sharded devices gather from one another."""
+    machine = find_machine("8xa100-80")
+    link = machine.links["host"].bytes_per_s.expected * PRESENT.link_share.expected
+    mixture = find_model("mixtral-8x7b")
+    question = Question(shape=mixture, machine=machine, work=Workload())
+    missed = evaluate(question, Arrangement(strategy="experts", source=Tier.HOST, expert_hit_rate=0.5)).decode
+    used_bytes = sum(group.count * 2 * group.layer.expert_bytes for group in mixture.groups)
+    assert math.isclose(missed.cold_s, used_bytes / 2 / link, rel_tol=0.01), "2 experts a layer, every other one missed"
+    shape = find_model("llama-3.1-70b")
+    work = Workload(sequences=8, prompt_tokens=4000, generate_tokens=2)
+    question = Question(shape=shape, machine=machine, work=work)
+    away = evaluate(question, Arrangement(strategy="resident", kv_tier=Tier.HOST)).decode
+    assert math.isclose(away.link_s, 8 * 4001 * 327_680 / link, rel_tol=0.01)
+    way = Arrangement(strategy="sharded", source=Tier.HOST, slots=2, resident_share=0.0, replicas=8, sharded=True)
+    layers_bytes = sum(group.count * group.layer.size_bytes for group in shape.groups)
+    pulled_s = layers_bytes / 8 / (machine.rate("host", sharers=8).expected * PRESENT.link_share.expected)
+    gathered_s = layers_bytes * 7 / 8 / machine.links["scale_up"].bytes_per_s.expected
+    assert math.isclose(evaluate(question, way).decode.link_s, pulled_s + gathered_s, rel_tol=0.02)
+
+
+def a_window_keeps_no_more_than_its_tokens() -> None:
+    """gpt-oss: 36 layers of 8 key-value heads of 64, every other one with a window of 128 tokens."""
+    per_layer = 2 * 8 * 64 * 2
+    found = find_model("gpt-oss-120b").kv_cache_bytes(sequences=3, context_tokens=10_000)
+    assert found == 3 * per_layer * (18 * 128 + 18 * 10_000)
+
+
 def _best(shape: ModelShape, machine: Machine) -> float:
     best = fastest(compare(Question(shape=shape, machine=machine, work=WORK)))
     assert best is not None
@@ -328,10 +378,13 @@ GATES: tuple[Callable[[], None], ...] = (
     stages_do_not_cut_the_latency_of_one_token,
     devices_that_share_an_uplink_get_less_each,
     memory_of_all_devices_is_the_whole,
+    loads_are_hidden_or_added,
+    what_travels_besides_weights_is_counted,
+    a_window_keeps_no_more_than_its_tokens,
+    the_price_is_the_rent_of_the_time,
+    more_tokens_never_shorten_a_pass,
     what_is_loaded_takes_its_time_on_each_hop,
     overlapping_lies_between_the_longest_and_the_sum,
     nothing_is_faster_than_bytes_and_operations_allow,
-    more_tokens_never_shorten_a_pass,
     faster_parts_are_never_slower,
-    the_price_is_the_rent_of_the_time,
 )

@@ -41,7 +41,7 @@ for gate in GATES:
         gate()
     except Exception as error:
         print(gate.__name__, type(error).__name__)
-        sys.exit(1)
+        sys.exit(1 if isinstance(error, AssertionError) else 4)
 """
 
 
@@ -56,6 +56,7 @@ class Mutant(NamedTuple):
 
 COST, SHAPE = "headrace.planning.cost", "headrace.planning.model_shape"
 CONFIG, RATES = "headrace.planning.shape_from_config", "headrace.planning.rates"
+COLLECTIVES = "headrace.planning.collectives"
 MUTANTS = (
 
     Mutant("GiB for GB", "headrace.units", '"GB": 10**9', '"GB": 2**30'),
@@ -91,6 +92,17 @@ MUTANTS = (
     Mutant("cache counted once for all sequences", "headrace.planning.memory_need", "        * sequences\n", "        * 1\n"),
     Mutant("rent per second", "headrace.planning.economics", 'v["usd_per_h"] / 3600 / v', 'v["usd_per_h"] / v'),
     Mutant("prefill not paid", "headrace.planning.price", "seconds, devices, processor = answer.total_s", "seconds, devices, processor = answer.decode_s_per_pass"),
+    Mutant("a gathered part instead of all others'", COLLECTIVES, "(devices - 1) / devices * size_bytes / bytes_per_s\n\n\ndef ring_all_reduce", "1 / devices * size_bytes / bytes_per_s\n\n\ndef ring_all_reduce"),
+    Mutant("all-reduce without its second half", COLLECTIVES, "return 2.0 * ring_all_gather", "return 1.0 * ring_all_gather"),
+    Mutant("exchange only hands out", COLLECTIVES, "return 2.0 * latency_s + 2.0 * (devices - 1)", "return 2.0 * latency_s + 1.0 * (devices - 1)"),
+    Mutant("messages weigh nothing", COLLECTIVES, "return latency_s + size_bytes / bytes_per_s", "return latency_s"),
+    Mutant("sharded devices gather nothing", COST, "if arrangement.sharded and parts > 1:", "if False:"),
+    Mutant("sharded devices pull everything", COST, "arrangement.replicas if arrangement.sharded else arrangement.tensor\n", "arrangement.tensor\n"),
+    Mutant("missed experts are free", COST, "layer.expert_bytes * missed", "layer.expert_bytes * 0"),
+    Mutant("hits counted as misses", COST, "missed = 1.0 - arrangement.expert_hit_rate", "missed = 1.0"),
+    Mutant("a cache on the host is free", COST, "if arrangement.kv_tier is Tier.HOST:", "if False:"),
+    Mutant("disk counted twice", COST, "link_bytes / rates.storage_bytes_per_s if", "2 * link_bytes / rates.storage_bytes_per_s if"),
+    Mutant("link efficiency forgotten", RATES, 'get("engine.link_share", 1.0)', "1.0"),
     Mutant("tied head counted twice", SHAPE, "(0 if self.tied else self.head_bytes)", "self.head_bytes"),
     Mutant("embedding forgotten", SHAPE, "layers + self.embedding_parameters + head", "layers + head"),
 )  # fmt: skip
@@ -106,6 +118,7 @@ def test_a_gate_goes_red(mutant: Mutant) -> None:
         env={"PYTHONPATH": str(Path(__file__).parent), "PATH": "/usr/bin:/bin"},
     )
     assert done.returncode != 3, f"{mutant.module} no longer holds {mutant.old!r}: change the mutant with it"
+    assert done.returncode != 4, f"the mutant breaks the code instead of a formula: {done.stdout}"
     assert done.returncode == 1, f"no gate noticed: {mutant.what}"
     assert done.stdout.strip(), done.stderr
 
