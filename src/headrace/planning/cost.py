@@ -302,7 +302,9 @@ def load_seconds(
         cold_bytes = layer.experts_touched(carried.tokens) * layer.expert_bytes * missed
     cache_bytes = 0.0
     if arrangement.kv_tier is Tier.HOST:
-        cache_bytes = layer_cache_bytes(layer, shape, carried) / cache_parts(layer, arrangement.tensor)
+        # The host keeps what its own layers need where they are computed.
+        on_device = 1.0 - arrangement.cpu_share
+        cache_bytes = on_device * layer_cache_bytes(layer, shape, carried) / cache_parts(layer, arrangement.tensor)
     link_s = (link_bytes / parts + cache_bytes) / rates.host_link_bytes_per_s
     if arrangement.sharded and parts > 1:
         link_s += collectives.ring_all_gather(
