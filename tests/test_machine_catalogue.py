@@ -17,6 +17,10 @@ def test_names_and_counts() -> None:
     two = find_machine("16xh100")
     assert (two.nodes, two.devices) == (2, 8)
     assert "2 computers of 8" in two.notes[0]
+    even = find_machine("20xh100")
+    assert (even.nodes, even.devices) == (4, 5)
+    assert "in place of" in find_machine("h100@dgx-2").notes[0]
+    assert find_machine("7x16xv100-32@dgx-2").num_devices == 112
     assert find_machine("dgx-2").devices == 16
     assert find_machine("3xdgx-2").nodes == 3
     assert find_machine("4xv100-32@dgx-2").devices == 4
@@ -27,7 +31,18 @@ def test_names_and_counts() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["H200_sxm", "RTX 3090", "NVIDIA GeForce RTX 2080", "rtx4090", "M2 Ultra", "apple-m4-pro", "A6000", "AMD MI300X"],
+    [
+        "H200_sxm",
+        "RTX 3090",
+        "NVIDIA GeForce RTX 2080",
+        "rtx4090",
+        "M2 Ultra",
+        "apple-m4-pro",
+        "A6000",
+        "AMD MI300X",
+        "NVIDIA A100-SXM4-80GB",
+        "tpuv4",
+    ],
 )
 def test_a_name_may_be_written_in_many_ways(name: str) -> None:
     assert find_machine(name).num_devices == 1
@@ -49,6 +64,12 @@ def test_a_name_may_be_written_in_many_ways(name: str) -> None:
         ("4xv100-32@dgx-9", "did you mean dgx-2"),
         ("missing.toml", "does not exist"),
         ("2x4xdgx-2", "whole computer"),
+        ("8xh100@", "no computer behind the @"),
+        ("cpu@dgx-2", "no processor"),
+        ("100xv100-32@dgx-2", "7x16xv100-32@dgx-2"),
+        ("1009xh100", "1008 or 1016"),
+        ("h" * 5000, "no machine"),
+        ("~nobody-of-this-name/x", "no machine"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(text: str, message: str) -> None:

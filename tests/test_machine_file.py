@@ -81,6 +81,11 @@ def test_a_good_file_is_read() -> None:
         ('expected = "60GB/s", ', "", "expected is missing"),
         ("[links.bridge]", "[links.bridge", "not even TOML"),
         ('bf16 = "71TFLOPS"', "", "flops is empty"),
+        ('bf16 = "71TFLOPS"', 'bf61 = "71TFLOPS"', "did you mean bf16"),
+        ('bf16 = "71TFLOPS"', 'int8 = "71TFLOPS"', "no 16- or 32-bit"),
+        ("devices = 2", 'devices = 2\nnotes = "one"', "array of texts"),
+        ("devices = 2", "devices = 2000\nnodes = 2000", "more than 1,000,000"),
+        ("[links.storage]", "[links.strage]", "did you mean storage"),
     ],
 )
 def test_what_is_wrong_is_named(old: str, new: str, message: str) -> None:

@@ -7,6 +7,7 @@ named alone gets the computer that such processors are usually found in.
 from __future__ import annotations
 
 import functools
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -18,14 +19,14 @@ from typing import Any
 from headrace.errors import MachineError
 from headrace.planning.machine import Host, Link, Machine, Processor
 from headrace.planning.machine_file import load_machine
+from headrace.planning.machine_name import MachineName, entry_named, name_key, parse_machine_name
 from headrace.planning.near_names import near_names
 from headrace.planning.quantity import Quantity
 from headrace.planning.unit_text import read_number, read_quantity
 
-MOST_DEVICES = 1_000_000
 _ASSUMED_ACHIEVABLE = Quantity(0.7, 0.5, 0.9, "assumed: large products reach 50-90 % of the peak")
 _ASSUMED_HOST_LINK = Quantity(52e9, 24e9, 225e9, "assumed: no source names the link; between PCIe 4 and NVLink-C2C")
-_CONSUMER = re.compile(r"^(RTX|RX|Titan)")
+_CONSUMER = re.compile(r"^(RTX|RX|GTX|Titan|Quadro|Arc)")
 _HOST_LATENCY = Quantity(10e-6, 3e-6, 30e-6, "estimate: one asynchronous copy")
 _DISK_LATENCY = Quantity(100e-6, 20e-6, 500e-6, "estimate: one read request")
 _PEER_LATENCY = Quantity(4e-6, 2e-6, 10e-6, "formulas.md section 5: 4-7 us per collective within a node")
@@ -46,6 +47,8 @@ class ProcessorEntry:
     scale_up: Quantity | None
     host_link_name: str | None
     host_link: Quantity | None
+    usual_class: str | None = None
+    """class of computers in `systems.toml`, where its kind does not tell"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,38 +68,63 @@ def find_machine(text: str) -> Machine:
     Raises MachineError with near matches for what is unknown, and for counts that cannot be meant.
     """
     asked = text.strip()
-    path = Path(asked).expanduser()
-    if asked and path.is_file():
+    path = _existing_file(asked)
+    if path is not None:
         return load_machine(path)
     if asked.endswith(".toml"):
         raise MachineError(f"the machine file {asked} does not exist")
-    nodes, count, name, system = _parse(asked)
-    known = _names()
-    key = _key(name)
-    if key not in known:
-        raise MachineError(
-            f"there is no machine {name!r} in the catalogue; {near_names(key, known)}`headrace machines` lists them"
-        )
+    written = parse_machine_name(asked)
+    system = entry_named(written.name, _systems())
+    if written.system is not None:
+        return _counted(_held_by(written), written, usual=False)
     if system is not None:
-        if _key(system) not in _systems():
-            raise MachineError(
-                f"there is no system {system!r} in the catalogue; {near_names(_key(system), _systems())}"
-                f"known: {', '.join(sorted({entry['name'] for entry in _systems().values()}))}"
-            )
-        made = _system(_systems()[_key(system)], None)
-        if key in _processors() and _processors()[key].processor.name != made.processor.name:
-            made = _system(_systems()[_key(system)], _processors()[key])
-        return _counted(made, nodes, count, text=asked)
-    kind = known[key]
-    if kind == "system":
-        made = _system(_systems()[key], None)
-        if nodes is not None:
-            raise MachineError(f"{asked!r}: {name} is a whole computer; write {nodes * (count or 1)}x{name}")
-        return _named(replace(made, nodes=count or 1), asked)
-    if kind == "cpu":
-        made = _cpu(_cpus()[key])
-        return _counted(made, nodes, count, text=asked)
-    return _counted(_usual(_processors()[key]), nodes, count, text=asked)
+        if written.nodes is not None:
+            times = written.nodes * (written.count or 1)
+            raise MachineError(f"{asked!r}: {written.name} is a whole computer; write {times}x{written.name}")
+        return replace(_system(system, None), nodes=written.count or 1, name=asked)
+    if (cpu := entry_named(written.name, _cpus())) is not None:
+        return _counted(_cpu(cpu), written)
+    if (entry := entry_named(written.name, _processors())) is not None:
+        return _counted(_usual(entry), written)
+    known = [*_systems(), *_cpus(), *_processors()]
+    raise MachineError(
+        f"there is no machine {_short(written.name)} in the catalogue; {near_names(name_key(written.name), known)}"
+        "`headrace machines` lists them"
+    )
+
+
+def _held_by(written: MachineName) -> Machine:
+    """Return the system behind the @ with the processor before it."""
+    system = entry_named(written.system or "", _systems())
+    if system is None:
+        raise MachineError(
+            f"there is no system {_short(written.system or '')} in the catalogue; "
+            f"{near_names(name_key(written.system or ''), _systems())}"
+            f"known: {', '.join(sorted({entry['name'] for entry in _systems().values()}))}"
+        )
+    entry = entry_named(written.name, _processors())
+    if entry is None:
+        raise MachineError(
+            f"{written.text!r}: {_short(written.name)} is no processor that a computer could hold; "
+            f"{near_names(name_key(written.name), _processors())}`headrace machines` lists them"
+        )
+    own = _system(system, None)
+    if entry.processor.name == own.processor.name:
+        return own
+    note = f"{system['name']} with {entry.processor.name} in place of its {own.processor.name}"
+    return replace(_system(system, entry), notes=(note,))
+
+
+def _existing_file(text: str) -> Path | None:
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # too long for a path, nobody's home, a zero byte
+        return None
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 60 else f"{name[:57]}...")
 
 
 def processor_entries() -> tuple[ProcessorEntry, ...]:
@@ -148,65 +176,40 @@ def with_parts(
     return replace(machine, links=links, host=host, processor=processor)
 
 
-# -- names --------------------------------------------------------------------------------------------------------
+# -- counts -------------------------------------------------------------------------------------------------------
 
 
-def _key(name: str) -> str:
-    """Bring a name into the form that aliases have: lower case, dashes."""
-    key = re.sub(r"[\s_/]+", "-", name.strip().lower())
-    for maker in ("nvidia-geforce-", "nvidia-", "amd-radeon-", "amd-", "google-", "geforce-", "tesla-"):
-        key = key.removeprefix(maker)
-    key = re.sub(r"^(rtx|rx|gtx|a|v|h|b)-?(\d{3,4})(?=-|$)", _hyphenated, key)
-    return key
+def _counted(machine: Machine, written: MachineName, *, usual: bool = True) -> Machine:
+    """Give a machine its number of devices: so many in each of its nodes, or spread evenly over nodes.
 
-
-def _hyphenated(match: re.Match[str]) -> str:
-    return f"{match[1]}-{match[2]}" if match[1] in {"rtx", "rx", "gtx"} else f"{match[1]}{match[2]}"
-
-
-@functools.cache
-def _names() -> dict[str, str]:
-    return (
-        dict.fromkeys(_systems(), "system") | dict.fromkeys(_cpus(), "cpu") | dict.fromkeys(_processors(), "processor")
-    )
-
-
-def _parse(text: str) -> tuple[int | None, int | None, str, str | None]:
-    """Split `4x8xh100@system` into nodes, devices, name and system."""
-    body, _, system = text.partition("@")
-    numbers: list[int] = []
-    rest = body
-    while match := re.match(r"\s*([+-]?\d+(?:\.\d+)?)\s*[x*]\s*", rest, re.IGNORECASE):
-        if not re.fullmatch(r"\d+", match[1]) or not 1 <= int(match[1]) <= MOST_DEVICES:
-            raise MachineError(f"{text!r}: {match[1]} is no number of devices; 1 to {MOST_DEVICES:,} are")
-        numbers.append(int(match[1]))
-        rest = rest[match.end() :]
-    if not rest.strip():
-        raise MachineError(f"{text!r} names no machine; write for instance h100, 8xh100 or 2x8xh100")
-    if len(numbers) > 2:
-        raise MachineError(f"{text!r} has {len(numbers)} counts; computers and devices in each are what is counted")
-    if len(numbers) == 2 and numbers[0] * numbers[1] > MOST_DEVICES:
-        raise MachineError(f"{text!r} has more than {MOST_DEVICES:,} devices")
-    nodes, count = (numbers[0], numbers[1]) if len(numbers) == 2 else (None, numbers[0] if numbers else None)
-    return nodes, count, rest.strip(), system.strip() or None
-
-
-def _counted(machine: Machine, nodes: int | None, count: int | None, *, text: str) -> Machine:
-    """Give a machine its number of devices: so many in each of `nodes`, or spread over full nodes."""
-    full = machine.devices
+    `usual`: the computer was not named, so it may hold more devices than most of its kind do; else it may not.
+    """
+    full, nodes, count = machine.devices, written.nodes, written.count
+    machine = replace(machine, name=written.text)
+    if not usual and count is not None and count > full:
+        raise MachineError(
+            f"{written.text!r}: {written.system} holds {full} devices; write {math.ceil(count / full)}x{full}x"
+            f"{written.name}@{written.system} for as many computers"
+        )
     if count is None:
-        count = 1 if nodes is None and "@" not in text else full
+        count = 1 if usual else full
     if nodes is not None:
-        return _named(_with_devices(replace(machine, nodes=nodes), count), text)
+        return _with_devices(replace(machine, nodes=nodes), count)
     if machine.host is None and count > full:
-        return _named(replace(_with_devices(machine, 1), nodes=count), text)  # computers, joined by their network
-    if count > full and count % full == 0:
-        note = f"{count} devices taken as {count // full} computers of {full}"
-        return _named(replace(machine, nodes=count // full, notes=(*machine.notes, note)), text)
-    if count > full:
-        note = f"{count} devices taken to be in one computer, though {full} are usual"
-        machine = replace(machine, notes=(*machine.notes, note))
-    return _named(_with_devices(machine, count), text)
+        return replace(_with_devices(machine, 1), nodes=count)  # computers, joined by their network
+    if count <= full:
+        return _with_devices(machine, count)
+    per_node = next((n for n in range(full, 0, -1) if count % n == 0 and 2 * n > full), None)
+    if per_node is not None:
+        note = f"{count} devices taken as {count // per_node} computers of {per_node}"
+        return _with_devices(replace(machine, nodes=count // per_node, notes=(*machine.notes, note)), per_node)
+    if count > 2 * full:
+        raise MachineError(
+            f"{written.text!r}: {count} devices do not fill equal computers of up to {full}; {count // full * full} or "
+            f"{math.ceil(count / full) * full} do, or write how many are in each, as in 2x{full}x{written.name}"
+        )
+    note = f"{count} devices taken to be in one computer, though {full} are usual"
+    return _with_devices(replace(machine, notes=(*machine.notes, note)), count)
 
 
 def _with_devices(machine: Machine, devices: int) -> Machine:
@@ -222,17 +225,13 @@ def _with_devices(machine: Machine, devices: int) -> Machine:
     return replace(machine, devices=devices, links=links)
 
 
-def _named(machine: Machine, text: str) -> Machine:
-    return replace(machine, name=text) if text else machine
-
-
 # -- making machines ----------------------------------------------------------------------------------------------
 
 
 def _usual(entry: ProcessorEntry) -> Machine:
     """Return the computer that such a processor is usually found in, with one device."""
-    if "NVL72" in (entry.scale_up_name or ""):
-        return _assemble(entry.processor.name, entry, _class("rack"), {})
+    if entry.usual_class is not None:
+        return _assemble(entry.processor.name, entry, _class(entry.usual_class), {})
     for made in _catalogue("systems")["class"]:
         if entry.processor.kind in made.get("kinds", ()) and not _CONSUMER.match(entry.processor.name):
             return _assemble(entry.processor.name, entry, made, {})
@@ -240,7 +239,7 @@ def _usual(entry: ProcessorEntry) -> Machine:
 
 
 def _system(raw: Mapping[str, Any], entry: ProcessorEntry | None) -> Machine:
-    held = entry if entry is not None else _processors()[_key(raw["processor"])]
+    held = entry if entry is not None else _processors()[name_key(raw["processor"])]
     return _assemble(raw["name"], held, _class(raw["class"]), raw)
 
 
@@ -331,7 +330,7 @@ def _processors() -> dict[str, ProcessorEntry]:
     found: dict[str, ProcessorEntry] = {}
     for raw in _catalogue("processors")["processor"]:
         entry = _processor_entry(raw)
-        for alias in {_key(raw["name"]), *(_key(alias) for alias in raw["aliases"])}:
+        for alias in {name_key(raw["name"]), *(name_key(alias) for alias in raw["aliases"])}:
             if alias in found:
                 raise MachineError(f"the catalogue has two processors {alias!r}")
             found[alias] = entry
@@ -343,7 +342,7 @@ def _systems() -> dict[str, dict[str, Any]]:
     return {
         key: raw
         for raw in _catalogue("systems")["system"]
-        for key in {_key(raw["name"]), *(_key(alias) for alias in raw["aliases"])}
+        for key in {name_key(raw["name"]), *(name_key(alias) for alias in raw["aliases"])}
     }
 
 
@@ -352,7 +351,7 @@ def _cpus() -> dict[str, dict[str, Any]]:
     return {
         key: raw
         for raw in _catalogue("systems")["cpu"]
-        for key in {_key(raw["name"]), *(_key(alias) for alias in raw["aliases"])}
+        for key in {name_key(raw["name"]), *(name_key(alias) for alias in raw["aliases"])}
     }
 
 
@@ -402,9 +401,10 @@ def _processor_entry(raw: Mapping[str, Any]) -> ProcessorEntry:
         source=source,
         notes=str(raw.get("notes", "")),
         scale_up_name=None if scale_up is None else scale_up["name"],
-        scale_up=None if scale_up is None else _achieved(scale_up, 0.75, 0.6, 0.9, where),
+        scale_up=None if scale_up is None else _peer_rate(scale_up, where),
         host_link_name=None if host_link is None else host_link["name"],
         host_link=None if host_link is None else _host_rate(host_link, where),
+        usual_class=raw.get("class"),
     )
 
 
@@ -412,6 +412,12 @@ def _achieved(raw: Mapping[str, Any], expected: float, low: float, high: float, 
     """Return what is reached of a nominal rate."""
     rate = read_number(raw["rate"], "rate", field=where)
     return Quantity(rate * expected, rate * low, rate * high, f"{raw['name']}: {expected:.0%} of the nominal rate")
+
+
+def _peer_rate(raw: Mapping[str, Any], where: str) -> Quantity:
+    """Return the achieved rate of NVLink where the catalogue has it, else a share of the nominal."""
+    known = _links().get(str(raw["name"]).split()[0])
+    return known.rate if known is not None else _achieved(raw, 0.75, 0.6, 0.9, where)
 
 
 def _host_rate(raw: Mapping[str, Any], where: str) -> Quantity:

@@ -44,6 +44,9 @@ _TOP = {"name", "devices", "nodes", "processor", "host", "disk", "links", "colle
 _PROCESSOR = {"name", "kind", "memory", "memory_rate", "flops", "achievable", "power", "rent", "price", "source"}
 _HOST = {"memory", "memory_rate", "flops", "power", "source"}
 _LINK = {"rate", "latency", "uplink", "source"}
+FORMATS = ("fp32", "bf16", "fp16", "fp8", "int8", "fp4")
+"""of arithmetic"""
+ROLES = ("storage", "host", "scale_up", "network")
 KINDS = ("gpu", "tpu", "asic", "apple_soc", "soc", "cpu")
 _ACHIEVABLE = Quantity(0.7, 0.5, 0.9, "assumed: large products reach 50-90 % of the peak")
 _MOST_DEVICES = 1_000_000
@@ -148,7 +151,7 @@ def machine_from_probe(probed: ProbedMachine) -> Machine:
 def _machine(raw: Mapping[str, Any]) -> Machine:
     _known(raw, _TOP, "")
     processor = _table(raw, "processor")
-    source = str(raw.get("source", "the machine file"))
+    source = _text(raw, "source", "") if "source" in raw else "the machine file"
     links = {
         name: _link(name, _table(_table(raw, "links"), name, path="links."), source)
         for name in (_table(raw, "links") if "links" in raw else {})
@@ -157,7 +160,7 @@ def _machine(raw: Mapping[str, Any]) -> Machine:
     if "host" in raw:
         table = _table(raw, "host")
         _known(table, _HOST, "host.")
-        origin = str(table.get("source", source))
+        origin = _text(table, "source", "host.") if "source" in table else source
         host = Host(
             memory_bytes=_size(table, "memory", "host."),
             memory_bytes_per_s=_rate(table, "memory_rate", "rate", "host.", origin),
@@ -165,28 +168,41 @@ def _machine(raw: Mapping[str, Any]) -> Machine:
             power_w=_optional(table, "power", "power", "host.", origin),
         )
     disk = raw.get("disk")
-    return Machine(
+    devices, nodes = _count(raw, "devices"), _count(raw, "nodes")
+    if devices * nodes > _MOST_DEVICES:
+        raise MachineError(f"{nodes:,} nodes of {devices:,} devices are more than {_MOST_DEVICES:,} devices")
+    machine = Machine(
         name=_text(raw, "name", ""),
         processor=_processor(processor, source),
-        devices=_count(raw, "devices"),
-        nodes=_count(raw, "nodes"),
+        devices=devices,
+        nodes=nodes,
         host=host,
         disk_bytes=None if disk is None else _positive(read_number(disk, "size", field="disk"), "disk"),
         links=links,
         collectives=None if "collectives" not in raw else _text(raw, "collectives", ""),
-        notes=tuple(str(note) for note in raw.get("notes", ())),
+        notes=_texts(raw, "notes"),
     )
+    _used(links, host)
+    return machine
 
 
 def _processor(table: Mapping[str, Any], source: str) -> Processor:
     _known(table, _PROCESSOR, "processor.")
-    origin = str(table.get("source", source))
+    origin = _text(table, "source", "processor.") if "source" in table else source
     kind = _text(table, "kind", "processor.")
     if kind not in KINDS:
         raise MachineError(f"processor.kind is {kind!r}; {near_names(kind, KINDS)}known: {', '.join(KINDS)}")
     flops = _table(table, "flops", path="processor.")
     if not flops:
         raise MachineError('processor.flops is empty; it lists rates by format, such as bf16 = "312TFLOPS"')
+    for name in flops:
+        if name not in FORMATS:
+            raise MachineError(
+                f"processor.flops.{name} is no format of arithmetic; {near_names(name, FORMATS)}"
+                f"known: {', '.join(FORMATS)}"
+            )
+    if not {"fp32", "bf16", "fp16"} & set(flops):
+        raise MachineError("processor.flops lists no 16- or 32-bit arithmetic, which every model needs; add bf16")
     achievable = table.get("achievable")
     share = (
         _ACHIEVABLE
@@ -211,7 +227,7 @@ def _processor(table: Mapping[str, Any], source: str) -> Processor:
 def _link(name: str, table: Mapping[str, Any], source: str) -> Link:
     path = f"links.{name}."
     _known(table, _LINK, path)
-    origin = str(table.get("source", source))
+    origin = _text(table, "source", path) if "source" in table else source
     latency = table.get("latency", "0s")
     return Link(
         name=name,
@@ -219,6 +235,19 @@ def _link(name: str, table: Mapping[str, Any], source: str) -> Link:
         latency_s=read_quantity(latency, "time", field=f"{path}latency", source=origin),
         uplink=None if "uplink" not in table else _text(table, "uplink", path),
     )
+
+
+def _used(links: Mapping[str, Link], host: Host | None) -> None:
+    """Refuse links that nothing would ever travel over."""
+    uplinks = {link.uplink for link in links.values()}
+    for name in links:
+        if name not in ROLES and name not in uplinks:
+            raise MachineError(
+                f"links.{name} is no link that planning knows, nor any link's uplink; {near_names(name, ROLES)}"
+                f"known: {', '.join(ROLES)}"
+            )
+    if "host" in links and host is None:
+        raise MachineError("links.host leads from a host's memory, and there is no table [host]")
 
 
 def _link_to_toml(link: Link) -> dict[str, Any]:
@@ -257,6 +286,13 @@ def _text(table: Mapping[str, Any], name: str, path: str) -> str:
     if not isinstance(value, str) or not value:
         raise MachineError(f"{path}{name} is {value!r} where a text is expected")
     return value
+
+
+def _texts(table: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = table.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise MachineError(f"{name} is {value!r} where an array of texts is expected")
+    return tuple(value)
 
 
 def _count(table: Mapping[str, Any], name: str) -> int:
