@@ -71,9 +71,9 @@ def nothing_is_faster_than_bytes_and_operations_allow() -> None:
 def overlapping_lies_between_the_longest_and_the_sum() -> None:
     """A pass with overlap takes at least the longest of its parts and at most all of them together."""
     for _, item in _answers():
-        cost = item.decode
-        parts = (cost.device_s + cost.host_compute_s + cost.cold_s, cost.link_s, cost.disk_s)
-        assert max(parts) * 0.999999 <= cost.total_s <= sum(parts) * 1.000001
+        for cost in (item.prefill, item.decode):
+            parts = (cost.device_s + cost.host_compute_s + cost.cold_s, cost.link_s, cost.disk_s)
+            assert max(parts) * 0.999999 <= cost.total_s <= sum(parts) * 1.000001
         if not item.arrangement.overlap:
             assert math.isclose(cost.total_s, sum(parts), rel_tol=1e-9)
         elif item.strategy == "overlap":
@@ -329,6 +329,12 @@ def loads_are_hidden_or_added() -> None:
             hidden = evaluate(question, way).decode.total_s
             added = evaluate(question, replace(way, strategy="sequential", overlap=False)).decode.total_s
             assert math.isclose(hidden, max(stay, link_s, disk_s), rel_tol=0.01)
+            first = evaluate(question, way).prefill
+            ends_s = first.total_s - max(first.device_s, first.link_s, first.disk_s)
+            layer_s = (first.device_s + first.link_s + first.disk_s) / shape.num_layers
+            assert 0 < ends_s < layer_s * 1.5, "the first layer's loading, or the last one's computing and the head"
+            if first.device_s > first.link_s + first.disk_s:
+                assert math.isclose(ends_s, (first.link_s + first.disk_s) / shape.num_layers, rel_tol=1e-6)
             assert math.isclose(added, stay + link_s + disk_s, rel_tol=0.01)
 
 

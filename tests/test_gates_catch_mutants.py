@@ -74,6 +74,8 @@ MUTANTS = (
     Mutant("experts of one token only", SHAPE, "self.experts_touched(tokens)\n", "self.experts_touched(1)\n"),
     Mutant("every expert active", SHAPE, "self.experts_per_token * self.expert_parameters", "self.num_experts * self.expert_parameters"),
     Mutant("overlap as a sum", COST, "total_s = max(device_s, load_s)", "total_s = device_s + load_s"),
+    Mutant("the first layer's loading hidden", COST, "return max(device_s + waiting_s,", "return max(device_s,"),
+    Mutant("the last layer's computing hidden", COST, "+ other_hop_s + per_layer_s + ends_s)", ")"),
     Mutant("sequence as a maximum", COST, "total_s = device_s + link_s + disk_s", "total_s = max(device_s, link_s, disk_s)"),
     Mutant("disk forgotten", COST, "load_s = max(link_s, disk_s)\n", "load_s = link_s\n"),
     Mutant("uplinks not shared", "headrace.planning.machine", "link.bytes_per_s.times(1 / sharers)", "link.bytes_per_s.times(1.0)"),

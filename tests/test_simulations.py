@@ -1,8 +1,4 @@
-"""Closed forms against executed schedules: later passes to 1e-9 but where a test says why not.
-
-The first pass of what streams is counted from above: the form adds the first layer's loading to the longer of loading
-and computing, of which the schedule saves up to one layer. So it may be out by one of the layers that travel.
-"""
+"""Closed forms against executed schedules: first and later passes to 1e-9 but where a test says why not."""
 
 from __future__ import annotations
 
@@ -72,14 +68,15 @@ def test_in_sequence_is_exact(work: Workload, source: Tier, held: float) -> None
 @settings(deadline=None, max_examples=40)
 def test_equal_layers_overlapped_agree_in_the_steady_state(work: Workload, source: Tier, slots: int) -> None:
     arrangement = Arrangement(strategy="overlap", source=source, slots=slots, resident_share=0.0)
-    agree(*both(arrangement, work), decode=1e-9, prefill=ONE_LAYER)
+    agree(*both(arrangement, work), decode=1e-9, prefill=1e-9)
 
 
 @given(works, st.sampled_from([0.25, 0.5, 0.75]))
 @settings(deadline=None, max_examples=30)
 def test_partly_resident_agrees(work: Workload, held: float) -> None:
     arrangement = Arrangement(strategy="overlap", source=Tier.HOST, slots=3, resident_share=held)
-    agree(*both(arrangement, work), decode=1e-9, prefill=ONE_LAYER / (1 - held))
+    evenly = held != 0.25  # three of four travel: the stretches between them differ by a layer
+    agree(*both(arrangement, work), decode=1e-9, prefill=1e-9 if evenly else ONE_LAYER)
 
 
 @given(works, st.sampled_from([0.25, 0.5, 1.0]))
@@ -117,7 +114,7 @@ def test_split_by_width_is_exact(work: Workload, width: int, two_dimensional: bo
 @settings(deadline=None, max_examples=20)
 def test_a_split_copy_that_streams_agrees(work: Workload, width: int) -> None:
     arrangement = Arrangement(strategy="tensor+overlap", source=Tier.HOST, slots=3, resident_share=0.0, tensor=width)
-    agree(*both(arrangement, work), decode=1e-9, prefill=ONE_LAYER)
+    agree(*both(arrangement, work), decode=1e-9, prefill=1e-9)
 
 
 @given(works, st.sampled_from([2, 3, 4, 5, 8]), st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([1, 2]))
@@ -139,7 +136,7 @@ def test_sharded_devices_agree(work: Workload, devices: int, source: Tier) -> No
     arrangement = Arrangement(
         strategy="sharded", source=source, slots=3, resident_share=0.0, replicas=devices, sharded=True
     )
-    agree(*both(arrangement, work), decode=1e-9, prefill=ONE_LAYER)
+    agree(*both(arrangement, work), decode=1e-9, prefill=1e-9)
 
 
 def test_shared_uplinks_bind_in_both() -> None:
@@ -154,7 +151,7 @@ def test_shared_uplinks_bind_in_both() -> None:
     work = Workload(sequences=8, generate_tokens=32)
     alone, _ = both(arrangement, work)
     closed, played = both(arrangement, work, machine=shared)
-    agree(closed, played, decode=1e-9, prefill=ONE_LAYER)
+    agree(closed, played, decode=1e-9, prefill=1e-9)
     assert closed.decode_s_per_pass > 2.5 * alone.decode_s_per_pass
 
 

@@ -229,7 +229,15 @@ def pass_cost(
     else:
         total_s = max(device_s, load_s)
         if first and arrangement.streamed_share > 0:
-            total_s += (link_s + disk_s) / (layers * arrangement.streamed_share)  # the first layer, before any work
+            total_s = _first_pass_s(
+                device_s,
+                link_s,
+                disk_s,
+                load_s,
+                ends_s=pass_ends_s(shape, carried, rates, arrangement),
+                layers=layers,
+                travelling=max(1.0, layers * arrangement.streamed_share),
+            )
     return PassCost(
         total_s=total_s,
         compute_s=compute_s,
@@ -242,6 +250,28 @@ def pass_cost(
         disk_s=disk_s,
         cold_s=cold_s,
     )
+
+
+def _first_pass_s(
+    device_s: float,
+    link_s: float,
+    disk_s: float,
+    load_s: float,
+    *,
+    ends_s: float,
+    layers: int,
+    travelling: float,
+) -> float:
+    """Seconds of a pass that finds nothing loaded, `travelling` of its layers spread evenly.
+
+    Computing waits for the first of them to pass every hop, as far as the layers that stay before it do not cover
+    that. Where loading is longer, its other hop comes before it, and its last layer and the head come after it.
+    """
+    per_layer_s = (device_s - ends_s) / layers
+    before_s = (layers / travelling - 1.0) * per_layer_s
+    waiting_s = max(0.0, (link_s + disk_s) / travelling - before_s)
+    other_hop_s = max(0.0, link_s + disk_s - load_s) / travelling
+    return max(device_s + waiting_s, load_s + other_hop_s + per_layer_s + ends_s)
 
 
 def head_seconds(shape: ModelShape, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
