@@ -174,7 +174,7 @@ def exchange_s(size_bytes: float, *, rates: Rates, arrangement: Arrangement, mac
         nodes=-(-width // machine.devices),
         scale_up_bytes_per_s=rates.peer_bytes_per_s,
         scale_up_latency_s=rates.peer_latency_s,
-        network_bytes_per_s=rates.network_bytes_per_s * within,  # each device has a port of its own
+        network_bytes_per_s=rates.network_bytes_per_s,  # each device sends its part over a port of its own
         network_latency_s=rates.network_latency_s,
         excess_share=rates.exchange_excess,
     )
