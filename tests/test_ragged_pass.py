@@ -77,11 +77,11 @@ def test_logits_do_not_depend_on_who_shares_the_pass(name: str, shared: int, che
         )
         prompts["system"] = system
         found = together(runner, scheduler, prompts, needs)
-    for number, need in needs.items():
-        expected = alone(reference, prompts[number], need.new_tokens)
-        assert len(found[number]) == need.new_tokens
-        for step, (mine, theirs) in enumerate(zip(found[number], expected, strict=True)):
-            assert torch.allclose(mine, theirs, rtol=2e-4, atol=2e-4), f"{number}, token {step}"
+    for key, need in needs.items():
+        expected = alone(reference, prompts[key], need.new_tokens)
+        assert len(found[key]) == need.new_tokens
+        for step, (mine, theirs) in enumerate(zip(found[key], expected, strict=True)):
+            assert torch.allclose(mine, theirs, rtol=2e-4, atol=2e-4), f"{key}, token {step}"
 
 
 @pytest.mark.parametrize("name", ["falcon", "falcon-alibi"])

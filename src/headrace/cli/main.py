@@ -21,6 +21,7 @@ import typer
 
 from headrace import __version__
 from headrace.cli.accuracy_command import ACCURACY
+from headrace.cli.batch_command import BATCH
 from headrace.cli.claims_command import CLAIMS
 from headrace.cli.command import epilog
 from headrace.cli.demo_command import DEMO
@@ -50,7 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for command in (DEMO, PROBE, PLAN, RUN, MODELS, MACHINES, FLEET, CLAIMS, ACCURACY):
+for command in (DEMO, PROBE, PLAN, RUN, BATCH, MODELS, MACHINES, FLEET, CLAIMS, ACCURACY):
     app.command(command.name, epilog=command.epilog)(command.function)
 
 

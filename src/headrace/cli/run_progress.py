@@ -120,6 +120,16 @@ def _about(seconds: float) -> str:
     return format_seconds(float(f"{seconds:.2g}")) if seconds < 120 else format_seconds(seconds)
 
 
+class Progress(Protocol):
+    """What a display shows: how much is done, and a call for when that changed."""
+
+    changed: Callable[[], None]
+
+    @property
+    def share(self) -> Share:
+        """What is done of the present phase."""
+
+
 class Display(Protocol):
     """Shows a run while it goes on, and puts the generated text where it belongs."""
 
@@ -128,7 +138,7 @@ class Display(Protocol):
 
 
 @contextmanager
-def displayed(progress: RunProgress, output: Output) -> Iterator[Display]:
+def displayed(progress: Progress, output: Output) -> Iterator[Display]:
     """Show `progress` on standard error, and the text that is written on standard output, until the block ends."""
     console = output.to_stderr
     if not console.is_terminal or console.is_dumb_terminal:
@@ -160,7 +170,7 @@ class LineDisplay:
     progress itself and would be cut up by them.
     """
 
-    def __init__(self, progress: RunProgress, output: Output, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, progress: Progress, output: Output, clock: Callable[[], float] = time.perf_counter) -> None:
         self._progress = progress
         self._output = output
         self._clock = clock
@@ -187,7 +197,7 @@ class BarDisplay:
     is drawn with it; it goes to standard output when the bar is gone.
     """
 
-    def __init__(self, progress: RunProgress, console: Console, stdout: TextIO | None) -> None:
+    def __init__(self, progress: Progress, console: Console, stdout: TextIO | None) -> None:
         from rich.live import Live
 
         self._progress = progress

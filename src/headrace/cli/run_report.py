@@ -24,11 +24,11 @@ def run_json(result: RunResult) -> dict[str, Any]:
         "text": result.texts[0],
         "prompt_tokens": sum(result.prompt_tokens),
         "generated_tokens": sum(result.generated_tokens),
-        "plan": _plan(handle),
+        "plan": plan_json(handle),
         "predicted": _predicted(handle),
         "measured": _measured(result.measured),
         "possible": handle.possible(),
-        "machine": _machine(handle),
+        "machine": machine_json(handle),
         "notes": list(result.notes),
         "headrace_version": __version__,
     }
@@ -39,7 +39,8 @@ def run_json(result: RunResult) -> dict[str, Any]:
     return report
 
 
-def _plan(handle: Handle) -> dict[str, Any]:
+def plan_json(handle: Handle) -> dict[str, Any]:
+    """The plan of a run."""
     plan, spec = handle.plan, handle.checkpoint.spec
     return {
         "strategy": plan.strategy.value,
@@ -76,7 +77,8 @@ def _measured(measured: Measured) -> dict[str, Any]:
     return {**measured._asdict(), "peak_beyond_overhead_bytes": beyond}
 
 
-def _machine(handle: Handle) -> dict[str, Any]:
+def machine_json(handle: Handle) -> dict[str, Any]:
+    """Where a run took place."""
     import torch
 
     return {

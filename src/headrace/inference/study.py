@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,8 +44,11 @@ class Studied(NamedTuple):
     notes: tuple[str, ...]
 
 
-def study(checkpoint: Checkpoint, options: Options, config: Any) -> Studied:
-    """Measure what planning needs of this model on this machine: dtype, disk, one block. About a second."""
+def study(checkpoint: Checkpoint, options: Options, config: Any, *, pass_tokens: Sequence[int] = ()) -> Studied:
+    """Measure what planning needs of this model on this machine: dtype, disk, one block. About a second.
+
+    `pass_tokens`: further numbers of tokens in a pass at which the layer is timed.
+    """
     spec = checkpoint.spec
     notes: list[str] = []
     names = compute_dtypes(spec, options.dtype)
@@ -78,7 +82,10 @@ def study(checkpoint: Checkpoint, options: Options, config: Any) -> Studied:
         copy_misaligned=copies[name],
         attention=options.attention,
         reader=reader_settings(options),
-        other_tokens=_break_even_tokens(spec, curves[name], link.busy_bytes_per_s, options.workload.sequences),
+        other_tokens=sorted(
+            {*_break_even_tokens(spec, curves[name], link.busy_bytes_per_s, options.workload.sequences), *pass_tokens}
+            - {options.workload.sequences}
+        ),
     )
     notes.append(
         f"disk: {format_rate(link.alone_bytes_per_s)} in direct reads of this checkpoint, "

@@ -121,6 +121,28 @@ class ModelSpec:
         layer = tokens * (max(feed_forward, attention) + norm) + repeated + mask
         return max(layer, logits + reordered + tokens * config.hidden_size * element_bytes) + WORK_SPACE_CONSTANT_BYTES
 
+    def kv_pool_bytes(self, *, positions: int, element_bytes: int) -> int:
+        """Bytes of keys and values of so many positions in every layer, whatever its window."""
+        config = self.config
+        return 2 * config.num_layers * positions * config.num_kv_heads * config.head_dim * element_bytes
+
+    def packed_work_space_bytes(
+        self, *, pass_tokens: int, samples: int, context_tokens: int, element_bytes: int
+    ) -> int:
+        """Bytes that activations of a packed pass hold at their peak, from above (see `work_space_bytes`).
+
+        Chunks of prompts have masks, a byte and a float for each head of a group, and the rows of sampled logits
+        count as sequences.
+        """
+        config = self.config
+        groups = config.num_heads // config.num_kv_heads
+        masks = pass_tokens * context_tokens * groups * (1 + 4)
+        layer = self.work_space_bytes(
+            sequences=1, new_tokens=pass_tokens, context_tokens=context_tokens, element_bytes=element_bytes
+        )
+        logits = self.work_space_bytes(sequences=samples, new_tokens=1, context_tokens=1, element_bytes=element_bytes)
+        return max(layer, logits + pass_tokens * config.hidden_size * element_bytes) + masks
+
 
 WORK_SPACE_CONSTANT_BYTES = 28 << 20
 

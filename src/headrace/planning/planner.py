@@ -39,6 +39,18 @@ class Candidate(NamedTuple):
     prediction: Prediction
 
 
+class Packed(NamedTuple):
+    """Memory of passes that carry tokens of many sequences, none of them padded, in place of a rectangular batch."""
+
+    positions: int
+    """of keys and values, of all sequences together"""
+    pass_tokens: int
+    samples: int
+    """sequences whose logits a pass gives, at most"""
+    longest: int
+    """positions of the longest sequence"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What the planner is asked: the model, the work, the dtype, the budget.
@@ -52,11 +64,13 @@ class Request:
     compute_dtype: str
     budget_bytes: int
     copies_weights: bool = False
+    packed: Packed | None = None
+    """memory of packed passes; `workload` then says only how many tokens a pass carries and how many passes come"""
 
     @cached_property
     def beside_blocks(self) -> MemoryUse:
         """What is held whichever blocks stay: no blocks, no slots, no table."""
-        spec, work = self.spec, self.workload
+        spec = self.spec
         element_bytes = ELEMENT_BYTES[self.compute_dtype]
         return MemoryUse(
             resident_bytes=0,
@@ -65,23 +79,33 @@ class Request:
             + spec.fixed_layout.footprint_bytes,
             embedding_bytes=0,
             conversion_bytes=conversion_bytes(self),
-            kv_cache_bytes=spec.kv_cache_bytes(
+            kv_cache_bytes=self._kv_cache_bytes(element_bytes),
+            work_space_bytes=self._work_space_bytes(element_bytes),
+        )
+
+    def _kv_cache_bytes(self, element_bytes: int) -> int:
+        spec, work = self.spec, self.workload
+        if self.packed is None:
+            return spec.kv_cache_bytes(
                 sequences=work.sequences, tokens=work.context_tokens, element_bytes=element_bytes
-            ),
-            work_space_bytes=max(
-                spec.work_space_bytes(
-                    sequences=work.sequences,
-                    new_tokens=work.prompt_tokens,
-                    context_tokens=work.prompt_tokens,
-                    element_bytes=element_bytes,
-                ),
-                spec.work_space_bytes(
-                    sequences=work.sequences,
-                    new_tokens=1,
-                    context_tokens=work.context_tokens,
-                    element_bytes=element_bytes,
-                ),
-            ),
+            )
+        return spec.kv_pool_bytes(positions=self.packed.positions, element_bytes=element_bytes)
+
+    def _work_space_bytes(self, element_bytes: int) -> int:
+        spec, work, packed = self.spec, self.workload, self.packed
+        if packed is not None:
+            return spec.packed_work_space_bytes(
+                pass_tokens=packed.pass_tokens,
+                samples=packed.samples,
+                context_tokens=packed.longest,
+                element_bytes=element_bytes,
+            )
+        prefill, decode = ((work.prompt_tokens, work.prompt_tokens), (1, work.context_tokens))
+        return max(
+            spec.work_space_bytes(
+                sequences=work.sequences, new_tokens=new, context_tokens=context, element_bytes=element_bytes
+            )
+            for new, context in (prefill, decode)
         )
 
 

@@ -8,6 +8,7 @@ not depend on who shares the pass, but for the rounding of the matrix products a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -38,9 +39,8 @@ class _Part(NamedTuple):
 class RaggedCache(Cache):  # type: ignore[misc]  # transformers is untyped
     """Keys and values of all sequences: per layer two tensors of shape (positions, heads, head size)."""
 
-    def __init__(self, *, num_layers: int, positions: int) -> None:
-        self.layers = []
-        self._num_layers = num_layers
+    def __init__(self, *, positions: int) -> None:
+        self.layers: list[Any] = []
         self._positions = positions
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
@@ -170,7 +170,7 @@ class RaggedRunner:
     def __init__(self, model: Any, *, positions: int) -> None:
         require_ragged(model)
         self._model = model
-        self._cache = RaggedCache(num_layers=model.config.num_hidden_layers, positions=positions)
+        self._cache = RaggedCache(positions=positions)
         model.config._attn_implementation = ATTENTION
 
     def run(self, copies: Sequence[Copy], turns: Sequence[Turn], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -178,21 +178,14 @@ class RaggedRunner:
 
         Returns the logits of the turns that sample, in their order: shape (samples, vocabulary), compute dtype.
         """
-        parts, ids, positions, places, last_rows = [], [], [], [], []
-        row = 0
-        for turn, own in zip(turns, tokens, strict=True):
-            assert len(own) == turn.tokens, "a turn and its tokens differ"
-            end = turn.first + turn.tokens
-            parts.append(_Part(row, row + turn.tokens, turn.start, end))
-            ids.extend(own)
-            positions.extend(range(turn.first, end))
-            places.extend(range(turn.start + turn.first, turn.start + end))
-            row += turn.tokens
-            if turn.samples:
-                last_rows.append(row - 1)
-        self._cache.place(torch.tensor(places))
+        ids = list(itertools.chain.from_iterable(tokens))
+        assert len(ids) == sum(turn.tokens for turn in turns), "turns and their tokens differ"
+        parts, places = _laid_out(turns)
+        last_rows = [part.last_row - 1 for part, turn in zip(parts, turns, strict=True) if turn.samples]
+        positions = [place for turn in turns for place in range(turn.first, turn.first + turn.tokens)]
+        self._cache.place(places)
         # A pass in which only prompts go on still goes through the head, which streams in its turn: for one row.
-        kept = torch.tensor(last_rows or [row - 1])
+        kept = torch.tensor(last_rows or [len(ids) - 1])
         with _in_layout(_Layout(self._cache, parts)), torch.inference_mode():
             self._cache.copy(copies)
             output = self._model(
@@ -203,6 +196,30 @@ class RaggedRunner:
                 logits_to_keep=kept,
             )
         return output.logits[0, : len(last_rows)]  # type: ignore[no-any-return]
+
+
+def _laid_out(turns: Sequence[Turn]) -> tuple[list[_Part], torch.Tensor]:
+    """Rows of each turn in the pass, and the position of the pool that each row is written to."""
+    parts: list[_Part] = []
+    places: list[int] = []
+    row = 0
+    for turn in turns:
+        end = turn.first + turn.tokens
+        parts.append(_Part(row, row + turn.tokens, turn.start, end))
+        places.extend(range(turn.start + turn.first, turn.start + end))
+        row += turn.tokens
+    return parts, torch.tensor(places)
+
+
+def attend_alone(
+    module: torch.nn.Module, cache: RaggedCache, turns: Sequence[Turn], query: torch.Tensor, states: torch.Tensor
+) -> torch.Tensor:
+    """Write keys and values and attend, as a layer does, outside of a model: for rehearsals."""
+    parts, places = _laid_out(turns)
+    cache.place(places)
+    cache.update(states, states, 0)
+    with _in_layout(_Layout(cache, parts)):
+        return ragged_attention(module, query, states, states, None)[0]
 
 
 def require_ragged(model: Any) -> None:

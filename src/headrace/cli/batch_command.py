@@ -1,0 +1,123 @@
+"""`headrace batch`: answer a file of requests, many of them in each pass over the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.cli.batch_run import BatchJobRequest, perform_batch
+from headrace.cli.command import Command
+from headrace.cli.options import (
+    DtypeChoice,
+    DtypeOption,
+    JsonOption,
+    MemoryOption,
+    ModelArgument,
+    ReadLimitOption,
+    StrategyChoice,
+    StrategyOption,
+    TrustOption,
+    existing_file,
+)
+from headrace.cli.output import Output
+from headrace.planning.probed_machine import ProbedMachine
+
+EXAMPLES = (
+    "headrace batch ./my-model questions.jsonl answers.jsonl --memory 8GiB",
+    "headrace batch ./my-model questions.jsonl answers.jsonl --memory 8GiB --dry-run",
+    """echo '{"custom_id": "a", "prompt": "The sea is", "max_tokens": 20}' > in.jsonl""",
+)
+
+
+def batch(
+    model: ModelArgument,
+    input_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN.jsonl",
+            help='Requests: OpenAI Batch format, or lines such as {"prompt": "…"}.',
+        ),
+    ],
+    output_file: Annotated[
+        Path,
+        typer.Argument(metavar="OUT.jsonl", help="Answers are appended here; a job that was broken off goes on here."),
+    ],
+    *,
+    memory: MemoryOption = None,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Length of answers to requests that do not say how long.")
+    ] = 128,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", help="Temperature of requests that do not name one; 0 is greedy.")
+    ] = 0.0,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Sequences in flight at most. Without it: the fastest by prediction.",
+            show_default=False,
+        ),
+    ] = None,
+    pass_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of a pass at most. Without it: as above.", show_default=False),
+    ] = None,
+    answer_share: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="For the prediction: part of their longest length that answers use, on average."
+        ),
+    ] = 1.0,
+    strategy: StrategyOption = StrategyChoice.AUTO,
+    dtype: DtypeOption = DtypeChoice.AUTO,
+    read_limit: ReadLimitOption = None,
+    machine: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Read with the chunk size and threads found best by headrace probe."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read, measure, plan and predict the job, and do not begin it.")
+    ] = False,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a file of requests; every pass over the weights carries tokens of many of them.
+
+    Requests join and leave at any pass, prompts are computed in chunks beside the answers of others, and beginnings
+    that requests have in common are computed once. Requests without temperature, top_p or top_k are answered greedily.
+    The same command started again goes on where a job was broken off.
+    """
+    found = existing_file(machine, option="--machine")
+    request = BatchJobRequest(
+        model=model,
+        input=input_file,
+        output=output_file,
+        memory=memory,
+        strategy=strategy.value,
+        dtype=dtype.value,
+        read_limit=read_limit,
+        machine=None if found is None else ProbedMachine.load(found),
+        max_tokens=max_tokens,
+        temperature=temperature,
+        in_flight=in_flight,
+        pass_tokens=pass_tokens,
+        answer_share=answer_share,
+        dry_run=dry_run,
+        trust_remote_code=trust_remote_code,
+    )
+    output = Output(as_json=as_json)
+    with output.reserved():
+        result = perform_batch(request, output)
+        from headrace.cli.batch_report import batch_json, batch_summary, batch_table
+
+        if as_json:
+            output.json(batch_json(request, result))
+        if result.tally is not None:
+            output.note(batch_table(result))
+        if not dry_run:
+            output.note(batch_summary(request, result))
+
+
+BATCH = Command("batch", batch, EXAMPLES)
