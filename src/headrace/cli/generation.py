@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from headrace.cli.run_progress import Display, RunProgress, displayed
 from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
+from headrace.planning.draft_length import Drafted
 from headrace.planning.load_options import RESERVE_MIN_BYTES, RESERVE_SHARE, Options, make_options
 from headrace.planning.model_spec import ModelSpec
 from headrace.planning.probed_machine import ProbedMachine
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from headrace.inference.handle import Handle, Measured
 
 DEFAULT_NEW_TOKENS = 128
+DEFAULT_DRAFT_TOKENS = 8
+LOOKUP = "lookup"
+LOOKUP_NGRAM = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +48,17 @@ class RunRequest:
     system: str | None = None
     ignore_eos: bool = False
     trust_remote_code: bool = False
+    draft: str | None = None
+    """LOOKUP, or the model that drafts"""
+    draft_tokens: int = DEFAULT_DRAFT_TOKENS
 
     def __post_init__(self) -> None:
         if self.memory is not None:
             parse_size(self.memory)
+        if self.draft is not None and self.draft_tokens < 1:
+            raise InvalidRequestError(f"--draft-tokens must be at least 1, not {self.draft_tokens}")
+        if self.draft is not None and (len(self.prompts) > 1 or self.sampling.num_beams > 1):
+            raise InvalidRequestError("--draft serves one prompt without beams; headrace batch fills passes otherwise")
         if self.read_limit is not None:
             parse_rate(self.read_limit)
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -68,6 +80,18 @@ class RunResult:
     handle: Handle
     measured: Measured
     notes: tuple[str, ...]
+    drafted: DraftReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftReport:
+    """What drafting did: predicted (from the acceptance that was measured) next to measured; tokens per second."""
+
+    kind: str
+    drafted: Drafted
+    plain_tokens_per_s: float
+    predicted_tokens_per_s: float
+    measured_tokens_per_s: float
 
 
 def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunResult:
@@ -107,16 +131,33 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             read_limit=request.read_limit,
             machine=request.machine,
             trust_remote_code=request.trust_remote_code,
+            draft_tokens=request.draft_tokens if request.draft is not None else 0,
         )
+        draft = None
+        if request.draft not in (None, LOOKUP):
+            draft = load_draft(str(request.draft), tokenizer, prompts.longest, prompts.longest + new_tokens, options)
+            held_bytes = draft.headrace.plan.memory.total_bytes
+            options = options._replace(budget_bytes=options.budget_bytes - held_bytes)
+            output.note(f"draft: {draft.headrace.checkpoint.spec.name}, {format_bytes(held_bytes)} of the budget")
         output.note(_announcement(checkpoint.spec, options, memory_given=request.memory is not None))
         progress.doing = "loading: measuring the disk and one layer, planning, taking the memory"
         progress.tell()
-        with load_checkpoint(checkpoint, options, started=started) as model:
+        with contextlib.ExitStack() as open_models:
+            if draft is not None:
+                open_models.enter_context(draft)
+            model = open_models.enter_context(load_checkpoint(checkpoint, options, started=started))
+            if draft is not None:
+                model.headrace.draft_length.draft_s = draft.headrace.prediction.decode_s_per_pass
             notes = (*model.headrace.notes, f"decoding: {request.sampling.describe()}")
             output.note(_describe(model.headrace))
             progress.follow(model, tokens_each=new_tokens, sequences=len(prompts.lengths))
-            generated = _generate(model, tokenizer, prompts, request, new_tokens, display if stream_text else None)
+            generated = _generate(
+                model, tokenizer, prompts, request, new_tokens, display if stream_text else None, draft
+            )
             measured = model.headrace.measured()
+            drafted = _draft_report(request, model.headrace, generated[0][1])
+            if drafted is not None:
+                measured = measured._replace(tokens_per_s=drafted.measured_tokens_per_s)
         return RunResult(
             texts=tuple(text for text, _ in generated),
             prompt_tokens=prompts.lengths,
@@ -124,7 +165,45 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             handle=model.headrace,
             measured=measured,
             notes=notes,
+            drafted=drafted,
         )
+
+
+def load_draft(name: str, tokenizer: Any, prompt_tokens: int, max_tokens: int, options: Options) -> Any:
+    """Load a small model, all of it resident, that drafts for another one; its tokenizer must be the same."""
+    from headrace.inference.api import load
+
+    directory = resolve_model(name)
+    own = load_tokenizer(directory, trust_remote_code=options.trust_remote_code)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise InvalidRequestError(
+            f"--draft {name}: its tokenizer is not the model's, so its tokens mean something else; take a small model "
+            "of the same family, or --draft lookup"
+        )
+    return load(
+        directory,
+        memory=options.budget_bytes,
+        strategy="resident",
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _draft_report(request: RunRequest, handle: Handle, generated: int) -> DraftReport | None:
+    length = handle.draft_length
+    if request.draft is None or length is None:
+        return None
+    drafted, passes = length.drafted, handle.passes
+    seconds = passes[-1].end_s - passes[0].end_s
+    mean = round(drafted.drafted / drafted.passes) if drafted.passes else 0
+    return DraftReport(
+        kind=LOOKUP if request.draft == LOOKUP else "model",
+        drafted=drafted,
+        plain_tokens_per_s=1 / length.pass_s(1),
+        predicted_tokens_per_s=drafted.tokens_per_pass / (length.pass_s(1 + mean) + mean * length.draft_s),
+        measured_tokens_per_s=(generated - 1) / seconds if seconds > 0 else 0.0,
+    )
 
 
 def _new_tokens(request: RunRequest, prompts: PromptBatch, spec: ModelSpec) -> int:
@@ -153,6 +232,7 @@ def _generate(
     request: RunRequest,
     new_tokens: int,
     display: Display | None,
+    draft: Any = None,
 ) -> list[tuple[str, int]]:
     """Text and number of new tokens for each prompt."""
     import torch
@@ -167,6 +247,10 @@ def _generate(
     options = sampling.generate_options()
     if request.min_new_tokens is not None:
         options["min_new_tokens"] = request.min_new_tokens
+    if draft is not None:
+        options["assistant_model"] = draft
+    elif request.draft == LOOKUP:
+        options |= {"prompt_lookup_num_tokens": request.draft_tokens, "max_matching_ngram_size": LOOKUP_NGRAM}
     if display is not None and len(prompts.lengths) == 1 and sampling.num_beams == 1:
         options["streamer"] = TextStream(tokenizer, display.write)
     sequences = model.generate(

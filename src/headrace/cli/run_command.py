@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from headrace.cli.command import Command
-from headrace.cli.generation import DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
+from headrace.cli.generation import DEFAULT_DRAFT_TOKENS, DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
 from headrace.cli.history_file import add_to_history
 from headrace.cli.options import (
     DtypeChoice,
@@ -83,6 +83,18 @@ def run(
     top_k: Annotated[int | None, typer.Option(metavar="N", help="Draw from the N likeliest tokens.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Make the draws repeatable.")] = None,
     num_beams: Annotated[int, typer.Option(metavar="N", help="Beam search; the text is shown at the end.")] = 1,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Check several drafted tokens in each pass, as many as pay. lookup: drafts repeat what followed the "
+            "same words before; a model: a small one of the same family, kept in memory.",
+            show_default=False,
+        ),
+    ] = None,
+    draft_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Drafted tokens in a pass, at most.")
+    ] = DEFAULT_DRAFT_TOKENS,
     greedy: Annotated[
         bool,
         typer.Option(
@@ -125,6 +137,8 @@ def run(
         system=system,
         ignore_eos=ignore_eos,
         trust_remote_code=trust_remote_code,
+        draft=draft,
+        draft_tokens=draft_tokens,
     )
     if trace is not None:
         check_writable(trace, option="--trace")

@@ -32,6 +32,17 @@ def run_json(result: RunResult) -> dict[str, Any]:
         "notes": list(result.notes),
         "headrace_version": __version__,
     }
+    if result.drafted is not None:
+        drafted = result.drafted
+        report["drafts"] = {
+            "kind": drafted.kind,
+            **drafted.drafted._asdict(),
+            "tokens_per_pass": drafted.drafted.tokens_per_pass,
+            "acceptance": drafted.drafted.acceptance,
+            "predicted_plain_tokens_per_s": drafted.plain_tokens_per_s,
+            "predicted_tokens_per_s": drafted.predicted_tokens_per_s,
+            "measured_tokens_per_s": drafted.measured_tokens_per_s,
+        }
     if len(result.texts) > 1:
         report["texts"] = list(result.texts)
         report["prompt_tokens_each"] = list(result.prompt_tokens)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from headrace.errors import BudgetError, InvalidRequestError
+from headrace.planning.draft_length import DraftLength
 from headrace.planning.estimate import Pace, Prediction
 from headrace.planning.plan import ELEMENT_BYTES, Plan
 from headrace.planning.timeline import Timeline
@@ -59,6 +60,8 @@ class Handle:
     passes: list[PassRecord] = field(default_factory=list)
     layers: tuple[nn.Module, ...] = ()
     """the model's decoder layers, in order"""
+    draft_length: DraftLength | None = None
+    """chooses the drafts of each pass, where the model was loaded for drafts"""
     closed: bool = False
 
     def admit(self, *, sequences: int, context_tokens: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from headrace.errors import InvalidRequestError
+from headrace.inference.drafting import AdaptiveCandidates
 from headrace.inference.kv_cache import build_cache
 
 
@@ -29,6 +30,12 @@ class StreamedModel:
         raise InvalidRequestError(
             f"a streamed model holds no weights to save; they are in {self.headrace.checkpoint.directory}, unchanged"
         )
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' candidate generator; its length follows what pays where the model was loaded for drafts."""
+        inner = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]
+        length = self.headrace.draft_length
+        return inner if length is None else AdaptiveCandidates(inner, length, self.headrace)
 
     def _prepare_cache_for_generation(
         self,

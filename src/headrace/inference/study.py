@@ -60,6 +60,7 @@ def study(checkpoint: Checkpoint, options: Options, config: Any, *, pass_tokens:
             compute_dtype=name,
             budget_bytes=options.budget_bytes,
             copies_weights=copies[name],
+            draft_tokens=options.draft_tokens,
         )
         for name in names
     }

@@ -15,6 +15,7 @@ from headrace.planning.probed_machine import ComputeCurve, ProbedMachine
 from headrace.units import parse_rate, parse_size
 
 DEFAULT_MAX_TOKENS = 1024
+MOST_DRAFT_TOKENS = 64
 RESERVE_SHARE = 0.05
 RESERVE_MIN_BYTES = 160 << 20
 
@@ -31,6 +32,8 @@ class Options(NamedTuple):
     attention: str | None = None
     poison: bool = False
     trust_remote_code: bool = False
+    draft_tokens: int = 0
+    """drafted tokens that a decode pass checks, at most"""
 
 
 def reserve_bytes(free_bytes: int) -> int:
@@ -53,6 +56,7 @@ def make_options(
     attention: str | None = None,
     poison: bool = False,
     trust_remote_code: bool = False,
+    draft_tokens: int = 0,
 ) -> Options:
     """Check the arguments of `load`; raises InvalidRequestError for any that cannot be meant.
 
@@ -76,6 +80,10 @@ def make_options(
         raise InvalidRequestError(f"batch must be at least 1, not {batch}")
     if isinstance(memory, str):
         memory = parse_size(memory)
+    if not 0 <= draft_tokens <= MOST_DRAFT_TOKENS:
+        raise InvalidRequestError(f"draft tokens must lie between 0 and {MOST_DRAFT_TOKENS}, not {draft_tokens}")
+    if draft_tokens and batch > 1:
+        raise InvalidRequestError(f"drafts serve one sequence at a time, and {batch} were asked for")
     limit = parse_rate(read_limit) if isinstance(read_limit, str) else read_limit
     if limit is not None and not 0 < limit < float("inf"):
         raise InvalidRequestError(f"the read limit must be positive, not {limit}")
@@ -89,6 +97,7 @@ def make_options(
         attention=attention,
         poison=poison,
         trust_remote_code=trust_remote_code,
+        draft_tokens=draft_tokens,
     )
 
 

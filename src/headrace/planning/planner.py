@@ -64,6 +64,8 @@ class Request:
     compute_dtype: str
     budget_bytes: int
     copies_weights: bool = False
+    draft_tokens: int = 0
+    """drafted tokens that a decode pass checks beside its own"""
     packed: Packed | None = None
     """memory of packed passes; `workload` then says only how many tokens a pass carries and how many passes come"""
 
@@ -100,13 +102,20 @@ class Request:
                 context_tokens=packed.longest,
                 element_bytes=element_bytes,
             )
-        prefill, decode = ((work.prompt_tokens, work.prompt_tokens), (1, work.context_tokens))
-        return max(
+        prefill, decode = ((work.prompt_tokens, work.prompt_tokens), (1 + self.draft_tokens, work.context_tokens))
+        layers = (
             spec.work_space_bytes(
                 sequences=work.sequences, new_tokens=new, context_tokens=context, element_bytes=element_bytes
             )
             for new, context in (prefill, decode)
         )
+        logits = spec.work_space_bytes(
+            sequences=work.sequences * (1 + self.draft_tokens),
+            new_tokens=1,
+            context_tokens=1,
+            element_bytes=element_bytes,
+        )
+        return max(*layers, logits)
 
 
 def minimum_bytes(request: Request, strategy: Strategy | None = None) -> int:
