@@ -28,6 +28,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if lin
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("user")
     write_model(folder / "my-model", chat=True)
+    (folder / "questions.jsonl").write_text('{"custom_id": "a", "prompt": "w5 w6", "max_tokens": 3}\n')
     return folder
 
 

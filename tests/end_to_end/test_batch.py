@@ -1,0 +1,276 @@
+"""`headrace batch` as its users run it: right answers, resumed after kills, refusals; on a tiny model that streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cli_checkpoints import write_model
+from headrace.cli.main import main
+
+MEMORY = "48MiB"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("batch") / "model", chat=True)
+
+
+@pytest.fixture(scope="module")
+def reference(model: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+
+def write(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" if not isinstance(line, str) else line + "\n" for line in lines))
+    return path
+
+
+def requests(count: int, *, new: int = 6, **more: Any) -> list[dict[str, Any]]:
+    draw = random.Random(8)
+    found = []
+    for number in range(count):
+        prompt = [draw.randrange(3, 900) for _ in range(draw.randrange(1, 40))]
+        found.append({"custom_id": f"r{number}", "prompt": prompt, "max_tokens": draw.randrange(1, new + 1), **more})
+    return found
+
+
+def arguments(model: Path, source: Path, target: Path, *more: str) -> list[str]:
+    return ["batch", str(model), str(source), str(target), "--memory", MEMORY, "--dtype", "float32", "--json", *more]
+
+
+def answers(path: Path) -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {line["custom_id"]: line for line in lines}
+    assert len(found) == len(lines), "a request was answered twice"
+    return found
+
+
+def texts(path: Path) -> dict[str, list[str]]:
+    found = {}
+    for name, line in answers(path).items():
+        choices = line["response"]["body"].get("choices", [])
+        found[name] = [choice["text"] if "text" in choice else choice["message"]["content"] for choice in choices]
+    return found
+
+
+def greedy(reference: Any, prompt: list[int], new: int) -> str:
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        whole = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
+        )
+    words = [token for token in whole[0, len(prompt) :].tolist() if token > 2]
+    return " ".join(f"w{token}" for token in words)
+
+
+def test_answers_equal_greedy_runs_one_by_one(
+    model: Path, reference: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = requests(25)
+    source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    assert main(arguments(model, source, target, "--in-flight", "7", "--pass-tokens", "16")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["measured"]["answered"] == 25
+    assert report["plan"]["streamed_blocks"] > 0
+    assert report["predicted"]["passes"] == report["measured"]["passes"]
+    assert report["measured"]["tokens_per_pass"] > 5
+    found = texts(target)
+    for line in lines:
+        assert found[line["custom_id"]] == [greedy(reference, line["prompt"], line["max_tokens"])]
+
+
+def test_common_beginning_is_computed_once(
+    model: Path, reference: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    system = list(range(100, 164))
+    lines = [{"custom_id": str(n), "prompt": [*system, 200 + n, 300 + n], "max_tokens": 3, "n": 1} for n in range(12)]
+    source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    assert main(arguments(model, source, target, "--in-flight", "4")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["measured"]["shared_prompt_tokens"] == 12 * 64
+    assert report["measured"]["passes"] * report["measured"]["tokens_per_pass"] == pytest.approx(64 + 12 * 2 + 12 * 2)
+    for line in lines:
+        assert texts(target)[str(line["custom_id"])] == [greedy(reference, line["prompt"], 3)]  # type: ignore[arg-type]
+
+
+def test_seeds_give_the_same_texts_whatever_the_batch(model: Path, tmp_path: Path) -> None:
+    lines = requests(8, temperature=1.0, n=3, seed=5)
+    source = write(tmp_path / "in.jsonl", lines)
+    for flight in ("1", "9"):
+        assert main(arguments(model, source, tmp_path / f"out{flight}.jsonl", "--in-flight", flight)) == 0
+    alone, together = texts(tmp_path / "out1.jsonl"), texts(tmp_path / "out9.jsonl")
+    assert alone == together
+    assert len(set(alone["r0"])) > 1
+
+
+def test_stop_texts_log_probabilities_and_chat(model: Path, reference: Any, tmp_path: Path) -> None:
+    prompt = [5, 6, 7]
+    whole = greedy(reference, prompt, 6).split()
+    lines = [
+        {"custom_id": "stop", "prompt": prompt, "max_tokens": 6, "stop": [whole[3]]},
+        {"custom_id": "logprobs", "prompt": prompt, "max_tokens": 2, "logprobs": 2},
+        {
+            "custom_id": "chat",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": "m",
+                "messages": [{"role": "user", "content": "w5 w6"}],
+                "max_completion_tokens": 2,
+                "logprobs": True,
+                "top_logprobs": 1,
+            },
+        },
+    ]
+    target = tmp_path / "out.jsonl"
+    assert main(arguments(model, write(tmp_path / "in.jsonl", lines), target)) == 0
+    found = {name: line["response"]["body"] for name, line in answers(target).items()}
+    stopped = found["stop"]["choices"][0]
+    assert (stopped["text"].split(), stopped["finish_reason"]) == (whole[:3], "stop")
+    logprobs = found["logprobs"]["choices"][0]["logprobs"]
+    with torch.inference_mode():
+        expected = reference(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    assert logprobs["token_logprobs"][0] == pytest.approx(float(expected.max()), abs=1e-4)
+    assert len(logprobs["top_logprobs"][0]) == 2
+    chat = found["chat"]
+    assert chat["object"] == "chat.completion"
+    assert chat["choices"][0]["message"]["role"] == "assistant"
+    assert chat["usage"]["total_tokens"] == chat["usage"]["prompt_tokens"] + chat["usage"]["completion_tokens"]
+    assert len(chat["choices"][0]["logprobs"]["content"]) == chat["usage"]["completion_tokens"]
+
+
+def test_bad_requests_get_error_lines_and_the_job_goes_on(model: Path, tmp_path: Path) -> None:
+    lines = [
+        *requests(2),
+        "no JSON",
+        {"custom_id": "unknown", "prompt": "w5", "tool_choice": "auto"},
+        {"custom_id": "long", "prompt": "w5", "max_tokens": 100_000},
+        {"custom_id": "no words", "prompt": "   "},
+        {"custom_id": "token", "prompt": [10_000_000]},
+    ]
+    target = tmp_path / "out.jsonl"
+    assert main(arguments(model, write(tmp_path / "in.jsonl", lines), target)) == 0
+    found = answers(target)
+    assert {name for name, line in found.items() if line["error"] is None} == {"r0", "r1"}
+    codes = {name: line["error"]["code"] for name, line in found.items() if line["error"]}
+    assert codes == {
+        "line-3": "invalid_json_line",
+        "unknown": "unsupported_parameter",
+        "long": "context_length_exceeded",
+        "no words": "invalid_request",
+        "token": "invalid_request",
+    }
+    assert "tool_choice" in found["unknown"]["error"]["message"]
+
+
+def test_second_start_does_nothing_twice(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = requests(10)
+    source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    assert main(arguments(model, source, target)) == 0
+    whole = target.read_bytes()
+    kept = whole.splitlines(keepends=True)
+    target.write_bytes(b"".join(kept[:4]) + kept[4][:30])
+    capsys.readouterr()
+    assert main(arguments(model, source, target)) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["answered_before"], report["measured"]["answered"], report["repaired_bytes"]) == (4, 6, 30)
+    again = texts(target)
+    target.write_bytes(whole)
+    assert again == texts(target)
+    assert main(arguments(model, source, target)) == 0
+    assert "measured" not in json.loads(capsys.readouterr().out)
+    assert target.read_bytes() == whole
+
+
+def test_changes_between_starts_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = requests(3)
+    source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    assert main(arguments(model, source, target)) == 0
+    before = target.read_bytes()
+    assert main(arguments(model, source, target, "--temperature", "0.5")) == 2
+    write(source, [*lines[:2], {**lines[2], "max_tokens": 1000}])
+    assert main(arguments(model, source, target)) == 2
+    write(source, lines[:2])
+    assert main(arguments(model, source, target)) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("has changed since") == 2
+    assert errors.count("belongs to another job") == 1
+    assert target.read_bytes() == before
+    write(source, [*lines, {"custom_id": "more", "prompt": [5], "max_tokens": 2}])  # longer is all right
+    assert main(arguments(model, source, target)) == 0
+    assert set(answers(target)) == {"r0", "r1", "r2", "more"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "more", "words"),
+    [
+        ([{"custom_id": "a", "prompt": "w5"}] * 2, [], "lines 1 and 2 have the same custom_id"),
+        ([], [], "holds no requests"),
+        ([{"prompt": "w5", "max_tokens": 8000}], ["--memory", "30MiB"], "too small"),
+        ([{"prompt": "w5"}], ["--in-flight", "0"], "--in-flight must be at least 1"),
+        ([{"prompt": "w5"}], ["--answer-share", "2"], "--answer-share"),
+    ],
+)
+def test_jobs_that_cannot_be_meant(
+    lines: list[Any],
+    more: list[str],
+    words: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write(tmp_path / "in.jsonl", lines)
+    assert main(arguments(model, source, tmp_path / "out.jsonl", *more)) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_missing_input_and_same_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(model, tmp_path / "none.jsonl", tmp_path / "out.jsonl")) == 2
+    source = write(tmp_path / "in.jsonl", requests(1))
+    before = source.read_bytes()
+    assert main(arguments(model, source, source)) == 2
+    assert source.read_bytes() == before
+    assert "same file" in capsys.readouterr().err
+
+
+def test_dry_run_predicts_and_writes_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = write(tmp_path / "in.jsonl", requests(30)), tmp_path / "out.jsonl"
+    assert main(arguments(model, source, target, "--dry-run")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["predicted"]["total_s"] > 0
+    assert not target.exists()
+
+
+def test_kills_lose_nothing(model: Path, tmp_path: Path) -> None:
+    """Killed twice in the middle of writing answers, then left to end: every request is answered once, and right."""
+    lines = requests(60, new=12)
+    source, target, whole = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    command = [sys.executable, "-m", "headrace", *arguments(model, source, target, "--in-flight", "4")]
+    command += ["--read-limit", "150MB/s"]
+    environment = {**os.environ, "HEADRACE_HISTORY": ""}
+    for least in (5, 25):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if target.exists() and target.read_bytes().count(b"\n") >= least:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the job ended before it was killed"
+        assert least <= target.read_bytes().count(b"\n") < 60
+    assert main(arguments(model, source, target, "--in-flight", "4")) == 0
+    assert main(arguments(model, source, whole, "--in-flight", "16")) == 0
+    assert texts(target) == texts(whole)
+    assert len(texts(target)) == 60
