@@ -1,4 +1,4 @@
-"""Requests for batch benchmarks: chat and plain prompts of mixed lengths, answers of mixed lengths, some text shared."""
+"""Requests for batch benchmarks: chat and plain prompts and answers of mixed lengths, some text shared."""
 
 from __future__ import annotations
 

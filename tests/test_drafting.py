@@ -43,10 +43,9 @@ def test_greedy_text_is_the_same_with_drafts(directory: Path, kind: str) -> None
             assert generate(model, do_sample=False, **how) == expected
         drafted = model.headrace.draft_length.drafted
         assert drafted.drafted > 0
-        if kind == "model":  # it is the same model, so its drafts are right
-            assert drafted.acceptance > 0.9
-            assert drafted.tokens_per_pass > 2
-            assert len(model.headrace.passes) < 40
+        if kind == "model":  # it is the same model, so most of its drafts are right
+            assert drafted.accepted > 15
+            assert len(model.headrace.passes) < 45
 
 
 def test_lengths_may_be_none_and_come_back(directory: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import InvalidRequestError
-from headrace.inference.batching import output_file
 from headrace.inference.batching.output_file import OutputError, OutputFile, line_id
 
 IDS = {name: line_id(name, "digest", "job") for name in "abcd"}
@@ -105,7 +104,7 @@ def test_full_disk_keeps_whole_lines_only(tmp_path: Path, monkeypatch: pytest.Mo
         room[0] -= count
         return count
 
-    monkeypatch.setattr(output_file.os, "write", write)
+    monkeypatch.setattr("headrace.inference.batching.output_file.os.write", write)
     with pytest.raises(OutputError, match="No space left"):
         output.write(line("b"))
     monkeypatch.undo()

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from cli_checkpoints import write_model
 from headrace.cli.main import main
 
-MEMORY = "48MiB"
+MEMORY = "40MiB"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_answers_equal_greedy_runs_one_by_one(
     report = json.loads(capsys.readouterr().out)
     assert report["measured"]["answered"] == 25
     assert report["plan"]["streamed_blocks"] > 0
-    assert report["predicted"]["passes"] == report["measured"]["passes"]
+    assert report["measured"]["passes"] <= report["predicted"]["passes"]  # some answers end by themselves
     assert report["measured"]["tokens_per_pass"] > 5
     found = texts(target)
     for line in lines:
@@ -109,7 +109,10 @@ def test_seeds_give_the_same_texts_whatever_the_batch(model: Path, tmp_path: Pat
     lines = requests(8, temperature=1.0, n=3, seed=5)
     source = write(tmp_path / "in.jsonl", lines)
     for flight in ("1", "9"):
-        assert main(arguments(model, source, tmp_path / f"out{flight}.jsonl", "--in-flight", flight)) == 0
+        assert (
+            main(arguments(model, source, tmp_path / f"out{flight}.jsonl", "--in-flight", flight, "--memory", "64MiB"))
+            == 0
+        )
     alone, together = texts(tmp_path / "out1.jsonl"), texts(tmp_path / "out9.jsonl")
     assert alone == together
     assert len(set(alone["r0"])) > 1
@@ -271,6 +274,6 @@ def test_kills_lose_nothing(model: Path, tmp_path: Path) -> None:
         assert process.wait() == -signal.SIGKILL, "the job ended before it was killed"
         assert least <= target.read_bytes().count(b"\n") < 60
     assert main(arguments(model, source, target, "--in-flight", "4")) == 0
-    assert main(arguments(model, source, whole, "--in-flight", "16")) == 0
+    assert main(arguments(model, source, whole, "--in-flight", "16", "--memory", "64MiB")) == 0
     assert texts(target) == texts(whole)
     assert len(texts(target)) == 60

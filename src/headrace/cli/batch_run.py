@@ -20,6 +20,7 @@ from headrace.inference.model_source import resolve_model
 from headrace.planning.job_forecast import JobForecast, Packing, PassTimes, choose_packing, longest_first
 from headrace.planning.load_options import make_options
 from headrace.planning.packing import Need, PassScheduler, PositionPool
+from headrace.planning.planner import Packed
 from headrace.planning.probed_machine import ProbedMachine
 from headrace.units import format_bytes, format_seconds, parse_rate, parse_size
 
@@ -204,7 +205,9 @@ class _Start:
         progress.enter("loading: measuring the disk and one layer, planning, taking the memory")
         keep_heap_small()
         config = read_transformers_config(checkpoint.directory, trust_remote_code=options.trust_remote_code)
-        studied = study(checkpoint, options, config, pass_tokens=STUDIED_PASS_TOKENS)
+        longest = max(need.positions for need in needs.values())
+        least = Packed(positions=longest, pass_tokens=min(16, request.pass_tokens or 16), samples=1, longest=longest)
+        studied = study(checkpoint, options, config, pass_tokens=STUDIED_PASS_TOKENS, packed=least)
         costs = rehearse_packing(checkpoint.spec, DTYPES[studied.request.compute_dtype])
         packing, candidate, forecast = choose_packing(
             studied.request,

@@ -26,8 +26,8 @@ class AdaptiveCandidates(CandidateGenerator):  # type: ignore[misc]  # transform
         self._passes_before = len(handle.passes)
         draft = getattr(inner, "assistant_model", None)
         if draft is not None:
-            inner.generation_config.assistant_confidence_threshold = None
-            inner.assistant_generation_config.assistant_confidence_threshold = None
+            inner.generation_config.assistant_confidence_threshold = 0.0
+            inner.assistant_generation_config.assistant_confidence_threshold = 0.0
             inner.assistant_kwargs.setdefault(
                 "past_key_values", build_cache(draft.config, capacity_tokens=inner.main_model_max_length)
             )

@@ -15,6 +15,7 @@ from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import Strategy
 from headrace.planning.planner import (
     Candidate,
+    Packed,
     Request,
     conversion_bytes,
     minimum_bytes,
@@ -44,10 +45,18 @@ class Studied(NamedTuple):
     notes: tuple[str, ...]
 
 
-def study(checkpoint: Checkpoint, options: Options, config: Any, *, pass_tokens: Sequence[int] = ()) -> Studied:
+def study(
+    checkpoint: Checkpoint,
+    options: Options,
+    config: Any,
+    *,
+    pass_tokens: Sequence[int] = (),
+    packed: Packed | None = None,
+) -> Studied:
     """Measure what planning needs of this model on this machine: dtype, disk, one block. About a second.
 
-    `pass_tokens`: further numbers of tokens in a pass at which the layer is timed.
+    `pass_tokens`: further numbers of tokens in a pass at which the layer is timed. `packed`: the least that packed
+    passes must hold.
     """
     spec = checkpoint.spec
     notes: list[str] = []
@@ -61,6 +70,7 @@ def study(checkpoint: Checkpoint, options: Options, config: Any, *, pass_tokens:
             budget_bytes=options.budget_bytes,
             copies_weights=copies[name],
             draft_tokens=options.draft_tokens,
+            packed=packed,
         )
         for name in names
     }

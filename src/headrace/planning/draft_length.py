@@ -16,7 +16,8 @@ FORGET = 0.97
 """how much of what was seen still counts one pass later"""
 TRY_AGAIN_PASSES = 16
 TRIED_TOKENS = 2
-TRY_COST_MAX = 1.25
+TRYING_SHARE = 0.02
+"""of the time may be lost by looking whether drafts pay again"""
 
 
 class Drafted(NamedTuple):
@@ -77,9 +78,9 @@ class DraftLength:
             return best
         self._since_tried += 1
         tried = min(TRIED_TOKENS, self.most)
-        # The text may have changed its kind: look again now and then, rarely where looking is dear.
-        wait = TRY_AGAIN_PASSES if self._time_s(tried) <= TRY_COST_MAX * self._time_s(0) else 4 * TRY_AGAIN_PASSES
-        if self._since_tried < wait:
+        # The text may have changed its kind: look again now and then, the more rarely the dearer looking is.
+        dearer = self._time_s(tried) / self._time_s(0) - 1
+        if self._since_tried < max(TRY_AGAIN_PASSES, dearer / TRYING_SHARE):
             return 0
         self._since_tried = 0
         return tried
