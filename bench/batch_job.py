@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--compared", type=int, default=150)
     parser.add_argument("--share", type=float, default=0.5)
-    parser.add_argument("--read-limit", default="700MB/s")
+    parser.add_argument("--read-limit", default="1GB/s")
     parser.add_argument("--pilot", type=int, default=60, help="requests of a first job that tells how long answers are")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -29,7 +29,7 @@ SENTENCES = (
 CODE = "def count_{0}(items):\n    total = 0\n    for item in items:\n        total = total + 1\n    return total\n"
 
 
-def make_requests(count: int, *, seed: int = 1, answer_tokens: tuple[int, int] = (8, 48)) -> list[dict[str, Any]]:
+def make_requests(count: int, *, seed: int = 1, answer_tokens: tuple[int, int] = (4, 24)) -> list[dict[str, Any]]:
     """`count` requests: questions, summaries, code edits and plain prompts, a quarter each; greedy."""
     draw = random.Random(seed)
     found = []

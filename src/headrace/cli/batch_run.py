@@ -19,6 +19,7 @@ from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
 from headrace.planning.job_forecast import JobForecast, Packing, PassTimes, choose_packing, longest_first
 from headrace.planning.load_options import make_options
+from headrace.planning.model_spec import HEAD_CHUNK_ROWS, ModelSpec
 from headrace.planning.packing import Need, PassScheduler, PositionPool
 from headrace.planning.planner import Packed
 from headrace.planning.probed_machine import ProbedMachine
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from headrace.streaming.checkpoint import Checkpoint
 
 STUDIED_PASS_TOKENS = (1, 4, 16, 64, 256)
-"""numbers of tokens in a pass at which a layer is timed"""
+"""numbers of tokens in a pass at which a layer is timed, as far as timing them fits a part of the budget"""
+STUDY_SHARE = 1 / 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +209,9 @@ class _Start:
         config = read_transformers_config(checkpoint.directory, trust_remote_code=options.trust_remote_code)
         longest = max(need.positions for need in needs.values())
         least = Packed(positions=longest, pass_tokens=min(16, request.pass_tokens or 16), samples=1, longest=longest)
-        studied = study(checkpoint, options, config, pass_tokens=STUDIED_PASS_TOKENS, packed=least)
+        studied = study(
+            checkpoint, options, config, pass_tokens=_studied(checkpoint.spec, options.budget_bytes), packed=least
+        )
         costs = rehearse_packing(checkpoint.spec, DTYPES[studied.request.compute_dtype])
         packing, candidate, forecast = choose_packing(
             studied.request,
@@ -291,6 +295,13 @@ def _announcement(
     if prefixes:
         lines.append(f"{len(prefixes)} common beginnings are computed once each, {shared} prompt tokens are not")
     return lines
+
+
+def _studied(spec: ModelSpec, budget_bytes: int) -> list[int]:
+    """Numbers of tokens whose activations and logits in a rehearsal take no more than a small part of the budget."""
+    config = spec.config
+    token_bytes = 4 * (HEAD_CHUNK_ROWS + 4 * config.hidden_size + 4 * config.intermediate_size)
+    return [tokens for tokens in STUDIED_PASS_TOKENS if tokens * token_bytes <= budget_bytes * STUDY_SHARE]
 
 
 def _end_tokens(eos_token_id: int | list[int] | None) -> frozenset[int]:
