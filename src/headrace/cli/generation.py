@@ -14,7 +14,7 @@ from headrace.cli.run_progress import Display, RunProgress, displayed
 from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
-from headrace.planning.draft_length import Drafted
+from headrace.planning.draft_length import Drafted, DraftLength
 from headrace.planning.load_options import RESERVE_MIN_BYTES, RESERVE_SHARE, Options, make_options
 from headrace.planning.model_spec import ModelSpec
 from headrace.planning.probed_machine import ProbedMachine
@@ -150,6 +150,8 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
                 model.headrace.draft_length.draft_s = draft.headrace.prediction.decode_s_per_pass
             notes = (*model.headrace.notes, f"decoding: {request.sampling.describe()}")
             output.note(_describe(model.headrace))
+            if model.headrace.draft_length is not None:
+                output.note(_announce_drafts(model.headrace.draft_length))
             progress.follow(model, tokens_each=new_tokens, sequences=len(prompts.lengths))
             generated = _generate(
                 model, tokenizer, prompts, request, new_tokens, display if stream_text else None, draft
@@ -187,6 +189,18 @@ def load_draft(name: str, tokenizer: Any, prompt_tokens: int, max_tokens: int, o
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
         trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _announce_drafts(length: DraftLength) -> str:
+    """Predicted speed with drafts, as far as it can be known before a text was seen."""
+    best = max(range(length.most + 1), key=length.tokens_per_s)
+    if not best:
+        return "drafts: a pass waits for the processor, so none would pay if 2 of 5 were right; tried now and then"
+    return (
+        f"drafts: {best} in each pass would give {length.tokens_per_s(best):.3g} tokens/s if 2 of 5 were right, "
+        f"{length.tokens_per_s(best, 0.8):.3g} if 4 of 5 were, where a pass without drafts gives "
+        f"{length.tokens_per_s(0):.3g}; the number follows what is right"
     )
 
 

@@ -24,7 +24,7 @@ from headrace.cli.options import (
 )
 from headrace.cli.output import Output
 from headrace.cli.prompt import read_prompts
-from headrace.cli.run_report import run_json, run_summary, run_table
+from headrace.cli.run_report import draft_summary, run_json, run_summary, run_table
 from headrace.cli.sampling import Sampling
 from headrace.cli.trace_file import check_writable, write_trace
 from headrace.planning.probed_machine import ProbedMachine
@@ -159,6 +159,8 @@ def show_run(request: RunRequest, output: Output, *, trace: Path | None = None) 
         for text, prompt in zip(result.texts, request.prompts, strict=True):
             output.text(f"--- {' '.join(prompt.split())[:70]}\n{text}\n" if len(result.texts) > 1 else f"{text}\n")
     output.note(run_table(result), run_summary(result))
+    if result.drafted is not None:
+        output.note(draft_summary(result.drafted))
     remark = add_to_history(request, result)
     if remark is not None:
         output.note(remark)

@@ -7,7 +7,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from headrace import __version__
-from headrace.cli.generation import RunResult
+from headrace.cli.generation import DraftReport, RunResult
 from headrace.cli.output import table, three_digits
 from headrace.units import format_bytes, format_rate, format_seconds
 
@@ -146,6 +146,16 @@ def run_table(result: RunResult) -> Table:
         ]
     )
     return table(("", "predicted", "measured", "possible"), rows)
+
+
+def draft_summary(drafted: DraftReport) -> str:
+    """One line about drafts."""
+    seen = drafted.drafted
+    return (
+        f"drafts: {seen.tokens_per_pass:.2f} tokens per pass, {seen.accepted} of {seen.drafted} drafted tokens right; "
+        f"{three_digits(drafted.measured_tokens_per_s)} tokens/s, with so many right predicted "
+        f"{three_digits(drafted.predicted_tokens_per_s)}, without drafts {three_digits(drafted.plain_tokens_per_s)}"
+    )
 
 
 def run_summary(result: RunResult) -> str:

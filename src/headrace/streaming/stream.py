@@ -27,7 +27,8 @@ from headrace.streaming.source import ByteSource, RateLimit
 POISON = 0xFF
 """Bytes of a released slot in debug mode: not-a-number in every floating point format."""
 
-EVENTS_KEPT = 200_000
+EVENTS_KEPT = 24_000
+"""the newest ones, some 3 MB: a long run must not grow beyond its budget by remembering it"""
 
 
 class _Chunk(NamedTuple):

@@ -18,7 +18,7 @@ from headrace.planning.job_forecast import PassLoad
 from headrace.planning.packing import PassScheduler
 
 STOP_TAIL_TOKENS = 16
-RECENT_PASSES = 4096
+RECENT_PASSES = 1024
 
 
 class DonePass(NamedTuple):

@@ -195,6 +195,7 @@ class RaggedRunner:
                 use_cache=True,
                 logits_to_keep=kept,
             )
+        self._model.headrace.passes.clear()  # a long job must not grow by remembering its passes
         return output.logits[0, : len(last_rows)]  # type: ignore[no-any-return]
 
 
