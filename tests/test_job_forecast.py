@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable
 
 import pytest
@@ -28,7 +29,9 @@ from test_planner import model
 SPEC = model([1024] * 12)
 COSTS = PackedCosts(turn_s=1e-6, key_s=1e-9, product_s=1e-10, sample_s=1e-6, bookkeeping_s=1e-6)
 CURVE = ComputeCurve(
-    points=(CurvePoint(1, 2e-10), CurvePoint(16, 4e-10), CurvePoint(64, 1.6e-9), CurvePoint(256, 6.4e-9)), source="test"
+    compute_dtype="bfloat16",
+    stored_dtype="BF16",
+    points=(CurvePoint(1, 2e-10), CurvePoint(16, 4e-10), CurvePoint(64, 1.6e-9), CurvePoint(256, 6.4e-9)),
 )
 PACE = Pace(read_bytes_per_s=1e9, curve=CURVE, block_overhead_s=0.0, pass_overhead_s=1e-4)
 
@@ -66,8 +69,8 @@ def test_packings_fit_and_jobs_obey_physics(extra: int, count: int, prompt: int,
     needs = needs_of(count, prompt, new)
     try:
         packing, candidate, played = choose_packing(request((36 << 20) + extra), PACE, COSTS, needs, {})
-    except BudgetError as error:
-        assert error.required_bytes is None or error.required_bytes > (36 << 20) + extra
+    except BudgetError:
+        assert extra < 40 << 20, "so much is enough for the smallest packing of any of these jobs"
         return
     plan = candidate.plan
     assert plan.memory.total_bytes <= (36 << 20) + extra
@@ -85,7 +88,7 @@ def test_more_memory_is_not_slower() -> None:
     times = [
         choose_packing(request(least + step * (4 << 20)), PACE, COSTS, needs_of(50), {})[2].total_s for step in range(8)
     ]
-    for less, more in zip(times, times[1:], strict=False):
+    for less, more in itertools.pairwise(times):
         assert more <= less * 1.03
 
 

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from headrace.inference.handle import Handle
     from headrace.streaming.checkpoint import Checkpoint
 
-STUDIED_PASS_TOKENS = (1, 4, 16, 64, 256)
+STUDIED_PASS_TOKENS = (1, 4, 16, 64, 128, 256)
 """numbers of tokens in a pass at which a layer is timed, as far as timing them fits a part of the budget"""
-STUDY_SHARE = 1 / 16
+STUDY_SHARE = 1 / 12
 
 
 @dataclass(frozen=True, kw_only=True)
