@@ -22,7 +22,6 @@ def main() -> None:
     parser.add_argument("--requests", type=Path, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--most", type=int, help="stop after so many batches, and scale")
     options = parser.parse_args()
     requests = [json.loads(line) for line in options.requests.read_text().splitlines()]
     requests.sort(key=lambda request: request["max_tokens"])
