@@ -10,10 +10,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import CheckpointCorruptError
-from headrace.planning.extents import ByteRange, Layout, lay_out
+from headrace.planning.extents import AlignedLayout, ByteRange, Layout, align_layout, lay_out
 from headrace.planning.model_config import ModelConfig
 from headrace.planning.tensor_index import DTYPE_BYTES, TensorEntry, TensorIndex
 
@@ -53,6 +54,18 @@ class BlockSpec:
     def footprint_bytes(self) -> int:
         """Bytes of slot, and bytes read: `size_bytes` and the over-reading."""
         return self.layout.footprint_bytes
+
+    @cached_property
+    def aligned(self) -> AlignedLayout:
+        """The block as an accelerator holds it, tensors at aligned places."""
+        if self.head_rows is not None:
+            return align_layout(self.layout, {self.tensors[0].name: self.size_bytes})
+        return align_layout(self.layout, {entry.name: entry.size_bytes for entry in self.tensors})
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of an accelerator's memory that the block takes, and bytes copied to bring it there."""
+        return self.aligned.size_bytes
 
     @property
     def flops_per_token(self) -> float:
@@ -147,8 +160,11 @@ class ModelSpec:
 WORK_SPACE_CONSTANT_BYTES = 28 << 20
 
 
-def build_spec(name: str, config: ModelConfig, index: TensorIndex) -> ModelSpec:
+def build_spec(name: str, config: ModelConfig, index: TensorIndex, *, cut_head: bool = True) -> ModelSpec:
     """Sort the checkpoint's tensors into blocks, embedding and fixed tensors.
+
+    With `cut_head` a head much larger than a layer becomes several blocks. Only for the processor: an accelerator's
+    libraries promise nothing about the sums in the parts of a product.
 
     Raises CheckpointCorruptError where a layer, the embedding or a dtype is not what the config promises.
     """
@@ -184,7 +200,9 @@ def build_spec(name: str, config: ModelConfig, index: TensorIndex) -> ModelSpec:
         if len(table.shape) != 2 or not table.size_bytes:
             raise CheckpointCorruptError(f"{table.name} has shape {table.shape}; a matrix is expected")
     blocks = [_layer_block(number, tensors, config) for number, tensors in enumerate(layers)]
-    blocks += _head_blocks(matrix, len(blocks), max(block.size_bytes for block in blocks))
+    blocks += _head_blocks(
+        matrix, len(blocks), max(block.size_bytes for block in blocks) if cut_head else matrix.size_bytes
+    )
     return ModelSpec(
         name=name,
         config=config,

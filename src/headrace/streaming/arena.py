@@ -14,16 +14,36 @@ import contextlib
 import mmap
 import os
 import threading
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
 from headrace.errors import BudgetError
-from headrace.planning.extents import PAGE_BYTES
+from headrace.planning.extents import DEVICE_ALIGNMENT_BYTES, PAGE_BYTES
 from headrace.units import format_bytes
 
 HUGE_PAGE_BYTES = 2 << 20
 _TOUCHED_AT_ONCE_BYTES = 8 << 20
 _TOUCHING_THREADS_MAX = 8
+
+
+class Memory(Protocol):
+    """Memory taken at once and handed out piece by piece, on the host or on a device; never grows."""
+
+    @property
+    def size_bytes(self) -> int:
+        """All of it."""
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes not handed out yet."""
+
+    def take(self, size_bytes: int) -> Piece:
+        """Hand out the next `size_bytes`; raises BudgetError beyond the memory's size."""
+
+    def close(self) -> None:
+        """Give everything back; pieces handed out must not be used afterwards."""
 
 
 class Arena:
@@ -35,6 +55,10 @@ class Arena:
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
+        self.pinned = False
+        """page-locked and known to a device, which copies from it without a detour (`Device.allocate_host`)"""
+        self.on_close: Callable[[], None] | None = None
+        """called first when the memory is given back: whoever locked its pages lets go of them"""
         self._taken_bytes = 0
         try:
             self._map = mmap.mmap(-1, max(size_bytes, PAGE_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -61,6 +85,11 @@ class Arena:
         self._taken_bytes += size_bytes
         return Piece(self._bytes[start : start + size_bytes], self._view[start : start + size_bytes])
 
+    @property
+    def address(self) -> int:
+        """Where the memory begins."""
+        return self._bytes.data_ptr()
+
     def touch(self) -> None:
         """Take all pages from the system now, with a thread per processor; what is in them becomes undefined.
 
@@ -84,20 +113,58 @@ class Arena:
 
     def close(self) -> None:
         """Give the memory back to the system. The mapping itself goes when the last view of it does."""
+        if self.on_close is not None:
+            self.on_close, let_go = None, self.on_close
+            let_go()
         if hasattr(mmap, "MADV_DONTNEED") and len(self._map):
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class Piece:
-    """A stretch of an arena, seen as a tensor of bytes and as a writable buffer. Owner: whoever took it."""
+    """A stretch of memory: a tensor of bytes, and on the host a writable buffer too. Owner: whoever took it."""
 
-    __slots__ = ("buffer", "tensor")
+    __slots__ = ("_buffer", "tensor")
 
-    def __init__(self, tensor: torch.Tensor, buffer: memoryview) -> None:
+    def __init__(self, tensor: torch.Tensor, buffer: memoryview | None) -> None:
         self.tensor = tensor
-        self.buffer = buffer
+        self._buffer = buffer
+
+    @property
+    def buffer(self) -> memoryview:
+        """The bytes as a buffer, for reading files into; a device's memory has none and raises TypeError."""
+        if self._buffer is None:
+            raise TypeError("memory of a device has no buffer on the host")
+        return self._buffer
 
     @property
     def size_bytes(self) -> int:
         """Length."""
-        return len(self.buffer)
+        return self.tensor.numel()
+
+
+class TensorMemory:
+    """Memory of a device as its allocator gives it: one tensor of bytes, handed out from the start on."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor: torch.Tensor | None = tensor
+        self.size_bytes = tensor.numel()
+        self._taken_bytes = 0
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes not handed out yet."""
+        return self.size_bytes - self._taken_bytes
+
+    def take(self, size_bytes: int) -> Piece:
+        """Hand out the next `size_bytes` (a multiple of DEVICE_ALIGNMENT_BYTES); raises BudgetError beyond its size."""
+        if size_bytes % DEVICE_ALIGNMENT_BYTES:
+            raise ValueError(f"device pieces are multiples of {DEVICE_ALIGNMENT_BYTES}, not {size_bytes} bytes")
+        if self._tensor is None or size_bytes > self.free_bytes:
+            raise BudgetError(f"the memory of {self.size_bytes} bytes has {self.free_bytes} left, not {size_bytes}")
+        start = self._taken_bytes
+        self._taken_bytes += size_bytes
+        return Piece(self._tensor[start : start + size_bytes], None)
+
+    def close(self) -> None:
+        """Give the memory back to the allocator, once no piece of it is alive."""
+        self._tensor = None

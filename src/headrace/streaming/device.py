@@ -1,17 +1,28 @@
 """The seam to the computing device: whose memory slots are, how bytes get there, when a computation has read them.
 
 On a CPU reads land in the slot itself and a computation is over when its call returns, so every event is complete at
-once. An accelerator implements the same four calls with a copy stream, a compute stream and real events; the
-stream's ordering rests on them alone (see `fake_device.py` for one whose events a test completes).
+once (`CpuDevice`, here). An accelerator (`cuda_device.py`) has memory of its own: bytes come through page-locked host
+memory, by copies that go on beside the computation, and events alone order the two. The stream rests on nothing else;
+`fake_device.py` is an accelerator whose queues a test drives.
+
+Two orders keep every run right, and both are events given to this seam:
+  a copy into a slot comes after the computation that read what was there  (`copy(..., after=[computed()])`)
+  a computation with a block comes after the copy that brought it          (`compute_after(copied.end)`)
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 
-from headrace.streaming.arena import Arena
+from headrace.streaming.arena import Arena, Memory
+
+
+COPY_LANES = 2
+"""Queues of copies: blocks from host memory in one, what comes from the disk in the other, so that neither waits for a
+slot that only the other one needs."""
 
 
 class DeviceEvent(Protocol):
@@ -20,19 +31,59 @@ class DeviceEvent(Protocol):
     def wait(self) -> None:
         """Block the calling thread until the device has passed this point."""
 
+    def passed(self) -> bool:
+        """Whether the device has passed this point already; never blocks."""
+
+    def moment_s(self) -> float:
+        """When it was passed, on the clock of `time.perf_counter`; only for an event that has passed."""
+
+
+class Copied(NamedTuple):
+    """A copy on its way: when its first byte moves, and when its last one is there."""
+
+    begin: DeviceEvent
+    end: DeviceEvent
+
+
+class CopyPart(NamedTuple):
+    """Bytes to move: two tensors of uint8, of the same length, one on the host and one on the device."""
+
+    source: torch.Tensor
+    target: torch.Tensor
+
+
+class DeviceMemory(NamedTuple):
+    """The device's own memory, as its driver counts it; bytes of all processes together."""
+
+    free_bytes: int
+    total_bytes: int
+
 
 class Device(Protocol):
-    """What the stream needs of a device."""
+    """What the stream needs of a device. Calls may come from several threads."""
 
     name: str
+    """as users write it: `cpu`, `cuda:0`"""
+    torch_device: torch.device
     lands_in_place: bool
-    """reads go straight into slots (host memory); otherwise through a page-locked ring and `copy_in`"""
+    """reads go straight into slots (host memory); otherwise through page-locked memory and `copy`"""
 
-    def allocate(self, size_bytes: int) -> Arena:
-        """Take all memory for residents and slots at once; owner: the stream, until `Arena.close`."""
+    def allocate(self, size_bytes: int) -> Memory:
+        """Take memory of the device, all of it now; raises BudgetError. Owner: the caller, until `Memory.close`."""
 
-    def copy_in(self, host: torch.Tensor, slot: torch.Tensor) -> DeviceEvent:
-        """Start copying `host` (uint8) to `slot` (uint8, same length) and return the event of its completion."""
+    def allocate_host(self, size_bytes: int) -> Arena:
+        """Take host memory that copies to and from this device are fastest with: page-locked (`Arena.pinned`) where
+        the system allows it, ordinary otherwise. Owner: the caller, until `Arena.close`."""
+
+    def copy(self, parts: Sequence[CopyPart], *, after: Sequence[DeviceEvent] = (), lane: int = 0) -> Copied:
+        """Start copying once the device has passed all of `after`; never blocks the host.
+
+        Copies of one lane (0 to COPY_LANES - 1) follow one another in the order of the calls; lanes know nothing of
+        one another. Host memory must be page-locked and must stay as it is until `Copied.end` has passed.
+        """
+
+    def fill(self, target: torch.Tensor, value: int, *, after: Sequence[DeviceEvent] = ()) -> DeviceEvent:
+        """Overwrite device memory, ordered as a copy of lane 0 is; returns the event of its completion."""
 
     def compute_after(self, event: DeviceEvent) -> None:
         """Let all computation enqueued from now on wait for `event`, without blocking the host."""
@@ -40,12 +91,33 @@ class Device(Protocol):
     def computed(self) -> DeviceEvent:
         """Return the event of everything enqueued for computation so far."""
 
+    def synchronize(self) -> None:
+        """Block until nothing is enqueued any more. Not for use within a pass."""
+
+    def memory(self) -> DeviceMemory | None:
+        """Free and total memory; None where the device's memory is the host's."""
+
+    def held_bytes(self) -> int:
+        """What this process's allocator holds of the device's memory now, by its own counter."""
+
+    def peak_bytes(self) -> int:
+        """The most that it held since `reset_peak`."""
+
+    def reset_peak(self) -> None:
+        """Let the high-water mark start again from what is held now."""
+
 
 class _Complete:
     """An event that lies in the past."""
 
     def wait(self) -> None:
         return
+
+    def passed(self) -> bool:
+        return True
+
+    def moment_s(self) -> float:
+        return 0.0
 
 
 COMPLETE: DeviceEvent = _Complete()
@@ -55,6 +127,7 @@ class CpuDevice:
     """The processor itself: slots are host memory, calls are synchronous."""
 
     name = "cpu"
+    torch_device = torch.device("cpu")
     lands_in_place = True
 
     def allocate(self, size_bytes: int) -> Arena:
@@ -63,9 +136,23 @@ class CpuDevice:
         arena.touch()
         return arena
 
-    def copy_in(self, host: torch.Tensor, slot: torch.Tensor) -> DeviceEvent:
-        """Copy now; used only by callers that do not read in place."""
-        slot.copy_(host)
+    def allocate_host(self, size_bytes: int) -> Arena:
+        """The same: there is one memory."""
+        return self.allocate(size_bytes)
+
+    def copy(self, parts: Sequence[CopyPart], *, after: Sequence[DeviceEvent] = (), lane: int = 0) -> Copied:
+        """Copy now."""
+        for event in after:
+            event.wait()
+        for part in parts:
+            part.target.copy_(part.source)
+        return Copied(COMPLETE, COMPLETE)
+
+    def fill(self, target: torch.Tensor, value: int, *, after: Sequence[DeviceEvent] = ()) -> DeviceEvent:
+        """Overwrite now."""
+        for event in after:
+            event.wait()
+        target.fill_(value)
         return COMPLETE
 
     def compute_after(self, event: DeviceEvent) -> None:
@@ -75,3 +162,21 @@ class CpuDevice:
     def computed(self) -> DeviceEvent:
         """Everything called has returned."""
         return COMPLETE
+
+    def synchronize(self) -> None:
+        """Nothing is ever enqueued."""
+
+    def memory(self) -> DeviceMemory | None:
+        """None: the operating system counts it."""
+        return None
+
+    def held_bytes(self) -> int:
+        """Nothing beside the host's memory."""
+        return 0
+
+    def peak_bytes(self) -> int:
+        """Nothing beside the host's memory."""
+        return 0
+
+    def reset_peak(self) -> None:
+        """Nothing to reset."""

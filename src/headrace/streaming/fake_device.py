@@ -1,13 +1,15 @@
-"""A device with events that complete only when the test says so, for provoking ordering errors without a GPU."""
+"""A processor with events that complete only when the test says so, for provoking ordering errors where reads land in
+place. `fake_accelerator.py` has the device with memory and queues of its own."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import torch
 
 from headrace.streaming.arena import Arena
-from headrace.streaming.device import DeviceEvent
+from headrace.streaming.device import Copied, CopyPart, CpuDevice, DeviceEvent
 
 
 class FakeEvent:
@@ -27,12 +29,19 @@ class FakeEvent:
         if not self._done.wait(self.patience_s):
             raise TimeoutError("a fake event was never completed")
 
+    def passed(self) -> bool:
+        """Whether it was completed."""
+        return self._done.is_set()
 
-class FakeDevice:
+    def moment_s(self) -> float:
+        """No clock."""
+        return 0.0
+
+
+class FakeDevice(CpuDevice):
     """Host memory that behaves like a device whose computation lags behind its calls."""
 
     name = "fake"
-    lands_in_place = True
 
     def __init__(self) -> None:
         self.events: list[FakeEvent] = []
@@ -42,10 +51,14 @@ class FakeDevice:
         """Take ordinary memory."""
         return Arena(size_bytes)
 
-    def copy_in(self, host: torch.Tensor, slot: torch.Tensor) -> DeviceEvent:
+    def copy(self, parts: Sequence[CopyPart], *, after: Sequence[DeviceEvent] = (), lane: int = 0) -> Copied:
         """Copy at once, but report completion only when the test completes the event."""
-        slot.copy_(host)
-        return self.computed()
+        begun = super().copy(parts, after=after).begin
+        return Copied(begun, self.computed())
+
+    def fill(self, target: torch.Tensor, value: int, *, after: Sequence[DeviceEvent] = ()) -> DeviceEvent:
+        """Overwrite as soon as the test lets `after` pass."""
+        return super().fill(target, value, after=after)
 
     def compute_after(self, event: DeviceEvent) -> None:
         """Nothing to enqueue: the fake has no queue of its own."""
