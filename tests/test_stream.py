@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import CheckpointChangedError, StreamError
 from headrace.planning.extents import PAGE_BYTES, ByteRange, Layout, lay_out
+from headrace.planning.plan import places_of
 from headrace.planning.timeline import Lane
 from headrace.streaming.arena import Piece
 from headrace.streaming.device import CpuDevice, Device
@@ -171,7 +172,7 @@ def streaming(
     layouts = [layout_of(block) for block in range(len(resident))]
     stream = Stream(
         layouts=layouts,
-        resident=resident,
+        places=places_of(resident),
         source=source,
         device=device if device is not None else CpuDevice(),
         settings=StreamSettings(
@@ -499,7 +500,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
     def build(layouts: list[Layout], resident: list[bool], *, slots: int = 1, slot_bytes: int = 1 << 20) -> Stream:
         return Stream(
             layouts=layouts,
-            resident=resident,
+            places=places_of(resident),
             source=FakeSource(),
             device=CpuDevice(),
             settings=StreamSettings(slots=slots, slot_bytes=slot_bytes),

@@ -63,7 +63,7 @@ def assemble(
     table = _resident_table(checkpoint) if plan.embedding is EmbeddingPlacement.RESIDENT else None
     stream = Stream(
         layouts=[block.layout for block in spec.blocks],
-        resident=plan.resident,
+        places=plan.places,
         source=checkpoint.open_source(),
         device=device or CpuDevice(),
         settings=settings,

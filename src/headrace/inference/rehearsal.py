@@ -32,7 +32,7 @@ from headrace.inference.weight_names import recipes_of
 from headrace.planning.estimate import LayerTimes
 from headrace.planning.extents import ByteRange, lay_out
 from headrace.planning.model_spec import HEAD_CHUNK_ROWS, product_slices
-from headrace.planning.plan import Workload
+from headrace.planning.plan import Place, Workload
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import Checkpoint, torch_dtype
 from headrace.streaming.device import CpuDevice
@@ -203,7 +203,7 @@ class _Stage:
         waited = lay_out([ByteRange("part", part.file_index, part.file_offset, min(part.length, WAITED_BYTES))])
         self._stream = Stream(
             layouts=[waited, waited],
-            resident=[False, False],
+            places=[Place.DISK, Place.DISK],
             source=checkpoint.open_source(),
             device=CpuDevice(),
             settings=replace(reader, slots=1, slot_bytes=waited.footprint_bytes, overlap=False),

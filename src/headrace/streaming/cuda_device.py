@@ -33,7 +33,7 @@ _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every context
 class GpuDescription(NamedTuple):
     """A GPU as the driver describes it."""
 
-    index: int
+    number: int
     name: str
     memory_bytes: int
     free_bytes: int
@@ -70,7 +70,7 @@ def open_cuda(index: int | None) -> CudaDevice:
 
     Raises InvalidRequestError that says what was found where there is none, or no such one.
     """
-    if not torch.backends.cuda.is_built():
+    if torch.version.cuda is None:
         raise InvalidRequestError(
             f"--device cuda: torch {torch.__version__} was built without CUDA; install a CUDA build of torch, or take "
             "--device cpu"
@@ -84,7 +84,7 @@ def open_cuda(index: int | None) -> CudaDevice:
     if index is None:
         index = torch.cuda.current_device()
     if not 0 <= index < count:
-        names = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in list_gpus())
+        names = ", ".join(f"cuda:{gpu.number} ({gpu.name})" for gpu in list_gpus())
         raise InvalidRequestError(f"--device cuda:{index}: there is no such GPU; found: {names}")
     try:
         return CudaDevice(index)
@@ -122,7 +122,7 @@ class _Clock:
     def __init__(self, device: torch.device) -> None:
         self._lock = threading.Lock()
         torch.cuda.synchronize(device)
-        self._origin: Any = torch.cuda.Event(enable_timing=True)
+        self._origin = _new_event()
         self._origin.record(torch.cuda.current_stream(device))
         self._origin.synchronize()
         self._origin_s = time.perf_counter()
@@ -145,7 +145,7 @@ class CudaDevice:
         self.torch_device = torch.device("cuda", index)
         self.name = f"cuda:{index}"
         with torch.cuda.device(self.torch_device):
-            self._streams: list[Any] = [torch.cuda.Stream(self.torch_device) for _ in range(COPY_LANES)]
+            self._streams: list[Any] = [_new_stream(self.torch_device) for _ in range(COPY_LANES)]
             self._clock = _Clock(self.torch_device)
 
     def allocate(self, size_bytes: int) -> TensorMemory:
@@ -165,17 +165,23 @@ class CudaDevice:
         arena = Arena(size_bytes)
         arena.touch()
         if 0 < size_bytes <= REGISTERED_MAX_BYTES:
-            cudart: Any = torch.cuda.cudart()
             with torch.cuda.device(self.torch_device):
-                arena.pinned = int(cudart.cudaHostRegister(arena.address, size_bytes, _PORTABLE)) == 0
-            if arena.pinned:
+                arena.pinned = int(_runtime().cudaHostRegister(arena.address, size_bytes, _PORTABLE)) == 0
+            if not arena.pinned:
+                self._forget_last_error()
+            else:
                 arena.on_close = lambda: self._unregister(arena.address)
         return arena
+
+    def _forget_last_error(self) -> None:
+        """A refusal stays the runtime's last error, and the next kernel launch would be blamed for it."""
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=self.torch_device)
 
     def _unregister(self, address: int) -> None:
         with contextlib.suppress(RuntimeError):  # a driver that is going down
             torch.cuda.synchronize(self.torch_device)
-        torch.cuda.cudart().cudaHostUnregister(address)
+        _runtime().cudaHostUnregister(address)
 
     def copy(self, parts: Sequence[CopyPart], *, after: Sequence[DeviceEvent] = (), lane: int = 0) -> Copied:
         """Enqueue the copies in the lane's own stream."""
@@ -211,7 +217,7 @@ class CudaDevice:
         return self._record(torch.cuda.current_stream(self.torch_device))
 
     def _record(self, stream: Any) -> CudaEvent:
-        event: Any = torch.cuda.Event(enable_timing=True)
+        event = _new_event()
         event.record(stream)
         return CudaEvent(event, self._clock)
 
@@ -235,6 +241,21 @@ class CudaDevice:
     def reset_peak(self) -> None:
         """Start again from what is reserved now."""
         torch.cuda.reset_peak_memory_stats(self.torch_device)
+
+
+def _new_event() -> Any:
+    make: Any = torch.cuda.Event  # torch's own annotations leave these three out
+    return make(enable_timing=True)
+
+
+def _new_stream(device: torch.device) -> Any:
+    make: Any = torch.cuda.Stream
+    return make(device)
+
+
+def _runtime() -> Any:
+    get: Any = torch.cuda.cudart
+    return get()
 
 
 def _first_line(error: BaseException) -> str:

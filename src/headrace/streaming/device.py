@@ -19,7 +19,6 @@ import torch
 
 from headrace.streaming.arena import Arena, Memory
 
-
 COPY_LANES = 2
 """Queues of copies: blocks from host memory in one, what comes from the disk in the other, so that neither waits for a
 slot that only the other one needs."""
@@ -72,8 +71,10 @@ class Device(Protocol):
         """Take memory of the device, all of it now; raises BudgetError. Owner: the caller, until `Memory.close`."""
 
     def allocate_host(self, size_bytes: int) -> Arena:
-        """Take host memory that copies to and from this device are fastest with: page-locked (`Arena.pinned`) where
-        the system allows it, ordinary otherwise. Owner: the caller, until `Arena.close`."""
+        """Take host memory that this device copies from and to fastest. Owner: the caller, until `Arena.close`.
+
+        Page-locked (`Arena.pinned`) where the system allows it, ordinary otherwise.
+        """
 
     def copy(self, parts: Sequence[CopyPart], *, after: Sequence[DeviceEvent] = (), lane: int = 0) -> Copied:
         """Start copying once the device has passed all of `after`; never blocks the host.
@@ -142,6 +143,7 @@ class CpuDevice:
 
     def copy(self, parts: Sequence[CopyPart], *, after: Sequence[DeviceEvent] = (), lane: int = 0) -> Copied:
         """Copy now."""
+        del lane
         for event in after:
             event.wait()
         for part in parts:

@@ -1,11 +1,14 @@
-"""An accelerator made of host memory: its own memory, queues for computing and copying, events, and a driver of them
-that a test chooses. What a GPU may do in any order, this one does in the order that hurts.
+"""An accelerator made of host memory, whose queues move in the order that hurts.
 
-Every call only puts work into a queue. How far the queues get is up to the `Drive`:
-  LAZY      nothing moves before somebody waits for it: a missing wait finds old bytes
-  EAGER     everything moves as soon as its own queue's order and its events allow: a missing wait overwrites
-  RANDOM    a seeded draw of steps at every call: hypothesis looks for the interleaving that breaks
-  MANUAL    only `step` and `run` move the queues: a test holds any copy exactly where it wants it
+It has memory of its own, queues for computing and copying, events, and a driver of them that a test chooses: what a
+GPU may do in any order, this one does in the worst. Every call only puts work into a queue. How far the queues get is
+up to the `Drive`:
+  LAZY             nothing moves before somebody waits for it
+  EAGER            everything moves as soon as its queue's order and its events allow
+  COPIES_FIRST     copies are eager, computing is lazy: a copy that does not wait for computing overwrites what it reads
+  COMPUTING_FIRST  computing is eager, copies are lazy: computing that does not wait for a copy finds old bytes
+  RANDOM           a seeded draw of steps at every call: hypothesis looks for the interleaving that breaks
+  MANUAL           only `step` and `run` move the queues: a test holds any copy exactly where it wants it
 
 Torch computes on this device's memory at once, when a model calls it, so `computes_at_once` is what models run with:
 there `compute_after` brings about exactly what it waits for. Tests of the stream enqueue computations (`compute`)
@@ -40,6 +43,8 @@ class Drive(StrEnum):
 
     LAZY = "lazy"
     EAGER = "eager"
+    COPIES_FIRST = "copies first"
+    COMPUTING_FIRST = "computing first"
     RANDOM = "random"
     MANUAL = "manual"
 
@@ -102,6 +107,8 @@ class FakeAccelerator:
     """of copies that were carried out"""
     synchronized: int = 0
     """calls of `synchronize` so far"""
+    violations: list[str] = field(default_factory=list)
+    """what a real device would have crashed at: memory that was given back while work on it was enqueued"""
     _queues: dict[str, deque[_Item]] = field(default_factory=dict)
     _held: int = 0
     _peak: int = 0
@@ -110,7 +117,8 @@ class FakeAccelerator:
     def __post_init__(self) -> None:
         self._moved = threading.Condition(threading.RLock())
         self._random = random.Random(self.seed)
-        self._queues = {COMPUTING: deque()} | {_lane(number): deque() for number in range(COPY_LANES)}
+        for queue in (COMPUTING, *map(_lane, range(COPY_LANES))):
+            self._queues[queue] = deque()
 
     # -- memory -----------------------------------------------------------------------------------------------------
 
@@ -126,7 +134,17 @@ class FakeAccelerator:
     def give_back(self, size_bytes: int) -> None:
         """Memory was closed."""
         with self._moved:
+            self._check_idle("device memory")
             self._held -= size_bytes
+
+    def _unlock(self, address: int, size_bytes: int) -> None:
+        with self._moved:
+            self._check_idle("page-locked memory")
+            self._pinned.remove((address, size_bytes))
+
+    def _check_idle(self, what: str) -> None:
+        if any(self._queues[_lane(number)] for number in range(COPY_LANES)):
+            self.violations.append(f"{what} was given back while copies were enqueued")
 
     def allocate_host(self, size_bytes: int) -> Arena:
         """Take ordinary memory, and remember it as page-locked while `pinnable_bytes` lasts."""
@@ -135,7 +153,7 @@ class FakeAccelerator:
             if sum(length for _, length in self._pinned) + size_bytes <= self.pinnable_bytes:
                 arena.pinned = True
                 self._pinned.append((arena.address, size_bytes))
-                arena.on_close = lambda: self._pinned.remove((arena.address, size_bytes))
+                arena.on_close = lambda: self._unlock(arena.address, size_bytes)
         return arena
 
     def memory(self) -> DeviceMemory:
@@ -242,7 +260,7 @@ class FakeAccelerator:
     def run(self) -> None:
         """Move everything that can move."""
         with self._moved:
-            while any([self._run_queue(queue) for queue in self._queues]):
+            while sum(self._run_queue(queue) for queue in self._queues):
                 pass
 
     def run_until(self, event: QueueEvent) -> None:
@@ -273,6 +291,11 @@ class FakeAccelerator:
     def _drift(self) -> None:
         if self.drive is Drive.EAGER:
             self.run()
+        elif self.drive is Drive.COPIES_FIRST:
+            while sum(self._run_queue(queue) for queue in self._queues if queue != COMPUTING):
+                pass
+        elif self.drive is Drive.COMPUTING_FIRST:
+            self._run_queue(COMPUTING)
         elif self.drive is Drive.RANDOM:
             for _ in range(self._random.randrange(4)):
                 self.step(self._random.choice(list(self._queues)))
@@ -302,14 +325,15 @@ class _FakeMemory(TensorMemory):
 
     def __init__(self, device: FakeAccelerator, tensor: torch.Tensor) -> None:
         super().__init__(tensor)
-        self._device: FakeAccelerator | None = device
+        self._device = device
+        self._closed = False
 
     def close(self) -> None:
         """Give back; a second call does nothing."""
         super().close()
-        if self._device is not None:
-            self._device, device = None, self._device
-            device.give_back(self.size_bytes)
+        if not self._closed:
+            self._closed = True
+            self._device.give_back(self.size_bytes)
 
 
 def _lane(number: int) -> str:

@@ -1,5 +1,7 @@
-"""A processor with events that complete only when the test says so, for provoking ordering errors where reads land in
-place. `fake_accelerator.py` has the device with memory and queues of its own."""
+"""A processor with events that complete only when the test says so, for provoking ordering errors.
+
+Reads land in place; `fake_accelerator.py` has the device with memory and queues of its own.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ class FakeDevice(CpuDevice):
 
     def copy(self, parts: Sequence[CopyPart], *, after: Sequence[DeviceEvent] = (), lane: int = 0) -> Copied:
         """Copy at once, but report completion only when the test completes the event."""
-        begun = super().copy(parts, after=after).begin
+        begun = super().copy(parts, after=after, lane=lane).begin
         return Copied(begun, self.computed())
 
     def fill(self, target: torch.Tensor, value: int, *, after: Sequence[DeviceEvent] = ()) -> DeviceEvent:

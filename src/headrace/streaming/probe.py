@@ -1,5 +1,7 @@
 """Measure this machine: how fast its disk reads past the page cache, how fast it computes with which dtypes.
 
+An accelerator beside it is measured by `accelerator_probe.py`, called from here.
+
 Every figure is the median of a few repetitions; none is taken from a data sheet.
 """
 
@@ -23,16 +25,18 @@ from torch.nn import functional
 
 from headrace.errors import MachineError
 from headrace.planning.extents import PAGE_BYTES, ByteRange, align_down, lay_out
+from headrace.planning.plan import Place
 from headrace.planning.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
 from headrace.planning.tensor_index import ShardFile
+from headrace.streaming.accelerator_probe import probe_accelerator
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import TORCH_DTYPES
-from headrace.streaming.device import CpuDevice
+from headrace.streaming.cuda_device import list_gpus
+from headrace.streaming.device import CpuDevice, Device
+from headrace.streaming.opening import open_device
+from headrace.streaming.progress import Progress, part_of, unheard
 from headrace.streaming.source import ByteSource, DirectFiles
 from headrace.streaming.stream import Stream, StreamSettings
-
-Progress = Callable[[str, float], None]
-"""Called with what is being measured and the share of the work that is done, 0 to 1."""
 
 CURVE_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PROBE_FILE_BYTES = 512 << 20
@@ -200,8 +204,40 @@ def _probe_file(directory: Path) -> Iterator[ShardFile]:
         yield ShardFile(Path(file.name), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
 
 
-def probe_machine(directory: Path, *, progress: Progress = lambda _what, _share: None) -> ProbedMachine:
-    """Measure disk, arithmetic and how much they slow each other, in about twenty seconds."""
+def probe_machine(directory: Path, *, device: str | Device = "auto", progress: Progress = unheard) -> ProbedMachine:
+    """Measure disk, arithmetic and how much they slow each other, in about twenty seconds.
+
+    Before that an accelerator, where there is one, in some ten more. `device` is what `open_device` takes: auto, cpu,
+    cuda or cuda:N. Raises InvalidRequestError for a device that is not there, before anything is measured; BudgetError
+    where too little of its memory is free; MachineError where the directory's disk cannot be written to.
+    """
+    opened = open_device(device)
+    if opened.lands_in_place:
+        machine = _probe_host(directory, progress)
+        progress("done", 1.0)
+        return machine
+    accelerator = probe_accelerator(opened, name=_name_of(opened), progress=part_of(progress, 0.0, 0.3))
+    machine = _probe_host(directory, part_of(progress, 0.3, 1.0))
+    progress("done", 1.0)
+    return replace(
+        machine,
+        accelerators=(accelerator,),
+        host_to_device_bytes_per_s=accelerator.pinned_to_device_bytes_per_s,
+        sources={
+            **machine.sources,
+            "host_to_device_bytes_per_s": f"measured: page-locked memory to {accelerator.device} ({accelerator.name})",
+        },
+    )
+
+
+def _name_of(device: Device) -> str:
+    """What the maker calls a device, where the driver tells."""
+    names = {f"cuda:{gpu.number}": gpu.name for gpu in list_gpus()}
+    return names.get(device.name, device.name)
+
+
+def _probe_host(directory: Path, progress: Progress) -> ProbedMachine:
+    """Measure the computer without its accelerators."""
     progress(f"writing a file of {PROBE_FILE_BYTES >> 20} MiB to {directory}", 0.0)
     with _probe_file(directory) as file:
         source = DirectFiles([file])
@@ -225,7 +261,6 @@ def probe_machine(directory: Path, *, progress: Progress = lambda _what, _share:
             f"arithmetic, {_DTYPE_NAMES[stored]} weights in {_DTYPE_NAMES[compute]}", 0.5 + 0.5 * number / len(pairs)
         )
         curves.append(compute_curve(stored, compute, shape=(4096, 2048)))
-    progress("done", 1.0)
     how = "direct reads" if direct else "buffered reads (the file system refuses direct ones), dropped from the cache"
     return ProbedMachine(
         name=platform.node() or "this machine",
@@ -314,7 +349,7 @@ def handover_seconds(source: ByteSource, settings: StreamSettings, *, rounds: in
     page = lay_out([ByteRange("page", 0, 0, PAGE_BYTES)])
     stream = Stream(
         layouts=[page, page],
-        resident=[False, False],
+        places=[Place.DISK, Place.DISK],
         source=source,
         device=CpuDevice(),
         settings=replace(settings, slots=1, slot_bytes=page.footprint_bytes, overlap=False),

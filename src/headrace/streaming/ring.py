@@ -1,5 +1,8 @@
-"""A few page-locked chunks of host memory between disk and device: bytes are read into one, copied from it, and it is
-free again when the copy is done. Chunks, not blocks: copying begins before a block is read to its end."""
+"""A few page-locked chunks of host memory between disk and device.
+
+Bytes are read into one, copied from it, and it is free again when the copy is done. Chunks, not blocks: copying begins
+before a block is read to its end.
+"""
 
 from __future__ import annotations
 
