@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
+from headrace.cli.main import main
 from headrace.errors import MachineError
+from headrace.planning.machine import Tier
 from headrace.planning.machine_catalogue import find_machine
 from headrace.planning.machine_file import machine_from_probe, machine_from_toml, machine_to_toml
+from headrace.planning.memory_need import usable_bytes
 from headrace.planning.unit_text import read_number, read_quantity, write_number
-from test_probed_machine import MACHINE
+from test_probed_machine import ACCELERATOR, MACHINE, WITH_GPU
 
 GOOD = """
 name = "two cards"
@@ -120,6 +125,81 @@ def test_what_probe_wrote_is_a_machine_too(tmp_path: Path) -> None:
     path = tmp_path / "probe.toml"
     path.write_text(probed.to_toml())
     assert find_machine(str(path)).processor.kind == "cpu"
+
+
+def test_a_probed_accelerator_computes_and_the_computer_around_it_feeds_it(tmp_path: Path) -> None:
+    made = machine_from_probe(WITH_GPU)
+    processor, host = made.processor, made.host
+    assert (processor.name, processor.kind, processor.memory_bytes) == ("NVIDIA H200", "gpu", 150e9)
+    assert processor.memory_bytes_per_s.expected == ACCELERATOR.memory_bytes_per_s
+    assert processor.flops["bf16"].expected == pytest.approx(7e14)  # 16 bits, in the dtype that is faster here
+    assert "float16" in processor.flops["bf16"].source
+    assert processor.flops["fp32"].expected == pytest.approx(5e13)
+    assert host is not None
+    assert host.memory_bytes == WITH_GPU.memory_bytes
+    assert host.flops.expected == pytest.approx(WITH_GPU.compute[0].flops)
+    assert host.memory_bytes_per_s.expected == pytest.approx(
+        2 / 1e-9
+    )  # products of one token, as nothing else is known
+    assert made.links["storage"].bytes_per_s.expected == WITH_GPU.read_bytes_per_s
+    assert made.links["host"].bytes_per_s.expected == 5e10
+    assert made.links["host"].bytes_per_s.low == 4.2e10  # while it computes
+    assert made.links["host"].latency_s.expected == 2e-5
+    assert made.devices == 1
+    assert made.notes == ()
+    for tier in Tier:
+        assert usable_bytes(made, tier) > 0
+    assert machine_from_toml(machine_to_toml(made), origin="again") == made
+    path = tmp_path / "probe.toml"
+    path.write_text(WITH_GPU.to_toml())
+    assert find_machine(str(path)) == made
+
+
+def test_of_several_accelerators_the_first_is_planned_for_and_a_note_says_so() -> None:
+    second = dataclasses.replace(ACCELERATOR, device="cuda:1", name="NVIDIA T4")
+    made = machine_from_probe(dataclasses.replace(WITH_GPU, accelerators=(second, ACCELERATOR)))
+    assert (made.processor.name, made.devices) == ("NVIDIA T4", 1)
+    assert made.notes == ("planned for cuda:1 alone, not for the 1 measured beside it",)
+
+
+def test_what_products_reach_counts_where_copies_within_the_device_are_slower() -> None:
+    slow_copies = dataclasses.replace(ACCELERATOR, memory_bytes_per_s=1e12)
+    host = dataclasses.replace(WITH_GPU, accelerators=(slow_copies,), memory_bytes_per_s=9e10)
+    made = machine_from_probe(host)
+    assert made.processor.memory_bytes_per_s.expected == pytest.approx(4e12)
+    assert made.host is not None
+    assert made.host.memory_bytes_per_s.expected == 9e10
+
+
+def test_a_probe_without_arithmetic_is_no_machine() -> None:
+    with pytest.raises(MachineError, match="bench has no measurement of arithmetic"):
+        machine_from_probe(dataclasses.replace(MACHINE, compute=()))
+    eight_bits = dataclasses.replace(ACCELERATOR.compute[0], compute_dtype="int8")
+    with pytest.raises(MachineError, match="NVIDIA H200 has no measurement of 16- or 32-bit arithmetic"):
+        machine_from_probe(
+            dataclasses.replace(WITH_GPU, accelerators=(dataclasses.replace(ACCELERATOR, compute=(eight_bits,)),))
+        )
+
+
+def test_a_model_larger_than_the_gpu_is_planned_over_its_link(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of GPT-3's 350 GB at most 150 stay on the device; the rest comes from the host's memory, which has the room."""
+    path = tmp_path / "machine.toml"
+    path.write_text(dataclasses.replace(WITH_GPU, memory_bytes=10**12).to_toml())
+    assert main(["plan", "gpt-3", "--machine", str(path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["machine"]["processor"] == "NVIDIA H200"
+    strategies = {item["name"]: item for item in report["strategies"]}
+    assert not strategies["resident"]["fits"]
+    overlap = strategies["overlap"]
+    assert overlap["fits"]
+    assert overlap["weights_from"] == "host"
+    assert overlap["binds"] == "host link"
+    assert overlap["memory_bytes"]["host"] > 200e9
+    # At least the bytes that do not fit, at the link's measured rate.
+    assert overlap["decode_s_per_pass"] > (350e9 - 150e9) / 5e10
+    assert overlap["decode_s_per_pass"] < 350e9 / 4.2e10
 
 
 def test_units_mean_what_they_say() -> None:

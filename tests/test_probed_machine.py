@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import MachineError
+from headrace.planning.probed_accelerator import ProbedAccelerator
 from headrace.planning.probed_machine import ComputeCurve, CurvePoint, DiskDepth, ProbedMachine
 
 times = st.floats(1e-15, 1e3)
@@ -32,6 +33,27 @@ def curves(draw: st.DrawFn, *, rising: bool = False) -> ComputeCurve:
         points=tuple(itertools.starmap(CurvePoint, zip(tokens, sorted(seconds) if rising else seconds, strict=True))),
     )
 
+
+rates = st.floats(1, 1e13)
+accelerators = st.builds(
+    ProbedAccelerator,
+    name=texts,
+    device=texts,
+    memory_bytes=st.integers(2**40, 2**63 - 1),
+    free_bytes=st.integers(0, 2**40),
+    pinned_to_device_bytes_per_s=rates,
+    pageable_to_device_bytes_per_s=rates,
+    pinned_from_device_bytes_per_s=rates,
+    pageable_from_device_bytes_per_s=rates,
+    pinned_to_device_while_computing_bytes_per_s=rates,
+    compute_slowdown_while_copying=st.floats(1, 1e3),
+    copy_latency_s=st.floats(0, 1),
+    launch_overhead_s=st.floats(0, 1),
+    small_kernel_s=st.floats(0, 1),
+    memory_bytes_per_s=rates,
+    compute=st.lists(curves(), min_size=1, max_size=3).map(tuple),
+    sources=st.dictionaries(texts, texts, max_size=3),
+)
 
 machines = st.builds(
     ProbedMachine,
@@ -51,6 +73,7 @@ machines = st.builds(
     ).map(tuple),
     memory_bytes_per_s=st.none() | st.floats(1, 1e13),
     host_to_device_bytes_per_s=st.none() | st.floats(1, 1e13),
+    accelerators=st.lists(accelerators, max_size=2, unique_by=lambda accelerator: accelerator.device).map(tuple),
     sources=st.dictionaries(texts, texts, max_size=3),
 )
 
@@ -60,6 +83,41 @@ CURVE = ComputeCurve(
     points=(CurvePoint(1, 1e-9), CurvePoint(4, 2e-9), CurvePoint(64, 8e-9)),
 )
 MACHINE = ProbedMachine(name="bench", memory_bytes=1 << 33, read_bytes_per_s=1.5e9, compute=(CURVE,))
+ACCELERATOR = ProbedAccelerator(
+    name="NVIDIA H200",
+    device="cuda:0",
+    memory_bytes=150 * 10**9,
+    free_bytes=149 * 10**9,
+    pinned_to_device_bytes_per_s=5e10,
+    pageable_to_device_bytes_per_s=1e10,
+    pinned_from_device_bytes_per_s=4e10,
+    pageable_from_device_bytes_per_s=8e9,
+    pinned_to_device_while_computing_bytes_per_s=4.2e10,
+    compute_slowdown_while_copying=1.02,
+    copy_latency_s=2e-5,
+    launch_overhead_s=3e-6,
+    small_kernel_s=4e-6,
+    memory_bytes_per_s=4e12,
+    compute=(
+        ComputeCurve(
+            compute_dtype="bfloat16",
+            stored_dtype="BF16",
+            points=(CurvePoint(1, 5e-13), CurvePoint(4096, 4096 * 2 / 6e14)),
+        ),
+        ComputeCurve(
+            compute_dtype="float16",
+            stored_dtype="F16",
+            points=(CurvePoint(1, 5e-13), CurvePoint(4096, 4096 * 2 / 7e14)),
+        ),
+        ComputeCurve(
+            compute_dtype="float32",
+            stored_dtype="F32",
+            points=(CurvePoint(1, 1e-12), CurvePoint(4096, 4096 * 2 / 5e13)),
+        ),
+    ),
+    sources={"link": "a test"},
+)
+WITH_GPU = dataclasses.replace(MACHINE, accelerators=(ACCELERATOR,), host_to_device_bytes_per_s=5e10)
 
 
 # -- TOML ------------------------------------------------------------------------------------------------------------
@@ -316,6 +374,105 @@ def test_a_file_without_the_later_fields_is_still_read() -> None:
 def test_later_fields_are_checked_too(field: str, changes: dict[str, Any]) -> None:
     with pytest.raises(MachineError, match=field):
         dataclasses.replace(MACHINE, **changes)
+
+
+# -- accelerators ------------------------------------------------------------------------------------------------------
+
+NUMBERS_OF_ACCELERATORS = {
+    "memory_bytes": 1,
+    "free_bytes": 0,
+    "pinned_to_device_bytes_per_s": 1,
+    "pageable_to_device_bytes_per_s": 1,
+    "pinned_from_device_bytes_per_s": 1,
+    "pageable_from_device_bytes_per_s": 1,
+    "pinned_to_device_while_computing_bytes_per_s": 1,
+    "compute_slowdown_while_copying": 1,
+    "copy_latency_s": 0,
+    "launch_overhead_s": 0,
+    "small_kernel_s": 0,
+    "memory_bytes_per_s": 1,
+}
+"""and the least that each may be"""
+
+
+def test_a_machine_without_accelerators_is_written_as_before() -> None:
+    assert "accelerators" not in tomllib.loads(MACHINE.to_toml())
+    assert ProbedMachine.from_toml(MACHINE.to_toml(), origin="x").accelerators == ()
+
+
+def test_accelerators_are_an_array_of_tables() -> None:
+    text = WITH_GPU.to_toml()
+    assert "[[accelerators]]" in text
+    assert ProbedMachine.from_toml(text, origin="x") == WITH_GPU
+    assert set(tomllib.loads(text)["accelerators"][0]) == {"name", "device", "curves", "sources"} | set(
+        NUMBERS_OF_ACCELERATORS
+    )
+
+
+@pytest.mark.parametrize("field", ["name", "device", "curves", *NUMBERS_OF_ACCELERATORS])
+@pytest.mark.parametrize("value", [REMOVED, "wrong", True, [1, "x"]], ids=["removed", "text", "flag", "mixed"])
+def test_a_field_of_an_accelerator_that_is_missing_or_of_another_kind_is_named(field: str, value: object) -> None:
+    raw = tomllib.loads(WITH_GPU.to_toml())
+    if value is REMOVED:
+        del raw["accelerators"][0][field]
+    else:
+        raw["accelerators"][0][field] = value
+    text = tomli_w.dumps(raw)
+    if value == "wrong" and field in {"name", "device"}:
+        assert getattr(ProbedMachine.from_toml(text, origin="x").accelerators[0], field) == "wrong"
+        return
+    with pytest.raises(MachineError, match=rf"the file is not a machine description: .*accelerators\[0\]\.{field}"):
+        ProbedMachine.from_toml(text, origin="the file")
+
+
+@pytest.mark.parametrize("value", ["wrong", {}, [1], 7])
+def test_what_is_no_array_of_accelerators_is_named(value: object) -> None:
+    with pytest.raises(MachineError, match=r"accelerators is .* where an array of tables is expected"):
+        ProbedMachine.from_toml(tomli_w.dumps(tomllib.loads(MACHINE.to_toml()) | {"accelerators": value}), origin="x")
+
+
+def test_an_accelerator_may_leave_its_sources_out() -> None:
+    raw = tomllib.loads(WITH_GPU.to_toml())
+    del raw["accelerators"][0]["sources"]
+    assert ProbedMachine.from_toml(tomli_w.dumps(raw), origin="x").accelerators[0].sources == {}
+
+
+@pytest.mark.parametrize("field", NUMBERS_OF_ACCELERATORS)
+def test_numbers_of_an_accelerator_that_have_no_sense_are_named(field: str) -> None:
+    least = NUMBERS_OF_ACCELERATORS[field]
+    changes: dict[str, Any] = {"free_bytes": 0, field: least}
+    assert getattr(dataclasses.replace(ACCELERATOR, **changes), field) == least
+    for value in (least - 0.5, -1.0, math.inf, math.nan):
+        with pytest.raises(MachineError, match=f"NVIDIA H200: {field} is"):
+            dataclasses.replace(ACCELERATOR, **(changes | {field: value}))
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("curves is empty", {"compute": ()}),
+        ("free_bytes is 150000000001; it must be at most memory_bytes", {"free_bytes": 150 * 10**9 + 1}),
+    ],
+)
+def test_an_accelerator_that_contradicts_itself_is_refused(message: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(MachineError, match=message):
+        dataclasses.replace(ACCELERATOR, **changes)
+
+
+def test_a_device_that_is_named_twice_is_refused() -> None:
+    other = dataclasses.replace(ACCELERATOR, device="cuda:1")
+    assert dataclasses.replace(MACHINE, accelerators=(ACCELERATOR, other)).accelerators[1] is other
+    with pytest.raises(MachineError, match="bench: accelerators names a device twice: cuda:0, cuda:0"):
+        dataclasses.replace(MACHINE, accelerators=(ACCELERATOR, ACCELERATOR))
+
+
+def test_the_curve_of_an_accelerator() -> None:
+    found = ACCELERATOR.curve(compute_dtype="float16", stored_dtype="F16")
+    assert found is ACCELERATOR.compute[1]
+    assert found.flops == pytest.approx(7e14)
+    assert found.weight_bytes_per_s == pytest.approx(4e12)
+    with pytest.raises(MachineError, match="NVIDIA H200 has no measurement of float32 products with BF16"):
+        ACCELERATOR.curve(compute_dtype="float32", stored_dtype="BF16")
 
 
 # -- a curve bent through measured points ------------------------------------------------------------------------------

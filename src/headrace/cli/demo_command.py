@@ -51,7 +51,10 @@ def demo(
     with output.reserved():
         model = fetch_demo_model((directory or cache_directory()).expanduser(), output.note)
         output.note(f"prompt: {PROMPT}")
-        show_run(RunRequest(model=str(model), prompts=(PROMPT,), memory=memory, max_new_tokens=NEW_TOKENS), output)
+        request = RunRequest(
+            model=str(model), prompts=(PROMPT,), memory=memory, device="cpu", max_new_tokens=NEW_TOKENS
+        )
+        show_run(request, output)
 
 
 DEMO = Command("demo", demo, EXAMPLES)

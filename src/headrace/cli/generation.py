@@ -15,13 +15,20 @@ from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
 from headrace.planning.draft_length import Drafted, DraftLength
-from headrace.planning.load_options import RESERVE_MIN_BYTES, RESERVE_SHARE, Options, make_options
+from headrace.planning.load_options import (
+    DEVICE_RESERVE_MIN_BYTES,
+    RESERVE_MIN_BYTES,
+    RESERVE_SHARE,
+    Options,
+    make_options,
+)
 from headrace.planning.model_spec import ModelSpec
 from headrace.planning.probed_machine import ProbedMachine
 from headrace.units import format_bytes, parse_rate, parse_size
 
 if TYPE_CHECKING:
     from headrace.inference.handle import Handle, Measured
+    from headrace.streaming.device import Device
 
 DEFAULT_NEW_TOKENS = 128
 DEFAULT_DRAFT_TOKENS = 8
@@ -36,6 +43,11 @@ class RunRequest:
     model: str
     prompts: tuple[str, ...]
     memory: str | None = None
+    device: str = "auto"
+    host_memory: str | None = None
+    processor_blocks: bool = False
+    cache_on_host: bool = False
+    compile_layers: bool = False
     max_new_tokens: int | None = None
     """None: DEFAULT_NEW_TOKENS, or as many as the model's context still holds"""
     min_new_tokens: int | None = None
@@ -53,8 +65,9 @@ class RunRequest:
     draft_tokens: int = DEFAULT_DRAFT_TOKENS
 
     def __post_init__(self) -> None:
-        if self.memory is not None:
-            parse_size(self.memory)
+        for size in (self.memory, self.host_memory):
+            if size is not None:
+                parse_size(size)
         if self.draft is not None and self.draft_tokens < 1:
             raise InvalidRequestError(f"--draft-tokens must be at least 1, not {self.draft_tokens}")
         if self.draft is not None and (len(self.prompts) > 1 or self.sampling.num_beams > 1):
@@ -106,10 +119,12 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
     with displayed(progress, output) as display:
         from headrace.inference.api import load_checkpoint
         from headrace.streaming.checkpoint import Checkpoint
-        from headrace.streaming.system_memory import default_budget_bytes
+        from headrace.streaming.device_budget import device_budget_bytes, host_budget_bytes
+        from headrace.streaming.opening import open_device
 
         started = time.perf_counter()
-        checkpoint = Checkpoint(directory)
+        device = open_device(request.device)
+        checkpoint = Checkpoint(directory, cut_head=device.lands_in_place)
         tokenizer = load_tokenizer(checkpoint.directory, trust_remote_code=request.trust_remote_code)
         prompts = encode_prompts(
             tokenizer,
@@ -122,7 +137,12 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
         options = make_options(
             checkpoint.spec,
             memory=request.memory,
-            default_budget_bytes=default_budget_bytes,
+            default_budget_bytes=lambda: device_budget_bytes(device),
+            host_memory=request.host_memory,
+            default_host_budget_bytes=None if device.lands_in_place else host_budget_bytes,
+            processor_blocks=request.processor_blocks,
+            cache_on_host=request.cache_on_host,
+            compile_layers=request.compile_layers,
             strategy=request.strategy,
             dtype=request.dtype,
             batch=len(prompts.lengths) * request.sampling.num_beams,
@@ -135,17 +155,19 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
         )
         draft = None
         if request.draft not in (None, LOOKUP):
-            draft = load_draft(str(request.draft), tokenizer, prompts.longest, prompts.longest + new_tokens, options)
+            draft = load_draft(
+                str(request.draft), tokenizer, prompts.longest, prompts.longest + new_tokens, options, device
+            )
             held_bytes = draft.headrace.plan.memory.total_bytes
             options = options._replace(budget_bytes=options.budget_bytes - held_bytes)
             output.note(f"draft: {draft.headrace.checkpoint.spec.name}, {format_bytes(held_bytes)} of the budget")
-        output.note(_announcement(checkpoint.spec, options, memory_given=request.memory is not None))
+        output.note(_announcement(checkpoint.spec, options, device, memory_given=request.memory is not None))
         progress.doing = "loading: measuring the disk and one layer, planning, taking the memory"
         progress.tell()
         with contextlib.ExitStack() as open_models:
             if draft is not None:
                 open_models.enter_context(draft)
-            model = open_models.enter_context(load_checkpoint(checkpoint, options, started=started))
+            model = open_models.enter_context(load_checkpoint(checkpoint, options, device=device, started=started))
             if draft is not None:
                 model.headrace.draft_length.draft_s = draft.headrace.prediction.decode_s_per_pass
             notes = (*model.headrace.notes, f"decoding: {request.sampling.describe()}")
@@ -171,7 +193,7 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
         )
 
 
-def load_draft(name: str, tokenizer: Any, prompt_tokens: int, max_tokens: int, options: Options) -> Any:
+def load_draft(name: str, tokenizer: Any, prompt_tokens: int, max_tokens: int, options: Options, device: Device) -> Any:
     """Load a small model, all of it resident, that drafts for another one; its tokenizer must be the same."""
     from headrace.inference.api import load
 
@@ -185,6 +207,7 @@ def load_draft(name: str, tokenizer: Any, prompt_tokens: int, max_tokens: int, o
     return load(
         directory,
         memory=options.budget_bytes,
+        device=device,
         strategy="resident",
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
@@ -268,8 +291,8 @@ def _generate(
     if display is not None and len(prompts.lengths) == 1 and sampling.num_beams == 1:
         options["streamer"] = TextStream(tokenizer, display.write)
     sequences = model.generate(
-        input_ids=prompts.input_ids,
-        attention_mask=prompts.attention_mask,
+        input_ids=prompts.input_ids.to(model.device),
+        attention_mask=prompts.attention_mask.to(model.device),
         max_new_tokens=new_tokens,
         pad_token_id=prompts.pad_token_id,
         **options,
@@ -290,13 +313,17 @@ def _until_end(tokens: list[int], eos_token_id: int | list[int] | None) -> list[
     return tokens
 
 
-def _announcement(spec: ModelSpec, options: Options, *, memory_given: bool) -> str:
+def _announcement(spec: ModelSpec, options: Options, device: Device, *, memory_given: bool) -> str:
     """Weights next to the memory that they may take."""
-    reserve = f"{RESERVE_SHARE:.0%}, at least {format_bytes(RESERVE_MIN_BYTES)}"
+    least_bytes = RESERVE_MIN_BYTES if device.lands_in_place else DEVICE_RESERVE_MIN_BYTES
+    reserve = f"{RESERVE_SHARE:.0%}, at least {format_bytes(least_bytes)}"
     origin = "" if memory_given else f" (what is free now, less a reserve of {reserve})"
+    where = (
+        "" if device.lands_in_place else f" of {device.name}, and {format_bytes(options.host_budget_bytes)} of the host"
+    )
     return (
         f"{spec.name}: {format_bytes(spec.weights_bytes)} of weights; headrace may hold "
-        f"{format_bytes(options.budget_bytes)}{origin}"
+        f"{format_bytes(options.budget_bytes)}{origin}{where}"
     )
 
 

@@ -59,13 +59,19 @@ def add_to_history(request: RunRequest, result: RunResult) -> str | None:
     return None
 
 
+def _machine_name(device: str) -> str:
+    """A GPU's runs teach nothing about the processor beside it."""
+    name = platform.node() or "this machine"
+    return name if device == "cpu" else f"{name} {device}"
+
+
 def record_of(request: RunRequest, result: RunResult) -> RunRecord:
     """Write down what matters of a run."""
     handle, measured = result.handle, result.measured
     plan, spec, predicted = handle.plan, handle.checkpoint.spec, handle.prediction
     return RunRecord(
         at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        machine=platform.node() or "this machine",
+        machine=_machine_name(plan.device),
         model=spec.name,
         active_parameters=float(sum(block.active_parameters for block in spec.blocks)),
         stored_dtype=spec.stored_dtype,

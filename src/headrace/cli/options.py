@@ -36,8 +36,8 @@ MemoryOption = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="What weights, KV cache and work space may take together (800MB, 2GiB, 2G), beyond the interpreter and "
-        "its libraries. Without it: what is free now, less a reserve.",
+        help="What weights, KV cache and work space may take together (800MB, 2GiB, 2G) of the computing device's "
+        "memory, beyond the interpreter and its libraries. Without it: what is free now, less a reserve.",
     ),
 ]
 StrategyOption = Annotated[
@@ -49,6 +49,22 @@ StrategyOption = Annotated[
 ]
 DtypeOption = Annotated[
     DtypeChoice, typer.Option(help="What is computed in. auto: the stored dtype or float32, whichever is faster here.")
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Who computes: cpu, cuda, cuda:1. auto: what HEADRACE_DEVICE names, else the first GPU, else the cpu.",
+    ),
+]
+HostMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="With a GPU: host memory for blocks that do not fit on it, page-locked where possible; what does not fit "
+        "there either comes from the disk. Without it: what is free now, less a reserve.",
+        show_default=False,
+    ),
 ]
 ReadLimitOption = Annotated[
     str | None, typer.Option(metavar="RATE", help="Read no faster than this (500MB/s, 1GiB/s), to try a slower disk.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,15 +18,18 @@ from headrace.cli.output import Output
 from headrace.cli.trace_file import check_writable
 from headrace.errors import InvalidRequestError
 from headrace.planning.probed_machine import ProbedMachine
-from headrace.units import format_rate
+from headrace.units import format_bytes, format_rate
 
 if TYPE_CHECKING:
-    from headrace.streaming.probe import Progress
+    from headrace.streaming.cuda_device import GpuDescription
+    from headrace.streaming.progress import Progress
 
 EXAMPLES = (
     "headrace probe > machine.toml",
     "headrace probe --dir /mnt/models --out machine.toml",
+    "headrace probe --device cuda:1 --json",
     "headrace plan ./my-model --machine machine.toml",
+    "headrace plan gpt-3 --machine machine.toml",
 )
 
 
@@ -41,12 +44,20 @@ def probe(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the description there instead of to standard output.")
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda|cuda:N",
+            help="The GPU to measure beside the processor; auto: the first one, where there is one; cpu: none. All "
+            "that are seen are listed.",
+        ),
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine: its disk, its arithmetic.
+    """Measure this machine: its disk, its arithmetic, a GPU and the link to it.
 
-    Also how much reading and computing slow each other. Takes about twenty seconds, writes a file of 512 MiB to the
-    disk in question and removes it again.
+    Also how much reading and computing slow each other, and copying and computing. Takes about twenty seconds, with a
+    GPU ten more; writes a file of 512 MiB to the disk in question and removes it again.
     """
     if not directory.is_dir():
         raise InvalidRequestError(f"--dir {directory}: there is no such directory")
@@ -55,23 +66,61 @@ def probe(
     require_run_libraries("measuring this machine")
     output = Output(as_json=as_json)
     with output.reserved():
+        from headrace.streaming.cuda_device import list_gpus
+        from headrace.streaming.opening import open_device
         from headrace.streaming.probe import probe_machine
 
+        opened = open_device(device)
+        gpus = list_gpus()
         with _shown(output) as progress:
-            machine = probe_machine(directory, progress=progress)
-        _report(output, machine, out)
+            machine = probe_machine(directory, device=opened, progress=progress)
+        _report(output, machine, gpus, out)
 
 
-def _report(output: Output, machine: ProbedMachine, out: Path | None) -> None:
+def _report(output: Output, machine: ProbedMachine, gpus: Sequence[GpuDescription], out: Path | None) -> None:
     text = machine.to_toml()
     if out is not None:
         try:
             out.write_text(text, encoding="utf-8")
         except OSError as error:
             raise InvalidRequestError(f"--out {out} cannot be written: {error.strerror}") from error
+    measured = {accelerator.device: accelerator for accelerator in machine.accelerators}
     if output.as_json:
-        output.json({**tomllib.loads(text), "out": None if out is None else str(out), "headrace_version": __version__})
-    elif out is None:
+        raw = tomllib.loads(text)
+        output.json(
+            {
+                **raw,
+                "accelerators": raw.get("accelerators", []),
+                "gpus": [
+                    {
+                        "device": f"cuda:{gpu.number}",
+                        "name": gpu.name,
+                        "memory_bytes": gpu.memory_bytes,
+                        "free_bytes": gpu.free_bytes,
+                        "compute_capability": gpu.compute_capability,
+                        "multiprocessors": gpu.multiprocessors,
+                        "measured": f"cuda:{gpu.number}" in measured,
+                    }
+                    for gpu in gpus
+                ],
+                "out": None if out is None else str(out),
+                "headrace_version": __version__,
+            }
+        )
+        return
+    for gpu in gpus:
+        output.note(
+            f"cuda:{gpu.number}: {gpu.name}, {format_bytes(gpu.memory_bytes)}, {format_bytes(gpu.free_bytes)} free, "
+            f"compute capability {gpu.compute_capability}{'' if f'cuda:{gpu.number}' in measured else ', not measured'}"
+        )
+    for accelerator in machine.accelerators:
+        output.note(
+            f"{accelerator.device}: {format_rate(accelerator.pinned_to_device_bytes_per_s)} from page-locked memory, "
+            f"{format_rate(accelerator.pageable_to_device_bytes_per_s)} from ordinary memory; "
+            f"{format_rate(accelerator.memory_bytes_per_s)} within it; "
+            f"{max(curve.flops for curve in accelerator.compute) / 1e12:.3g} TFLOP/s"
+        )
+    if out is None:
         output.text(text)
     else:
         output.note(f"{machine.name}: reads {format_rate(machine.read_bytes_per_s)}; written to {out}")

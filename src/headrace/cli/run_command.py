@@ -11,8 +11,10 @@ from headrace.cli.command import Command
 from headrace.cli.generation import DEFAULT_DRAFT_TOKENS, DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
 from headrace.cli.history_file import add_to_history
 from headrace.cli.options import (
+    DeviceOption,
     DtypeChoice,
     DtypeOption,
+    HostMemoryOption,
     JsonOption,
     MemoryOption,
     ModelArgument,
@@ -34,6 +36,7 @@ EXAMPLES = (
     "headrace run ./my-model --prompt-file question.txt --max-new-tokens 300 --temperature 0.7 --seed 1",
     "cat question.txt | headrace run ./my-model --prompt-file - --json > answer.json",
     "headrace run ./my-model --prompt 'Red is' --prompt 'The sea is' --no-chat --trace trace.json",
+    "headrace run ./my-70b --device cuda --memory 40GiB --host-memory 100GiB --prompt 'Name three rivers.'",
 )
 
 
@@ -58,6 +61,28 @@ def run(
     ] = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on past the model's end of text, up to --max-new-tokens.")
+    ] = False,
+    device: DeviceOption = "auto",
+    host_memory: HostMemoryOption = None,
+    processor_blocks: Annotated[
+        bool,
+        typer.Option(
+            "--processor-blocks",
+            help="With a GPU: let the processor compute some layers from host memory, where that is predicted to be "
+            "faster. Results then differ from the GPU's own in rounding.",
+        ),
+    ] = False,
+    cache_on_host: Annotated[
+        bool,
+        typer.Option(
+            "--cache-on-host", help="With a GPU: let keys and values wait in host memory if they do not fit beside it."
+        ),
+    ] = False,
+    compile_layers: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Fuse small operations with torch.compile (slow start; results may differ in rounding)."
+        ),
     ] = False,
     strategy: StrategyOption = StrategyChoice.AUTO,
     dtype: DtypeOption = DtypeChoice.AUTO,
@@ -124,6 +149,11 @@ def run(
         model=model,
         prompts=read_prompts(prompt, prompt_file),
         memory=memory,
+        device=device,
+        host_memory=host_memory,
+        processor_blocks=processor_blocks,
+        cache_on_host=cache_on_host,
+        compile_layers=compile_layers,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         strategy=strategy.value,

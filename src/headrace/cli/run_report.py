@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from headrace import __version__
 from headrace.cli.generation import DraftReport, RunResult
 from headrace.cli.output import table, three_digits
+from headrace.planning.plan import Place
 from headrace.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from headrace.inference.handle import Handle, Measured
+    from headrace.planning.plan import AcceleratorPlan
 
 
 def run_json(result: RunResult) -> dict[str, Any]:
@@ -66,6 +68,20 @@ def plan_json(handle: Handle) -> dict[str, Any]:
         "kv_cache_bytes": plan.memory.kv_cache_bytes,
         "compute_dtype": plan.compute_dtype,
         "embedding": plan.embedding.value,
+        "device": plan.device,
+        **({} if plan.accelerator is None else _on_accelerator(plan.accelerator)),
+    }
+
+
+def _on_accelerator(beside: AcceleratorPlan) -> dict[str, Any]:
+    return {
+        "places": [place.value for place in beside.places],
+        "host_stored_blocks": sum(place is Place.HOST for place in beside.places),
+        "disk_blocks": sum(place is Place.DISK for place in beside.places),
+        "processor_blocks": sum(place is Place.PROCESSOR for place in beside.places),
+        "host_memory_bytes": beside.host.total_bytes,
+        "host_budget_bytes": beside.host_budget_bytes,
+        "cache_on_host": beside.cache_on_host,
     }
 
 
@@ -126,15 +142,7 @@ def run_table(result: RunResult) -> Table:
             ],
         ]
     if handle.plan.streamed_blocks:
-        expected = handle.plan.streamed_bytes_per_pass / predicted.decode_s_per_pass
-        rows.append(
-            [
-                "read from the disk",
-                format_rate(expected),
-                format_rate(measured.read_bytes_per_s),
-                format_rate(possible["read_bytes_per_s"]),
-            ]
-        )
+        rows.append(_travel_row(handle, measured, possible))
     beyond = measured.peak_memory_bytes - measured.process_overhead_bytes
     budget = handle.plan.budget_bytes
     rows.append(
@@ -145,7 +153,40 @@ def run_table(result: RunResult) -> Table:
             f"{format_bytes(budget)} allowed",
         ]
     )
+    if handle.plan.accelerator is not None:
+        rows.append(_host_memory_row(handle.plan.accelerator, measured))
     return table(("", "predicted", "measured", "possible"), rows)
+
+
+def _travel_row(handle: Handle, measured: Measured, possible: dict[str, Any]) -> list[str]:
+    """How fast weights came: from the disk, or over the link to an accelerator."""
+    expected = handle.plan.streamed_bytes_per_pass / handle.prediction.decode_s_per_pass
+    if handle.plan.accelerator is None:
+        words, seen, limit = "read from the disk", measured.read_bytes_per_s, possible["read_bytes_per_s"]
+    else:
+        words, seen, limit = "copied to the device", measured.copied_bytes_per_s, possible["copied_bytes_per_s"]
+    return [words, format_rate(expected), format_rate(seen), format_rate(limit)]
+
+
+def _host_memory_row(beside: AcceleratorPlan, measured: Measured) -> list[str]:
+    """What the host holds beside an accelerator; the driver's own share, which grows while it runs, is in it."""
+    held = measured.peak_host_memory_bytes - measured.host_overhead_bytes
+    return [
+        "memory held on the host",
+        format_bytes(beside.host.total_bytes),
+        format_bytes(held),
+        f"{format_bytes(beside.host_budget_bytes)} allowed",
+    ]
+
+
+WAITS = {"disk": "the disk", "compute": "the processor", "both": "loading and computing, in turn", "link": "the link"}
+
+
+def waits_for(binds: str, *, accelerator: bool) -> str:
+    """Say in words what a pass waits for."""
+    if accelerator:
+        return {**WAITS, "compute": "the accelerator", "processor": "the processor's own blocks"}[binds]
+    return {**WAITS, "both": "the disk and the processor, in turn"}[binds]
 
 
 def draft_summary(drafted: DraftReport) -> str:
@@ -160,15 +201,17 @@ def draft_summary(drafted: DraftReport) -> str:
 
 def run_summary(result: RunResult) -> str:
     """One line below the table."""
-    measured, binds = result.measured, result.handle.prediction.binds
-    waits = (
-        "the disk and the processor, in turn"
-        if binds == "both"
-        else f"the {'disk' if binds == 'disk' else 'processor'}"
+    measured, handle = result.measured, result.handle
+    on_device = handle.plan.accelerator is not None
+    waits = waits_for(handle.prediction.binds, accelerator=on_device)
+    peak = (
+        f"peak on {handle.plan.device} {format_bytes(measured.peak_memory_bytes)} (by its allocator's counter), of the "
+        f"process on the host {format_bytes(measured.peak_host_memory_bytes)}"
+        if on_device
+        else f"peak of the whole process {format_bytes(measured.peak_memory_bytes)}, of which interpreter and "
+        f"libraries {format_bytes(measured.process_overhead_bytes)} (from the operating system)"
     )
     return (
         f"{sum(result.generated_tokens)} tokens after {sum(result.prompt_tokens)}, {result.notes[-1]}; "
-        f"a pass waits for {waits}; {format_bytes(measured.bytes_read)} read; "
-        f"peak of the whole process {format_bytes(measured.peak_memory_bytes)}, of which interpreter and libraries "
-        f"{format_bytes(measured.process_overhead_bytes)} (from the operating system)"
+        f"a pass waits for {waits}; {format_bytes(measured.bytes_read)} read; {peak}"
     )

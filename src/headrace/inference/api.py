@@ -7,21 +7,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import HeadraceError, InvalidRequestError
+from headrace.errors import HeadraceError
+from headrace.inference.accelerator_study import (
+    AcceleratorStudied,
+    choose_on_accelerator,
+    draft_length_on_accelerator,
+    study_accelerator,
+)
 from headrace.inference.assembly import assemble
 from headrace.inference.model_source import resolve_model
 from headrace.inference.skeleton import read_transformers_config
-from headrace.inference.study import choose, compare, study
+from headrace.inference.study import Studied, choose, compare, study
 from headrace.planning.draft_length import DraftLength
 from headrace.planning.estimate import Pace
 from headrace.planning.job_forecast import PackedCosts, PassLoad, PassTimes
 from headrace.planning.load_options import Options, make_options
 from headrace.planning.model_spec import ModelSpec
-from headrace.planning.plan import Plan
+from headrace.planning.plan import Place, Plan
 from headrace.planning.planner import Candidate
 from headrace.planning.probed_machine import ProbedMachine
 from headrace.streaming import probe as machine_probe
 from headrace.streaming.checkpoint import Checkpoint
+from headrace.streaming.device import CpuDevice, Device
+from headrace.streaming.device_budget import device_budget_bytes, host_budget_bytes, refuse_what_is_not_free
+from headrace.streaming.opening import open_device
 from headrace.streaming.system_memory import default_budget_bytes, keep_heap_small
 from headrace.units import format_bytes
 
@@ -34,7 +43,8 @@ def load(
     model: str | Path,
     *,
     memory: str | int | None = None,
-    device: str = "cpu",
+    device: str | Device = "auto",
+    host_memory: str | int | None = None,
     strategy: str = "auto",
     dtype: str = "auto",
     batch: int = 1,
@@ -46,8 +56,17 @@ def load(
     poison: bool = False,
     trust_remote_code: bool = False,
     draft_tokens: int = 0,
+    processor_blocks: bool = False,
+    cache_on_host: bool = False,
+    compile_layers: bool = False,
 ) -> Any:
-    """Return the transformers model in `model` with weights that stream within `memory` bytes.
+    """Return the transformers model in `model` with weights that stream within `memory` bytes of the device's memory.
+
+    `device` is auto (what HEADRACE_DEVICE names, else the first GPU, else the processor), cpu, cuda or cuda:N. On a GPU
+    blocks that do not fit wait in up to `host_memory` bytes of page-locked host memory, the rest on the disk; with
+    `processor_blocks` the processor may compute some of them, with `cache_on_host` keys and values may wait on the
+    host, with `compile_layers` torch.compile fuses the small operations. The first and the last of these change results
+    by rounding; without them they equal those of a run with everything resident bit for bit.
 
     `batch`, `prompt_tokens` and `max_tokens` (prompt and new tokens together) say what the KV cache and the work
     space are planned for; generation beyond that is refused before it starts. `strategy` is auto, resident,
@@ -60,13 +79,14 @@ def load(
     Raises CheckpointError, UnsupportedModelError, BudgetError, InvalidRequestError.
     """
     started = time.perf_counter()
-    if device != "cpu":
-        raise InvalidRequestError(f"device {device!r} is not supported yet; headrace computes on the cpu so far")
-    checkpoint = Checkpoint(resolve_model(model))
+    computing = open_device(device)
+    checkpoint = Checkpoint(resolve_model(model), cut_head=computing.lands_in_place)
     options = make_options(
         checkpoint.spec,
         memory=memory,
-        default_budget_bytes=default_budget_bytes,
+        default_budget_bytes=lambda: device_budget_bytes(computing),
+        host_memory=host_memory,
+        default_host_budget_bytes=None if computing.lands_in_place else host_budget_bytes,
         strategy=strategy,
         dtype=dtype,
         batch=batch,
@@ -78,27 +98,37 @@ def load(
         poison=poison,
         trust_remote_code=trust_remote_code,
         draft_tokens=draft_tokens,
+        processor_blocks=processor_blocks,
+        cache_on_host=cache_on_host,
+        compile_layers=compile_layers,
     )
-    return load_checkpoint(checkpoint, options, started=started)
+    return load_checkpoint(checkpoint, options, device=computing, started=started)
 
 
-def load_checkpoint(checkpoint: Checkpoint, options: Options, *, started: float | None = None) -> Any:
-    """Measure, plan, take the memory, start the stream, and return the model. See `load`."""
+def load_checkpoint(
+    checkpoint: Checkpoint, options: Options, *, device: Device | None = None, started: float | None = None
+) -> Any:
+    """Measure, plan, take the memory, start the stream, and return the model. See `load`.
+
+    `device`: the processor by default; for an accelerator the checkpoint was opened with its head in one piece.
+    """
     started = time.perf_counter() if started is None else started
+    device = CpuDevice() if device is None else device
+    refuse_what_is_not_free(device, options.budget_bytes, options.host_budget_bytes)
     keep_heap_small()
     config = read_transformers_config(checkpoint.directory, trust_remote_code=options.trust_remote_code)
-    drafts = [count for count in DRAFTS_STUDIED if count <= options.draft_tokens]
-    studied = study(checkpoint, options, config, pass_tokens=[1 + count for count in drafts])
-    candidate = choose(studied, options.strategy)
-    model = assemble(
-        checkpoint,
-        config,
-        candidate,
-        studied,
-        options,
-        started=started,
-    )
-    if options.draft_tokens:
+    pass_tokens = [1 + count for count in DRAFTS_STUDIED if count <= options.draft_tokens]
+    studied: Studied | AcceleratorStudied
+    if device.lands_in_place:
+        studied = study(checkpoint, options, config, pass_tokens=pass_tokens)
+        candidate = choose(studied, options.strategy)
+    else:
+        studied = study_accelerator(checkpoint, options, config, device, pass_tokens=pass_tokens)
+        candidate = choose_on_accelerator(studied, options.strategy)
+    model = assemble(checkpoint, config, candidate, studied, options, device=device, started=started)
+    if options.draft_tokens and isinstance(studied, AcceleratorStudied):
+        model.headrace.draft_length = draft_length_on_accelerator(studied, candidate.plan, options.draft_tokens)
+    elif options.draft_tokens:
         model.headrace.draft_length = draft_length(checkpoint.spec, candidate.plan, studied.pace, options.draft_tokens)
     return model
 
@@ -147,8 +177,28 @@ def probe(directory: str | Path = ".") -> ProbedMachine:
 
 def describe_plan(plan: Plan) -> str:
     """One line about a plan for people."""
+    if plan.accelerator is None:
+        return (
+            f"{plan.strategy.value}: {plan.resident_blocks} of {plan.num_blocks} blocks resident, {plan.slots} slots, "
+            f"{format_bytes(plan.streamed_bytes_per_pass)} read per pass, {plan.compute_dtype}, "
+            f"{format_bytes(plan.memory.total_bytes)} of {format_bytes(plan.budget_bytes)}"
+        )
+    beside = plan.accelerator
+    numbers = {place: sum(own is place for own in plan.places) for place in Place}
+    where = ", ".join(
+        f"{numbers[place]} {words}"
+        for place, words in (
+            (Place.DEVICE, f"stay on {beside.device}"),
+            (Place.HOST, "come from host memory"),
+            (Place.DISK, "come from the disk"),
+            (Place.PROCESSOR, "are computed by the processor"),
+        )
+        if numbers[place]
+    )
+    cache = ", keys and values on the host" if beside.cache_on_host else ""
     return (
-        f"{plan.strategy.value}: {plan.resident_blocks} of {plan.num_blocks} blocks resident, {plan.slots} slots, "
-        f"{format_bytes(plan.streamed_bytes_per_pass)} read per pass, {plan.compute_dtype}, "
-        f"{format_bytes(plan.memory.total_bytes)} of {format_bytes(plan.budget_bytes)}"
+        f"{plan.strategy.value}: of {plan.num_blocks} blocks {where}; {plan.slots} slots, "
+        f"{format_bytes(plan.streamed_bytes_per_pass)} copied per pass, {plan.compute_dtype}{cache}, "
+        f"{format_bytes(plan.memory.total_bytes)} of {format_bytes(plan.budget_bytes)} on the device, "
+        f"{format_bytes(beside.host.total_bytes)} of {format_bytes(beside.host_budget_bytes)} on the host"
     )

@@ -13,20 +13,23 @@ import torch
 from torch import nn
 
 from headrace.errors import InvalidRequestError, UnsupportedModelError
+from headrace.inference.accelerator_study import AcceleratorStudied
 from headrace.inference.block_weights import BlockWeights, ConversionBuffer
-from headrace.inference.ends import EmbeddingRows, StreamedHead, head_rows
-from headrace.inference.handle import Handle, PassRecord
-from headrace.inference.skeleton import attach_generation_config, build_skeleton
+from headrace.inference.compiling import compile_layers
+from headrace.inference.ends import EmbeddingRows, StreamedHead, TableSource, head_rows
+from headrace.inference.handle import Handle
+from headrace.inference.processor_blocks import HostInputs, compute_on_host
+from headrace.inference.skeleton import HOST, attach_generation_config, build_skeleton
 from headrace.inference.study import DTYPES, Studied, reader_settings
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.planning.load_options import Options
-from headrace.planning.model_spec import ModelSpec
-from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy
-from headrace.planning.planner import Candidate, conversion_bytes
+from headrace.planning.model_spec import BlockSpec, ModelSpec
+from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Place, Plan, Strategy
+from headrace.planning.planner import Candidate
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
 from headrace.streaming.device import CpuDevice, Device
-from headrace.streaming.stream import Stream
+from headrace.streaming.stream import Stream, StreamSettings
 from headrace.streaming.system_memory import resident_bytes, return_free_memory
 
 
@@ -34,7 +37,7 @@ def assemble(
     checkpoint: Checkpoint,
     config: Any,
     candidate: Candidate,
-    studied: Studied,
+    studied: Studied | AcceleratorStudied,
     options: Options,
     *,
     started: float,
@@ -43,51 +46,66 @@ def assemble(
     """Build the model by a plan: skeleton, stream, blocks, ends."""
     plan, spec = candidate.plan, checkpoint.spec
     dtype = DTYPES[plan.compute_dtype]
-    model = build_skeleton(config, dtype, attention=options.attention)
+    device = CpuDevice() if device is None else device
+    where = device.torch_device
+    model = build_skeleton(config, dtype, attention=options.attention, device=where)
     attach_generation_config(model, checkpoint.directory)
     architecture = spec.config.architecture
     recipes = recipes_of(model, checkpoint.index.entries.values())
     _check_structure(model, spec, recipes)
-    settings = replace(
-        reader_settings(options),
-        slots=plan.slots,
-        slot_bytes=plan.slot_bytes,
-        overlap=plan.strategy is not Strategy.SEQUENTIAL,
-        poison=options.poison,
-        block_names=tuple(block.name for block in spec.blocks),
-    )
     gc.collect()
     return_free_memory()
-    process_overhead_bytes = resident_bytes()  # from here on, what is taken is weights, caches and work space
-    _load_fixed(model, checkpoint, recipes, dtype)
-    table = _resident_table(checkpoint) if plan.embedding is EmbeddingPlacement.RESIDENT else None
+    device.release_cached()
+    device.reset_peak()
+    # From here on, what is taken is weights, caches and work space.
+    process_overhead_bytes, device_overhead_bytes = resident_bytes(), device.held_bytes()
+    _load_fixed(model, checkpoint, recipes, dtype, where)
+    table = _table(checkpoint, plan, where)
     stream = Stream(
         layouts=[block.layout for block in spec.blocks],
+        aligned=None if device.lands_in_place else [block.aligned for block in spec.blocks],
         places=plan.places,
         source=checkpoint.open_source(),
-        device=device or CpuDevice(),
-        settings=settings,
+        device=device,
+        settings=_stream_settings(options, plan, spec),
     )
     try:
-        buffer = ConversionBuffer(conversion_bytes(studied.request))
+        buffer = ConversionBuffer(plan.memory.conversion_bytes, where)
+        own_buffer = ConversionBuffer(studied.processor_conversion_bytes if plan.processor_blocks else 0)
         clean_ups = []
+        inputs = HostInputs()
         for block in spec.blocks:
             if block.layer_index is None:
                 continue
             prefix = f"{architecture.layers}.{block.layer_index}."
+            by_processor = plan.places[block.index] is Place.PROCESSOR
             weights = BlockWeights(
                 model.get_submodule(prefix[:-1]),
                 {name.removeprefix(prefix): r for name, r in recipes.items() if name.startswith(prefix)},
-                block.layout.positions,
+                block.layout.positions if device.lands_in_place else block.aligned.positions,
                 dtype,
-                buffer,
-                studied.request.copies_weights,
+                own_buffer if by_processor else buffer,
+                studied.copies_weights,
+                HOST if by_processor else where,
             )
-            clean_ups.append(_take_turns(weights, stream, block.index, stays=plan.resident[block.index]))
+            stays = plan.places[block.index] not in TRAVELLING
+            clean_ups.append(_take_turns(weights, stream, block.index, stays=stays))
+            if by_processor:
+                compute_on_host(weights.block, inputs, where)
         head_blocks = [block for block in spec.blocks if block.head_rows is not None]
-        head = StreamedHead(head_blocks, stream, dtype, buffer, copy_misaligned=studied.request.copies_weights)
+        head = StreamedHead(
+            head_blocks,
+            stream,
+            dtype,
+            buffer,
+            copy_misaligned=studied.copies_weights,
+            whole=not device.lands_in_place,
+            device=where,
+        )
         model.set_output_embeddings(head)
-        _attach_embedding(model, checkpoint, stream, plan, dtype, table)
+        _attach_embedding(model, checkpoint, stream, plan, dtype, table, where)
+        if options.compile_layers:
+            compile_layers(list(model.get_submodule(architecture.layers)), dtype=dtype, stored_dtype=spec.stored_dtype)
         model.headrace = Handle(
             checkpoint=checkpoint,
             plan=plan,
@@ -98,8 +116,11 @@ def assemble(
             process_overhead_bytes=process_overhead_bytes,
             notes=studied.notes,
             layers=tuple(model.get_submodule(architecture.layers)),
+            device=device,
+            link_bytes_per_s=studied.link_bytes_per_s,
+            device_overhead_bytes=device_overhead_bytes,
         )
-        _record_passes(model, clean_ups)
+        _record_passes(model, clean_ups, inputs)
     except BaseException:
         stream.close()
         raise
@@ -132,7 +153,23 @@ def _check_structure(model: Any, spec: ModelSpec, recipes: dict[str, Recipe]) ->
     )
 
 
-def _load_fixed(model: Any, checkpoint: Checkpoint, recipes: dict[str, Recipe], dtype: torch.dtype) -> None:
+def _stream_settings(options: Options, plan: Plan, spec: ModelSpec) -> StreamSettings:
+    settings = replace(
+        reader_settings(options),
+        slots=plan.slots,
+        slot_bytes=plan.slot_bytes,
+        overlap=plan.strategy is not Strategy.SEQUENTIAL,
+        poison=options.poison,
+        block_names=tuple(block.name for block in spec.blocks),
+    )
+    if plan.accelerator is None:
+        return settings
+    return replace(settings, chunk_bytes=plan.accelerator.chunk_bytes, ring_chunks=plan.accelerator.ring_chunks)
+
+
+def _load_fixed(
+    model: Any, checkpoint: Checkpoint, recipes: dict[str, Recipe], dtype: torch.dtype, device: torch.device
+) -> None:
     """Give the model its small tensors for good: final norm, position table, persistent buffers."""
     values = checkpoint.read_tensors(checkpoint.spec.fixed)
     own = {entry.name for entry in checkpoint.spec.fixed}
@@ -143,15 +180,22 @@ def _load_fixed(model: Any, checkpoint: Checkpoint, recipes: dict[str, Recipe], 
             raise UnsupportedModelError(f"{name} is put together from several tensors outside the layers")
         module_name, _, own_name = name.rpartition(".")
         module = model.get_submodule(module_name)
-        value = values[recipe.ingredients[0].entry.name].to(dtype)
+        value = values[recipe.ingredients[0].entry.name].to(dtype).to(device)
         if own_name in dict(module.named_buffers(recurse=False)):
             module.register_buffer(own_name, value)
         else:
             module.register_parameter(own_name, nn.Parameter(value, requires_grad=False))
 
 
-def _resident_table(checkpoint: Checkpoint) -> torch.Tensor:
-    """The whole embedding table, in memory of its own."""
+def _table(checkpoint: Checkpoint, plan: Plan, device: torch.device) -> torch.Tensor | None:
+    """The whole embedding table where the plan keeps it, on the device or on the host; None elsewhere."""
+    if plan.embedding is EmbeddingPlacement.RESIDENT:
+        return _read_table(checkpoint).to(device)
+    return _read_table(checkpoint) if plan.embedding is EmbeddingPlacement.HOST else None
+
+
+def _read_table(checkpoint: Checkpoint) -> torch.Tensor:
+    """The whole embedding table, in host memory of its own."""
     entry = checkpoint.spec.embedding
     layout_start = entry.offset - entry.offset % 4096
     length = -(-(entry.offset + entry.size_bytes) // 4096) * 4096 - layout_start
@@ -203,6 +247,7 @@ def _attach_embedding(
     plan: Plan,
     dtype: torch.dtype,
     table: torch.Tensor | None,
+    device: torch.device,
 ) -> None:
     entry = checkpoint.spec.embedding
     heads = [block for block in checkpoint.spec.blocks if block.head_rows is not None]
@@ -210,7 +255,7 @@ def _attach_embedding(
     def rows(wanted: list[int]) -> torch.Tensor:
         if table is not None:
             return table[wanted]
-        if plan.embedding is EmbeddingPlacement.HEAD:
+        if plan.embedding is EmbeddingPlacement.HEAD and plan.accelerator is None:
             found = _rows_of_head(heads, stream, wanted)
             if found is not None:
                 return found
@@ -219,7 +264,18 @@ def _attach_embedding(
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
         raise UnsupportedModelError(f"the embedding of {checkpoint.spec.name} is no table of rows")
-    EmbeddingRows(embedding, dtype, rows)
+    source: TableSource | None = None
+    if plan.accelerator is not None and plan.embedding is EmbeddingPlacement.RESIDENT:
+        source = lambda: table  # noqa: E731
+    elif plan.accelerator is not None and plan.embedding is EmbeddingPlacement.HEAD:
+        source = lambda: _whole_head(heads[0], stream)  # noqa: E731
+    EmbeddingRows(embedding, dtype, rows, table=source, device=device)
+
+
+def _whole_head(head: BlockSpec, stream: Stream) -> torch.Tensor | None:
+    """Tied weights whose head stays on an accelerator, once it has arrived."""
+    piece = stream.peek(head.index)
+    return None if piece is None else head_rows(head, piece, aligned=True)
 
 
 def _rows_of_head(heads: list[Any], stream: Stream, wanted: list[int]) -> torch.Tensor | None:
@@ -233,17 +289,21 @@ def _rows_of_head(heads: list[Any], stream: Stream, wanted: list[int]) -> torch.
     return torch.stack([parts[place][row - firsts[place]] for place, row in zip(places, wanted, strict=True)])
 
 
-def _record_passes(model: Any, clean_ups: list[Callable[[], None]]) -> None:
+def _record_passes(model: Any, clean_ups: list[Callable[[], None]], inputs: HostInputs) -> None:
     """Note when each forward pass begins and ends, and its tokens; clean up after one that was broken off."""
     starts: list[float] = []
+
+    def clean() -> None:
+        starts.clear()
+        for clean_up in clean_ups:
+            clean_up()
 
     def begin(_module: nn.Module, _args: Any, _kwargs: dict[str, Any]) -> None:
         if model.headrace.closed:
             raise InvalidRequestError("this model was closed; load it again")
         if starts:
-            starts.clear()
-            for clean_up in clean_ups:
-                clean_up()
+            clean()
+        inputs.forget()
         starts.append(time.perf_counter())
 
     def end(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _output: Any) -> None:
@@ -251,7 +311,8 @@ def _record_passes(model: Any, clean_ups: list[Callable[[], None]]) -> None:
         if given is None:
             given = kwargs.get("inputs_embeds")
         tokens = int(given.shape[0] * given.shape[1]) if given is not None else 0
-        model.headrace.passes.append(PassRecord(starts.pop(), time.perf_counter(), tokens))
+        model.headrace.note_pass(starts.pop(), tokens)
 
+    model.headrace.clean_up = clean
     model.register_forward_pre_hook(begin, with_kwargs=True)
     model.register_forward_hook(end, with_kwargs=True)

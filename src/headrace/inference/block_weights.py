@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from headrace.errors import CheckpointCorruptError
-from headrace.inference.skeleton import placeholder
+from headrace.inference.skeleton import HOST, placeholder
 from headrace.inference.weight_names import Recipe
 from headrace.streaming.arena import Piece
 from headrace.streaming.checkpoint import view
@@ -28,8 +28,8 @@ ALIGNMENT_BYTES = 64
 class ConversionBuffer:
     """Scratch memory for weights in the compute dtype, used as a stack: inner modules lie above outer ones."""
 
-    def __init__(self, size_bytes: int) -> None:
-        self._bytes = torch.empty(size_bytes, dtype=torch.uint8)
+    def __init__(self, size_bytes: int, device: torch.device = HOST) -> None:
+        self._bytes = torch.empty(size_bytes, dtype=torch.uint8, device=device)
         self._bytes = self._bytes[(-self._bytes.data_ptr()) % ALIGNMENT_BYTES :]
         self.top = 0
 
@@ -73,6 +73,8 @@ class BlockWeights:
     dtype: torch.dtype
     buffer: ConversionBuffer
     copy_misaligned: bool = False
+    device: torch.device = HOST
+    """where the block computes, and its memory lies"""
     _direct: list[_Target] = field(default_factory=list)
     _converted: dict[nn.Module, list[_Target]] = field(default_factory=dict)
     _views: dict[int, list[nn.Parameter]] = field(default_factory=dict)
@@ -82,12 +84,13 @@ class BlockWeights:
 
     def __post_init__(self) -> None:
         for module_name, module in self.block.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
+            for name, parameter in list(module.named_parameters(recurse=False)):
                 full = f"{module_name}.{name}" if module_name else name
                 if full not in self.recipes:
                     raise CheckpointCorruptError(f"the checkpoint lacks the weights of {full}")
                 recipe = self.recipes[full]
-                target = _Target(module, name, placeholder(tuple(parameter.shape), self.dtype), recipe)
+                target = _Target(module, name, placeholder(tuple(parameter.shape), self.dtype, self.device), recipe)
+                module.register_parameter(name, target.empty)
                 if self._used_in_place(recipe):
                     self._direct.append(target)
                 else:

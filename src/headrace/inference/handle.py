@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from headrace.errors import BudgetError, InvalidRequestError
+from headrace.inference.host_cache import Visits
+from headrace.inference.kv_cache import build_cache
 from headrace.planning.draft_length import DraftLength
 from headrace.planning.estimate import Pace, Prediction
-from headrace.planning.plan import ELEMENT_BYTES, Plan
+from headrace.planning.plan import ELEMENT_BYTES, Place, Plan
 from headrace.planning.timeline import Timeline
 from headrace.streaming.checkpoint import Checkpoint
+from headrace.streaming.device import CpuDevice, Device, DeviceEvent
 from headrace.streaming.stream import Stream
 from headrace.streaming.system_memory import peak_resident_bytes
 from headrace.units import format_bytes
 
 
 class PassRecord(NamedTuple):
-    """One forward pass: its span on the host's clock in seconds, and the tokens it carried."""
+    """One forward pass: its span on the host's clock in seconds, and the tokens it carried.
+
+    On an accelerator `end_s` is when the device was done, once that is known, and before that when all was enqueued.
+    """
 
     start_s: float
     end_s: float
@@ -39,9 +48,17 @@ class Measured(NamedTuple):
     read_bytes_per_s: float
     stall_s: float
     peak_memory_bytes: int
-    """highest resident set of the whole process, from the operating system"""
+    """highest resident set of the whole process, from the operating system; on an accelerator the most that this
+    process's allocator held of the device's memory, by the allocator's counter"""
     process_overhead_bytes: int
-    """resident set of interpreter and libraries before any weight was read"""
+    """the same before any weight was read: interpreter and libraries, or what else this process held on the device"""
+    bytes_copied: int = 0
+    """over the link to an accelerator"""
+    copied_bytes_per_s: float = 0.0
+    peak_host_memory_bytes: int = 0
+    """highest resident set of the whole process where an accelerator computes"""
+    host_overhead_bytes: int = 0
+    """resident set of interpreter and libraries, the driver's included, before any weight was read"""
 
 
 @dataclass
@@ -62,7 +79,28 @@ class Handle:
     """the model's decoder layers, in order"""
     draft_length: DraftLength | None = None
     """chooses the drafts of each pass, where the model was loaded for drafts"""
+    device: Device = field(default_factory=CpuDevice)
+    link_bytes_per_s: float | None = None
+    """from page-locked host memory to an accelerator, as measured beforehand"""
+    device_overhead_bytes: int = 0
+    """what this process's allocator held on the device before this model was loaded"""
+    clean_up: Callable[[], None] = lambda: None
+    """lets go of what a pass that was broken off still holds"""
     closed: bool = False
+    _last_end: DeviceEvent | None = None
+
+    def note_pass(self, start_s: float, tokens: int) -> None:
+        """A pass was computed, or on an accelerator enqueued, that began at `start_s`."""
+        self._settle_last_pass()
+        self.passes.append(PassRecord(start_s, time.perf_counter(), tokens))
+        if not self.device.lands_in_place:
+            self._last_end = self.device.computed()
+
+    def _settle_last_pass(self) -> None:
+        """Correct the end of the last pass to when the device was done with it, if it is."""
+        if self._last_end is not None and self._last_end.passed():
+            self.passes[-1] = self.passes[-1]._replace(end_s=self._last_end.moment_s())
+            self._last_end = None
 
     def admit(self, *, sequences: int, context_tokens: int) -> None:
         """Refuse a request whose keys and values would not fit, before it starts.
@@ -91,13 +129,45 @@ class Handle:
                 required_bytes=plan.budget_bytes + needed - allowed,
             )
 
+    def build_cache(self, config: Any, *, capacity_tokens: int) -> Any:
+        """A transformers cache for this model, where the plan keeps keys and values."""
+        beside = self.plan.accelerator
+        if beside is None or not beside.cache_on_host:
+            return build_cache(config, capacity_tokens=capacity_tokens)
+        return build_cache(
+            config,
+            capacity_tokens=capacity_tokens,
+            visits=Visits(self.device, capacity_tokens=capacity_tokens),
+            by_processor={number for number, place in enumerate(beside.places) if place is Place.PROCESSOR},
+        )
+
+    def ran_out(self, error: BaseException) -> BudgetError:
+        """Let go of a pass for which the device had no memory, and say so; the next pass starts afresh."""
+        self.clean_up()
+        with contextlib.suppress(RuntimeError):
+            self.device.synchronize()
+        self.device.release_cached()
+        memory = self.device.memory()
+        free = "" if memory is None else f", {format_bytes(memory.free_bytes)} of which are free now"
+        held = self.device.held_bytes() - self.device_overhead_bytes
+        first_line = (str(error).splitlines() or ["out of memory"])[0]
+        return BudgetError(
+            f"{self.device.name} ran out of memory in a pass: headrace holds {format_bytes(held)} and was promised "
+            f"{format_bytes(self.plan.budget_bytes)}{free} ({first_line}). Other processes may have taken what was "
+            "free at the start; send a smaller batch or shorter prompts, or load again with less --memory"
+        )
+
     def timeline(self) -> Timeline:
         """What was read, computed and waited for so far."""
         return self.stream.timeline()
 
     def measured(self) -> Measured:
-        """Summarise the passes since loading; the first pass counts as prefill."""
+        """Summarise the passes since loading; the first pass counts as prefill. Waits for the device."""
+        self.device.synchronize()
+        self._settle_last_pass()
         counters = self.stream.counters
+        on_device = not self.device.lands_in_place
+        peak_bytes = peak_resident_bytes()
         cycles = [later.start_s - earlier.start_s for earlier, later in zip(self.passes, self.passes[1:], strict=False)]
         decode = cycles[2:] or cycles[1:] or [record.end_s - record.start_s for record in self.passes[1:]]
         decode_s = statistics.median(decode) if decode else 0.0
@@ -111,8 +181,12 @@ class Handle:
             bytes_read=counters.bytes_read + self.checkpoint.row_bytes_read,
             read_bytes_per_s=counters.bytes_read / elapsed if elapsed else 0.0,
             stall_s=counters.stall_s,
-            peak_memory_bytes=peak_resident_bytes(),
-            process_overhead_bytes=self.process_overhead_bytes,
+            peak_memory_bytes=self.device.peak_bytes() if on_device else peak_bytes,
+            process_overhead_bytes=self.device_overhead_bytes if on_device else self.process_overhead_bytes,
+            bytes_copied=counters.bytes_copied,
+            copied_bytes_per_s=counters.bytes_copied / elapsed if elapsed else 0.0,
+            peak_host_memory_bytes=peak_bytes if on_device else 0,
+            host_overhead_bytes=self.process_overhead_bytes if on_device else 0,
         )
 
     def close(self) -> None:
@@ -124,7 +198,8 @@ class Handle:
 
     def possible(self) -> dict[str, Any]:
         """The limit: bytes that must be read over the link's raw speed, or the computation alone."""
-        return {
+        limit = {
             "read_bytes_per_s": self.pace.read_bytes_per_s,
             "decode_s_per_pass": self.prediction.possible_decode_s,
         }
+        return limit if self.link_bytes_per_s is None else {**limit, "copied_bytes_per_s": self.link_bytes_per_s}

@@ -7,10 +7,13 @@ are written) and hands out views, so that the attention kernels see the same num
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from headrace.inference.host_cache import HostLayer, Visits
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
@@ -77,10 +80,23 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
         self._key_memory, self._value_memory = memories
 
 
-def build_cache(config: Any, *, capacity_tokens: int) -> DynamicCache:
-    """A cache for this model; sliding-window layers stay transformers' own, which are bounded by their window."""
+def build_cache(
+    config: Any,
+    *,
+    capacity_tokens: int,
+    visits: Visits | None = None,
+    by_processor: Collection[int] = (),
+) -> DynamicCache:
+    """A cache for this model; sliding-window layers stay transformers' own, which are bounded by their window.
+
+    With `visits` the states of full-attention layers wait in host memory, but for the layers `by_processor`, whose
+    states are made there.
+    """
     cache = DynamicCache(config=config)
-    cache.layers = [
-        PreallocatedLayer(capacity_tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            if visits is None or number in by_processor:
+                cache.layers[number] = PreallocatedLayer(capacity_tokens)
+            else:
+                cache.layers[number] = HostLayer(visits)
     return cache

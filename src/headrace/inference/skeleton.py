@@ -19,6 +19,8 @@ from headrace.errors import CheckpointError, UnsupportedModelError
 from headrace.inference.streamed_model import StreamedModel
 from headrace.planning.architectures import architecture_of
 
+HOST = torch.device("cpu")
+
 
 def read_transformers_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The transformers config of a checkpoint; raises CheckpointError with its reason where it does not load."""
@@ -28,9 +30,12 @@ def read_transformers_config(directory: Path, *, trust_remote_code: bool = False
         raise CheckpointError(f"{directory / 'config.json'} is not accepted by transformers: {error}") from error
 
 
-def build_skeleton(config: Any, dtype: torch.dtype, *, attention: str | None = None) -> Any:
+def build_skeleton(
+    config: Any, dtype: torch.dtype, *, attention: str | None = None, device: torch.device = HOST
+) -> Any:
     """Return the model for causal language modelling in eval mode; every parameter is a placeholder of `dtype`.
 
+    Placeholders and buffers are on `device`; buffers are made on the host, as `from_pretrained` makes them.
     The class is a subclass of the transformers class, with `StreamedModel`'s methods added; nothing is patched.
     """
     if type(config) not in AutoModelForCausalLM._model_mapping:
@@ -45,18 +50,27 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, attention: str | None = N
         model = streamed._from_config(config, dtype=dtype, **options)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            module.register_parameter(name, placeholder(tuple(parameter.shape), dtype))
+            module.register_parameter(name, placeholder(tuple(parameter.shape), dtype, device))
+    move_buffers(model, device)
     model.requires_grad_(requires_grad=False)
     return model.eval()
 
 
-def single_layer_config(config: Any) -> Any:
-    """The same model with one layer, for rehearsals."""
+def shortened_config(config: Any, layers: int) -> Any:
+    """The same model with so many layers, all of the first one's kind, for rehearsals."""
     short = copy.deepcopy(config)
-    setattr(short, architecture_of(config.model_type).num_layers, 1)
+    setattr(short, architecture_of(config.model_type).num_layers, layers)
     if getattr(short, "layer_types", None):
-        short.layer_types = list(short.layer_types[:1])
+        short.layer_types = [short.layer_types[0]] * layers
     return short
+
+
+def move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Move the buffers of a module tree; parameters stay where they are."""
+    for inner in module.modules():
+        for name, buffer in inner.named_buffers(recurse=False):
+            if buffer.device != device:
+                inner.register_buffer(name, buffer.to(device), persistent=name not in inner._non_persistent_buffers_set)
 
 
 def attach_generation_config(model: Any, directory: Path) -> None:
@@ -68,6 +82,6 @@ def attach_generation_config(model: Any, directory: Path) -> None:
             raise CheckpointError(f"{directory / 'generation_config.json'} cannot be used: {error}") from error
 
 
-def placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+def placeholder(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = HOST) -> nn.Parameter:
     """One not-a-number, seen in `shape`."""
-    return nn.Parameter(torch.full((), torch.nan, dtype=dtype).expand(shape), requires_grad=False)
+    return nn.Parameter(torch.full((), torch.nan, dtype=dtype, device=device).expand(shape), requires_grad=False)

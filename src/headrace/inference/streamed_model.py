@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import torch
+
 from headrace.errors import InvalidRequestError
 from headrace.inference.drafting import AdaptiveCandidates
-from headrace.inference.kv_cache import build_cache
 
 
 class StreamedModel:
@@ -18,6 +19,13 @@ class StreamedModel:
     def close(self) -> None:
         """Stop reading and give all memory back; the model cannot be used afterwards."""
         self.headrace.close()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One forward pass. Raises BudgetError where an accelerator runs out of memory; the model stays usable."""
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        except torch.OutOfMemoryError as error:
+            raise self.headrace.ran_out(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +62,7 @@ class StreamedModel:
         self.headrace.admit(sequences=batch_size * copies, context_tokens=max_cache_length)
         plain = generation_config.cache_implementation in (None, "dynamic")
         if given is None and plain and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = build_cache(
+            model_kwargs["past_key_values"] = self.headrace.build_cache(
                 self.config,  # type: ignore[attr-defined]
                 capacity_tokens=max_cache_length,
             )

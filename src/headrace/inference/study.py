@@ -44,6 +44,21 @@ class Studied(NamedTuple):
     pace: Pace
     notes: tuple[str, ...]
 
+    @property
+    def copies_weights(self) -> bool:
+        """Weights are copied to aligned places before they are used."""
+        return self.request.copies_weights
+
+    @property
+    def processor_conversion_bytes(self) -> int:
+        """There is no processor beside this one."""
+        return 0
+
+    @property
+    def link_bytes_per_s(self) -> float | None:
+        """Nothing is copied."""
+        return None
+
 
 def study(
     checkpoint: Checkpoint,
@@ -129,11 +144,11 @@ def _curve(spec: ModelSpec, dtype_name: str) -> ComputeCurve:
     """Time products in the shape of the model's largest matrix."""
     stored = TORCH_DTYPES[spec.stored_dtype]
     return machine_probe.compute_curve(
-        stored, DTYPES[dtype_name], shape=_largest_shape(spec), tokens=QUICK_CURVE_TOKENS, repetitions=3
+        stored, DTYPES[dtype_name], shape=largest_shape(spec), tokens=QUICK_CURVE_TOKENS, repetitions=3
     )
 
 
-def _largest_shape(spec: ModelSpec) -> tuple[int, int]:
+def largest_shape(spec: ModelSpec) -> tuple[int, int]:
     """Rows and columns of the first layer's largest matrix, at most 8 M elements of it."""
     entries = [entry for entry in spec.blocks[0].tensors if len(entry.shape) == 2]
     if not entries:
@@ -172,7 +187,7 @@ def _measure_link(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
         product = machine_probe.product_of(
             TORCH_DTYPES[checkpoint.spec.stored_dtype],
             DTYPES[dtype_name],
-            shape=_largest_shape(checkpoint.spec),
+            shape=largest_shape(checkpoint.spec),
             tokens=options.workload.sequences,
         )
         slowed = machine_probe.contention(source, files, settings, product, rounds=5, seconds=0.06)

@@ -18,6 +18,9 @@ DEFAULT_MAX_TOKENS = 1024
 MOST_DRAFT_TOKENS = 64
 RESERVE_SHARE = 0.05
 RESERVE_MIN_BYTES = 160 << 20
+DEVICE_RESERVE_MIN_BYTES = 512 << 20
+HOST_RESERVE_SHARE = 0.1
+HOST_RESERVE_MIN_BYTES = 1 << 30
 
 
 class Options(NamedTuple):
@@ -34,6 +37,27 @@ class Options(NamedTuple):
     trust_remote_code: bool = False
     draft_tokens: int = 0
     """drafted tokens that a decode pass checks, at most"""
+    host_budget_bytes: int = 0
+    """host memory for blocks that travel to an accelerator, for those the processor computes, for the ring between"""
+    processor_blocks: bool = False
+    """the processor may compute layers for an accelerator, whose results then differ in rounding"""
+    cache_on_host: bool = False
+    """keys and values may wait in host memory and visit an accelerator layer by layer"""
+    compile_layers: bool = False
+    """torch.compile the feed-forward parts and norms of the layers; results may then differ in rounding"""
+
+
+def device_reserve_bytes(free_bytes: int) -> int:
+    """What is left alone of so much free memory of an accelerator: a twentieth, 512 MiB at least."""
+    return max(DEVICE_RESERVE_MIN_BYTES, int(RESERVE_SHARE * free_bytes))
+
+
+def host_reserve_bytes(free_bytes: int) -> int:
+    """What is left alone of free host memory beside an accelerator: a tenth, 1 GiB at least.
+
+    More than where the processor computes: page-locked memory cannot be taken back by a system that runs short.
+    """
+    return max(HOST_RESERVE_MIN_BYTES, int(HOST_RESERVE_SHARE * free_bytes))
 
 
 def reserve_bytes(free_bytes: int) -> int:
@@ -57,11 +81,27 @@ def make_options(
     poison: bool = False,
     trust_remote_code: bool = False,
     draft_tokens: int = 0,
+    host_memory: str | int | None = None,
+    default_host_budget_bytes: Callable[[], int] | None = None,
+    processor_blocks: bool = False,
+    cache_on_host: bool = False,
+    compile_layers: bool = False,
 ) -> Options:
     """Check the arguments of `load`; raises InvalidRequestError for any that cannot be meant.
 
-    `default_budget_bytes` is asked where `memory` is None.
+    `default_budget_bytes` is asked where `memory` is None, and `default_host_budget_bytes`, which is None where the
+    processor alone computes, where `host_memory` is.
     """
+    if default_host_budget_bytes is None:
+        for name, given in (
+            ("--host-memory", host_memory is not None),
+            ("--processor-blocks", processor_blocks),
+            ("--cache-on-host", cache_on_host),
+        ):
+            if given:
+                raise InvalidRequestError(
+                    f"{name} is for an accelerator (--device cuda); the processor has one memory, which --memory bounds"
+                )
     if strategy != "auto" and strategy not in {item.value for item in Strategy}:
         names = ", ".join(item.value for item in Strategy)
         raise InvalidRequestError(f"unknown strategy {strategy!r}; choose auto, {names}")
@@ -98,7 +138,19 @@ def make_options(
         poison=poison,
         trust_remote_code=trust_remote_code,
         draft_tokens=draft_tokens,
+        host_budget_bytes=_host_budget(host_memory, default_host_budget_bytes),
+        processor_blocks=processor_blocks,
+        cache_on_host=cache_on_host,
+        compile_layers=compile_layers,
     )
+
+
+def _host_budget(host_memory: str | int | None, default_bytes: Callable[[], int] | None) -> int:
+    if default_bytes is None:
+        return 0
+    if isinstance(host_memory, str):
+        host_memory = parse_size(host_memory)
+    return default_bytes() if host_memory is None else host_memory
 
 
 def compute_dtypes(spec: ModelSpec, wanted: str | None) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ import tomli_w
 from headrace.errors import MachineError
 from headrace.planning.machine import Host, Link, Machine, Processor
 from headrace.planning.near_names import near_names
+from headrace.planning.probed_accelerator import ProbedAccelerator
 from headrace.planning.probed_machine import ProbedMachine
 from headrace.planning.quantity import Quantity
 from headrace.planning.unit_text import read_number, read_quantity, write_number, write_quantity
@@ -118,33 +120,83 @@ def machine_to_toml(machine: Machine) -> str:
 
 
 def machine_from_probe(probed: ProbedMachine) -> Machine:
-    """See a probed computer as a machine: its processor computes from its memory, its disk feeds that.
+    """See a probed computer as a machine.
 
-    The memory rate is what products of one token reach (two bytes or four for each weight, as stored), the arithmetic
-    what products of the most tokens do.
+    With an accelerator: that one computes, fed over its link from the host's memory and from the disk. Without: the
+    computer's own processor computes from its memory, which the disk feeds. The processor's memory rate is what
+    products of one token reach (two bytes or four for each weight, as stored), the arithmetic what products of the most
+    tokens do. Raises MachineError where no arithmetic was measured.
     """
-    curve = min(probed.compute, key=lambda curve: curve.points[-1].seconds_per_parameter / curve.points[-1].tokens)
-    last, first = curve.points[-1], curve.points[0]
-    stored = {"F32": 4, "BF16": 2, "F16": 2}.get(curve.stored_dtype, 2)
+    if not probed.compute:
+        raise MachineError(f"{probed.name} has no measurement of arithmetic; run `headrace probe` again")
+    fastest = max(probed.compute, key=lambda curve: curve.flops)
     source = f"measured by headrace probe on {probed.name}"
+    flops = Quantity.about(fastest.flops, source, share=0.2)
+    memory_rate = Quantity.about(fastest.weight_bytes_per_s, source, share=0.2)
+    storage = Link(
+        name="storage",
+        bytes_per_s=Quantity.about(probed.read_bytes_per_s, source, share=0.25),
+        latency_s=Quantity.of(0.0, "part of the measured rate"),
+    )
+    if not probed.accelerators:
+        return Machine(
+            name=probed.name,
+            processor=Processor(
+                name=probed.name,
+                kind="cpu",
+                memory_bytes=float(probed.memory_bytes),
+                memory_bytes_per_s=memory_rate,
+                flops={"bf16": flops},
+                achievable=Quantity.of(1.0, "the arithmetic itself was measured"),
+            ),
+            devices=1,
+            links={"storage": storage},
+        )
+    accelerator = probed.accelerators[0]
+    others = len(probed.accelerators) - 1
+    if probed.memory_bytes_per_s is not None:
+        memory_rate = Quantity.about(probed.memory_bytes_per_s, source, share=0.2)
     return Machine(
         name=probed.name,
-        processor=Processor(
-            name=probed.name,
-            kind="cpu",
-            memory_bytes=float(probed.memory_bytes),
-            memory_bytes_per_s=Quantity.about(stored / first.seconds_per_parameter, source, share=0.2),
-            flops={"bf16": Quantity.about(2 * last.tokens / last.seconds_per_parameter, source, share=0.2)},
-            achievable=Quantity.of(1.0, "the arithmetic itself was measured"),
-        ),
+        processor=_probed_processor(accelerator, source),
         devices=1,
-        links={
-            "storage": Link(
-                name="storage",
-                bytes_per_s=Quantity.about(probed.read_bytes_per_s, source, share=0.25),
-                latency_s=Quantity.of(0.0, "part of the measured rate"),
-            )
+        host=Host(memory_bytes=float(probed.memory_bytes), memory_bytes_per_s=memory_rate, flops=flops),
+        links={"storage": storage, "host": _probed_link(accelerator, source)},
+        notes=(f"planned for {accelerator.device} alone, not for the {others} measured beside it",) if others else (),
+    )
+
+
+def _probed_processor(accelerator: ProbedAccelerator, source: str) -> Processor:
+    """See a probed accelerator as a processor. `bf16` stands for 16 bits, whichever the device is faster in."""
+    formats = {"bf16": {"bfloat16", "float16"}, "fp32": {"float32"}}
+    measured = {
+        name: [curve for curve in accelerator.compute if curve.compute_dtype in dtypes]
+        for name, dtypes in formats.items()
+    }
+    fastest = {name: max(curves, key=lambda curve: curve.flops) for name, curves in measured.items() if curves}
+    if not fastest:
+        raise MachineError(f"{accelerator.name} has no measurement of 16- or 32-bit arithmetic")
+    read_bytes_per_s = max(curve.weight_bytes_per_s for curve in accelerator.compute)
+    return Processor(
+        name=accelerator.name,
+        kind="gpu",
+        memory_bytes=float(accelerator.memory_bytes),
+        memory_bytes_per_s=Quantity.about(max(accelerator.memory_bytes_per_s, read_bytes_per_s), source, share=0.1),
+        flops={
+            name: Quantity.about(curve.flops, f"{source}, in {curve.compute_dtype}", share=0.1)
+            for name, curve in fastest.items()
         },
+        achievable=Quantity.of(1.0, "the arithmetic itself was measured"),
+    )
+
+
+def _probed_link(accelerator: ProbedAccelerator, source: str) -> Link:
+    rate = Quantity.about(accelerator.pinned_to_device_bytes_per_s, source, share=0.1)
+    beside_bytes_per_s = accelerator.pinned_to_device_while_computing_bytes_per_s
+    return Link(
+        name="host",
+        bytes_per_s=replace(rate, low=min(rate.low, beside_bytes_per_s)),
+        latency_s=Quantity.about(accelerator.copy_latency_s, source, share=0.5),
     )
 
 

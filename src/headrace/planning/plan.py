@@ -200,7 +200,7 @@ class Plan:
             raw["resident"] = tuple(_flag(flag) for flag in raw["resident"])
             raw["memory"] = MemoryUse(**_counts(raw["memory"]))
             raw["workload"] = Workload(**_counts(raw["workload"]))
-            if raw.get("accelerator") is not None:
+            if raw["accelerator"] is not None:
                 raw["accelerator"] = _accelerator(raw["accelerator"])
             if raw["compute_dtype"] not in COMPUTE_DTYPES:
                 raise ValueError(f"compute_dtype is {raw['compute_dtype']!r}")

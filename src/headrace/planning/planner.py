@@ -131,7 +131,8 @@ def _smallest(request: Request, strategy: Strategy) -> MemoryUse:
         return _memory(request, (False,) * count, slots=1)
     # Where a few blocks are much larger than the others, keeping them takes less than slots of their size.
     slots = min(SLOT_COUNTS)
-    options = [_largest(request.spec, number) for number in range(max(1, count - slots + 1))]
+    sizes = [block.footprint_bytes for block in request.spec.blocks]
+    options = [keep_largest(sizes, number) for number in range(max(1, count - slots + 1))]
     return min((_memory(request, resident, slots=slots) for resident in options), key=lambda use: use.total_bytes)
 
 
@@ -210,18 +211,18 @@ def _options(request: Request, strategy: Strategy) -> Iterator[tuple[int, tuple[
     descending = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
     for slots in (1,) if strategy is Strategy.SEQUENTIAL else SLOT_COUNTS:
         for number in range(len(sizes) - slots, -1, -1):
-            for resident in _placements(request.spec, number):
+            for resident in placements(sizes, number):
                 held_bytes = sum(itertools.compress(sizes, resident))
                 slot_bytes = next(sizes[index] for index in descending if not resident[index])
                 left_bytes = room_bytes - held_bytes - slots * slot_bytes
                 if left_bytes >= 0:
                     # Largest first fills best; smallest first is how a larger budget only ever adds blocks.
                     for order in (descending, ascending):
-                        yield slots, _fill_up(resident, order, sizes, left_bytes, most=len(sizes) - slots - number)
+                        yield slots, fill_up(resident, order, sizes, left_bytes, most=len(sizes) - slots - number)
                     yield slots, resident
 
 
-def _fill_up(
+def fill_up(
     resident: tuple[bool, ...], order: Sequence[int], sizes: Sequence[int], left_bytes: int, *, most: int
 ) -> tuple[bool, ...]:
     """Blocks differ in size (the head's pieces); add up to `most` that still fit, so that no memory lies idle."""
@@ -232,24 +233,29 @@ def _fill_up(
     return tuple(flags)
 
 
-def _placements(spec: ModelSpec, number: int) -> Iterator[tuple[bool, ...]]:
+def placements(sizes: Sequence[int], number: int) -> Iterator[tuple[bool, ...]]:
     """Ways to choose `number` residents: spread evenly, beginning anywhere; the first; the last; the largest.
 
     Spread among the streamed: while a resident block computes, the stream gets ahead.
     """
-    count = len(spec.blocks)
-    evenly = tuple((index + 1) * number // count > index * number // count for index in range(count))
+    count = len(sizes)
+    evenly = spread_evenly(count, number)
     for shift in range(-(-count // max(1, number))):
         yield evenly[shift:] + evenly[:shift]
     yield (True,) * number + (False,) * (count - number)
     yield (False,) * (count - number) + (True,) * number
-    yield _largest(spec, number)
+    yield keep_largest(sizes, number)
 
 
-def _largest(spec: ModelSpec, number: int) -> tuple[bool, ...]:
+def spread_evenly(count: int, number: int) -> tuple[bool, ...]:
+    """Choose `number` of `count` in a row at even distances, the last one among them."""
+    return tuple((index + 1) * number // count > index * number // count for index in range(count))
+
+
+def keep_largest(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
     """Keep the largest blocks, so that slots need not be of their size."""
-    kept = sorted(range(len(spec.blocks)), key=lambda index: -spec.blocks[index].footprint_bytes)[:number]
-    return tuple(index in kept for index in range(len(spec.blocks)))
+    kept = set(sorted(range(len(sizes)), key=lambda index: -sizes[index])[:number])
+    return tuple(index in kept for index in range(len(sizes)))
 
 
 def _slot_bytes(spec: ModelSpec, resident: tuple[bool, ...]) -> int:
@@ -307,11 +313,12 @@ def conversion_bytes(request: Request) -> int:
                 rows = max(part.last - part.first for part in slices)
                 largest = max(largest, rows * block.tensors[0].shape[1] * element_bytes)
         else:
-            largest = max(largest, _largest_module(block, element_bytes, converts=converts))
+            largest = max(largest, largest_module_bytes(block, element_bytes, converts=converts))
     return align_up(largest) + 2 * PAGE_BYTES if largest else 0
 
 
-def _largest_module(block: BlockSpec, element_bytes: int, *, converts: bool) -> int:
+def largest_module_bytes(block: BlockSpec, element_bytes: int, *, converts: bool) -> int:
+    """Bytes of the largest module of a layer that is converted, or put together from experts; 0 where none is."""
     modules: dict[str, int] = {}
     for entry in block.tensors:
         module = entry.name.rsplit(".", 1)[0]

@@ -19,7 +19,7 @@ import torch
 from headrace.planning.compute_curve import ComputeCurve, CurvePoint
 from headrace.planning.probed_accelerator import ProbedAccelerator
 from headrace.streaming.arena import Arena
-from headrace.streaming.device import CopyPart, Device, DeviceMemory
+from headrace.streaming.device import Copied, CopyPart, Device, DeviceMemory
 from headrace.streaming.probe_sizes import ProbeSizes, aligned
 from headrace.streaming.progress import Progress, unheard
 
@@ -271,8 +271,11 @@ def _link(
 
 
 def _copying_s(device: Device, part: CopyPart) -> float:
-    """Seconds from a copy's first byte to its last, on the device's clock."""
-    copied = device.copy([part])
+    return _seconds_of(device.copy([part]))
+
+
+def _seconds_of(copied: Copied) -> float:
+    """Wait for a copy's end; seconds from its first byte to its last, on the device's clock."""
     copied.end.wait()
     return max(_SHORTEST_S, copied.end.moment_s() - copied.begin.moment_s())
 
@@ -295,24 +298,20 @@ def _blocking_s(device: Device, source: torch.Tensor, target: torch.Tensor) -> f
 
 def _beside(device: Device, part: CopyPart, multiply: Multiply, sizes: ProbeSizes, *, copy_s: float) -> _Beside:
     """Time a copy within products that last longer, and products within copies that last longer, each against alone."""
-    _computing_s(device, multiply, 1)
     calls = _calls(copy_s, _computing_s(device, multiply, 32) / 32)
     copying, beside, alone = [], [], []
     for _ in range(sizes.repetitions + 1):
         alone.append(_computing_s(device, multiply, calls))
 
-        multiply()
-        copied = device.copy([part], after=[device.computed()])
+        copied = device.copy([part])
         for _ in range(calls + calls // 2 + 1):
             multiply()
-        copied.end.wait()
-        copying.append(max(_SHORTEST_S, copied.end.moment_s() - copied.begin.moment_s()))
+        copying.append(_seconds_of(copied))
         device.synchronize()
 
-        first, second = device.copy([part]), device.copy([part])
-        device.compute_after(first.begin)
+        _, last = device.copy([part]), device.copy([part])
         beside.append(_computing_s(device, multiply, calls))
-        second.end.wait()
+        last.end.wait()
     # The first round warms up.
     return _Beside(
         sizes.size_bytes / _median(copying[1:]),

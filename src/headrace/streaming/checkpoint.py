@@ -20,7 +20,7 @@ from headrace.planning.extents import PAGE_BYTES, align_down, align_up
 from headrace.planning.model_config import read_config
 from headrace.planning.model_spec import BlockSpec, ModelSpec, build_spec
 from headrace.planning.tensor_index import TensorEntry, TensorIndex
-from headrace.streaming.arena import Piece
+from headrace.streaming.arena import Arena, Piece
 from headrace.streaming.source import DirectFiles
 
 TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -54,13 +54,16 @@ def torch_dtype(entry: TensorEntry) -> torch.dtype:
 
 
 class Checkpoint:
-    """One checkpoint directory, opened. Owner of the file descriptors until `close`."""
+    """One checkpoint directory, opened. Owner of the file descriptors until `close`.
 
-    def __init__(self, directory: Path) -> None:
+    `cut_head`: a large head becomes several blocks, which only the processor can compute exactly (see `build_spec`).
+    """
+
+    def __init__(self, directory: Path, *, cut_head: bool = True) -> None:
         self.directory = directory
         config = read_config(directory)
         self.index = TensorIndex.from_directory(directory)
-        self.spec: ModelSpec = build_spec(directory.resolve().name, config, self.index)
+        self.spec: ModelSpec = build_spec(directory.resolve().name, config, self.index, cut_head=cut_head)
         for entry in (*self.spec.blocks[0].tensors, *self.spec.fixed, self.spec.embedding):
             torch_dtype(entry)
         self._rows_lock = threading.Lock()
@@ -80,6 +83,20 @@ class Checkpoint:
                 source.read_into(extent.file_index, extent.file_offset, piece.buffer[extent.slot_offset : end])
         finally:
             source.close()
+
+    def read_aligned(self, block: BlockSpec) -> torch.Tensor:
+        """One block as an accelerator holds it, in host memory of its own: uint8, `block.device_bytes` long."""
+        arena = Arena(block.footprint_bytes)
+        try:
+            piece = arena.take(block.footprint_bytes)
+            self.read_block(block, piece)
+            made = torch.empty(block.device_bytes, dtype=torch.uint8)
+            for move in block.aligned.moves:
+                end = move.start + move.length
+                made[move.target : move.target + move.length].copy_(piece.tensor[move.start : end])
+            return made
+        finally:
+            arena.close()
 
     def read_tensors(self, entries: Iterable[TensorEntry]) -> dict[str, torch.Tensor]:
         """Read small tensors into memory of their own."""

@@ -242,6 +242,10 @@ class CudaDevice:
         """Start again from what is reserved now."""
         torch.cuda.reset_peak_memory_stats(self.torch_device)
 
+    def release_cached(self) -> None:
+        """Give the allocator's free segments back to the driver, so that others can have them."""
+        torch.cuda.empty_cache()
+
 
 def _new_event() -> Any:
     make: Any = torch.cuda.Event  # torch's own annotations leave these three out

@@ -19,9 +19,9 @@ import torch
 
 from headrace.streaming.arena import Arena, Memory
 
-COPY_LANES = 2
-"""Queues of copies: blocks from host memory in one, what comes from the disk in the other, so that neither waits for a
-slot that only the other one needs."""
+COPY_LANES = 3
+STORE_LANE, DISK_LANE, CACHE_LANE = range(COPY_LANES)
+"""Queues of copies: blocks from host memory, what comes from the disk, keys and values; none waits for another."""
 
 
 class DeviceEvent(Protocol):
@@ -107,6 +107,9 @@ class Device(Protocol):
     def reset_peak(self) -> None:
         """Let the high-water mark start again from what is held now."""
 
+    def release_cached(self) -> None:
+        """Give back what the allocator only keeps for reuse. Not for use within a pass."""
+
 
 class _Complete:
     """An event that lies in the past."""
@@ -182,3 +185,6 @@ class CpuDevice:
 
     def reset_peak(self) -> None:
         """Nothing to reset."""
+
+    def release_cached(self) -> None:
+        """Nothing is kept."""

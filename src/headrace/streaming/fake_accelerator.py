@@ -172,6 +172,9 @@ class FakeAccelerator:
         """Start again from what is held."""
         self._peak = self._held
 
+    def release_cached(self) -> None:
+        """Nothing is kept."""
+
     # -- work -------------------------------------------------------------------------------------------------------
 
     def copy(self, parts: Sequence[CopyPart], *, after: Sequence[DeviceEvent] = (), lane: int = 0) -> Copied:
@@ -182,7 +185,8 @@ class FakeAccelerator:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
             for part in parts:
                 assert part.source.numel() == part.target.numel(), "a copy between different lengths"
-                assert self._is_pinned(part.source), "an asynchronous copy from memory that is not page-locked"
+                pinned = self._is_pinned(part.source) or self._is_pinned(part.target)
+                assert pinned, "an asynchronous copy between the device and memory that is not page-locked"
             queue = _lane(lane)
             begin, end = QueueEvent(self, queue), QueueEvent(self, queue)
             self._add(queue, *map(_Wait, after), begin, lambda: self._move(parts), end)

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from headrace.planning.extents import AlignedLayout
-from headrace.streaming.device import Copied, CopyPart, Device
+from headrace.streaming.device import DISK_LANE, STORE_LANE, Copied, CopyPart, Device
 from headrace.streaming.fetch import Chunk, Fetch
 from headrace.streaming.ring import Ring
 from headrace.streaming.source import ByteSource, RateLimit
-
-STORE_LANE, DISK_LANE = 0, 1
 
 
 class Landing(Protocol):

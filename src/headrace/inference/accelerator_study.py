@@ -1,0 +1,280 @@
+"""Measure what planning needs of one model on an accelerator: link, arithmetic, disk, one layer rehearsed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from headrace.errors import BudgetError
+from headrace.inference.rehearsal import Rehearsed, Timed, rehearse
+from headrace.inference.study import DTYPES, largest_shape, reader_settings
+from headrace.planning.accelerator_memory import AcceleratorRequest
+from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
+from headrace.planning.accelerator_planner import (
+    minimum_bytes_on_accelerator,
+    plan_fastest_on_accelerator,
+    plan_on_accelerator,
+)
+from headrace.planning.compute_curve import ComputeCurve, CurvePoint
+from headrace.planning.draft_length import DraftLength
+from headrace.planning.estimate import LayerTimes, Pace
+from headrace.planning.extents import align_down
+from headrace.planning.load_options import Options
+from headrace.planning.model_spec import ModelSpec
+from headrace.planning.plan import STORED_AS, Plan, Strategy
+from headrace.planning.planner import Candidate
+from headrace.planning.probed_accelerator import ProbedAccelerator
+from headrace.streaming import probe as machine_probe
+from headrace.streaming.accelerator_probe import probe_accelerator
+from headrace.streaming.arena import Arena
+from headrace.streaming.checkpoint import Checkpoint
+from headrace.streaming.device import CpuDevice, Device
+from headrace.streaming.probe_sizes import ProbeSizes
+from headrace.units import format_rate
+
+QUICK = ProbeSizes(
+    size_bytes=64 << 20,
+    tokens=(1, 16, 128, 1024, 4096, 16384),
+    rotated_bytes=128 << 20,
+    repetitions=3,
+    batch_s=0.004,
+    launches=100,
+    warm_up_s=0.1,
+)
+QUICK_READ_S = 0.25
+COPIED_BYTES = 32 << 20
+
+
+class AcceleratorStudied(NamedTuple):
+    """A model and an accelerator, measured together: what planning needs."""
+
+    request: AcceleratorRequest
+    accelerator_pace: AcceleratorPace
+    notes: tuple[str, ...]
+
+    @property
+    def pace(self) -> Pace:
+        """The device's own."""
+        return self.accelerator_pace.device
+
+    @property
+    def copies_weights(self) -> bool:
+        """Blocks lie at aligned places already."""
+        return False
+
+    @property
+    def processor_conversion_bytes(self) -> int:
+        """The processor's buffer for weights that it converts."""
+        return self.request.processor_conversion_bytes
+
+    @property
+    def link_bytes_per_s(self) -> float | None:
+        """Of page-locked memory, while the device computes."""
+        return self.accelerator_pace.link_bytes_per_s
+
+
+def study_accelerator(
+    checkpoint: Checkpoint, options: Options, config: Any, device: Device, *, pass_tokens: Sequence[int] = ()
+) -> AcceleratorStudied:
+    """Measure the link, the device's arithmetic, the disk and one layer on it. Some two seconds.
+
+    `pass_tokens`: further numbers of tokens in a pass at which the layer is timed. Takes no more than the budget, and
+    gives it back. Raises BudgetError before anything is measured where nothing could fit.
+    """
+    spec = checkpoint.spec
+    name = options.dtype or STORED_AS[spec.stored_dtype]
+    settings = reader_settings(options)
+    request = AcceleratorRequest(
+        spec=spec,
+        workload=options.workload,
+        compute_dtype=name,
+        budget_bytes=options.budget_bytes,
+        host_budget_bytes=options.host_budget_bytes,
+        device=device.name,
+        pinned=_can_lock(device),
+        allow_processor=options.processor_blocks,
+        allow_host_cache=options.cache_on_host,
+        draft_tokens=options.draft_tokens,
+    )
+    if options.read_limit_bytes_per_s is not None:
+        request = replace(request, chunk_bytes=settings.chunk_bytes, ring_chunks=2 * settings.reader_threads)
+    if minimum_bytes_on_accelerator(request, options.strategy) > options.budget_bytes:
+        choose_on_accelerator(AcceleratorStudied(request, _no_pace(name, spec), ()), options.strategy)  # refuses
+    sizes = _sizes(largest_shape(spec), options.budget_bytes)
+    probed = probe_accelerator(device, name=device.name, sizes=sizes)
+    device.release_cached()
+    curve = _curve_of(probed, name, spec)
+    read_bytes_per_s = _read_rate(checkpoint, options)
+    rehearsed = rehearse(
+        checkpoint,
+        config,
+        options.workload,
+        DTYPES[name],
+        conversion_bytes=request.conversion_bytes,
+        copy_misaligned=False,
+        attention=options.attention,
+        reader=settings,
+        other_tokens=sorted(set(pass_tokens) - {options.workload.sequences}),
+        device=device,
+    )
+    by_processor = _rehearse_processor(checkpoint, options, config, request) if options.processor_blocks else None
+    copy_bytes_per_s = _memory_copy_rate()
+    hidden_bytes = spec.config.hidden_size * DTYPES[name].itemsize
+    pace = AcceleratorPace(
+        device=_device_pace(curve, rehearsed, read_bytes_per_s, options, spec),
+        link_bytes_per_s=probed.pinned_to_device_while_computing_bytes_per_s,
+        staged_bytes_per_s=min(copy_bytes_per_s, probed.pinned_to_device_while_computing_bytes_per_s),
+        copy_latency_s=0.0,  # of copies in a row: each begins while the one before still goes on
+        processor_layer=by_processor,
+        processor_handover_s=2 * probed.copy_latency_s,
+        processor_handover_s_per_token=hidden_bytes / probed.pageable_from_device_bytes_per_s
+        + hidden_bytes / probed.pageable_to_device_bytes_per_s,
+        memory_copy_bytes_per_s=copy_bytes_per_s,
+    )
+    notes = [
+        f"link to {device.name}: {format_rate(probed.pinned_to_device_bytes_per_s)} from page-locked memory alone, "
+        f"{format_rate(probed.pinned_to_device_while_computing_bytes_per_s)} while computing, "
+        f"{format_rate(probed.pageable_to_device_bytes_per_s)} from ordinary memory",
+        f"disk: {format_rate(read_bytes_per_s)} in direct reads of this checkpoint",
+    ]
+    if not request.pinned:
+        notes.append("the system lets no host memory be page-locked: blocks travel more slowly, through a ring")
+    if by_processor is not None:
+        notes.append("the processor may compute layers: results may differ from the device's own in rounding")
+    return AcceleratorStudied(request, pace, tuple(notes))
+
+
+def choose_on_accelerator(studied: AcceleratorStudied, strategy: Strategy | None) -> Candidate:
+    """The fastest plan of the strategy that was asked for, or of all."""
+    if strategy is None:
+        return plan_fastest_on_accelerator(studied.request, studied.accelerator_pace)
+    return plan_on_accelerator(studied.request, strategy, studied.accelerator_pace)
+
+
+def draft_length_on_accelerator(studied: AcceleratorStudied, plan: Plan, most: int) -> DraftLength:
+    """What chooses the number of drafts, from the pass times that the planner predicts."""
+    spec = studied.request.spec
+    pace = replace(studied.accelerator_pace, device=replace(studied.pace, layer=None))
+
+    @cache
+    def pass_s(tokens: int) -> float:
+        carried = replace(plan, workload=replace(plan.workload, sequences=tokens))
+        return predict_on_accelerator(spec, carried, pace, pinned=studied.request.pinned).decode_s_per_pass
+
+    return DraftLength(pass_s=pass_s, most=most)
+
+
+def _sizes(shape: tuple[int, int], budget_bytes: int) -> ProbeSizes:
+    """What is moved and multiplied, within half of the budget."""
+    part = max(1 << 16, align_down(budget_bytes // 16))
+    rows_bytes = 4 * (shape[0] + shape[1])
+    return replace(
+        QUICK,
+        shape=shape,
+        size_bytes=min(QUICK.size_bytes, part),
+        rotated_bytes=min(QUICK.rotated_bytes, part),
+        tokens=tuple(count for count in QUICK.tokens if count == 1 or count * rows_bytes <= part),
+    ).within(budget_bytes)
+
+
+def _can_lock(device: Device) -> bool:
+    """Try it with a page."""
+    arena = device.allocate_host(4096)
+    pinned = arena.pinned
+    arena.close()
+    return pinned
+
+
+def _curve_of(probed: ProbedAccelerator, dtype_name: str, spec: ModelSpec) -> ComputeCurve:
+    """The device's arithmetic in a dtype; what converting costs, where weights are stored in another, is rehearsed."""
+    found = next(curve for curve in probed.compute if curve.compute_dtype == dtype_name)
+    return replace(found, stored_dtype=spec.stored_dtype)
+
+
+def _no_pace(dtype_name: str, spec: ModelSpec) -> AcceleratorPace:
+    """For a request that is refused whatever the pace."""
+    curve = ComputeCurve(
+        compute_dtype=dtype_name,
+        stored_dtype=spec.stored_dtype,
+        points=(CurvePoint(tokens=1, seconds_per_parameter=1),),
+    )
+    pace = Pace(read_bytes_per_s=1.0, curve=curve, block_overhead_s=0.0, pass_overhead_s=0.0)
+    return AcceleratorPace(device=pace, link_bytes_per_s=1.0, staged_bytes_per_s=1.0)
+
+
+def _read_rate(checkpoint: Checkpoint, options: Options) -> float:
+    """Bytes per second of direct reads of this checkpoint, no faster than the reader's limit."""
+    settings = reader_settings(options)
+    source = checkpoint.open_source()
+    try:
+        rate = machine_probe.read_rate(
+            source,
+            checkpoint.index.files,
+            chunk_bytes=settings.chunk_bytes,
+            threads=settings.reader_threads,
+            seconds=min(QUICK_READ_S, max(0.02, checkpoint.index.total_bytes / 1e9)),
+        )
+    finally:
+        source.close()
+    return min(options.read_limit_bytes_per_s or float("inf"), rate or 1e9)
+
+
+def _memory_copy_rate() -> float:
+    """Bytes per second of one thread's copy within host memory."""
+    arena = Arena(2 * COPIED_BYTES)
+    arena.touch()
+    source, target = arena.take(COPIED_BYTES).tensor, arena.take(COPIED_BYTES).tensor
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(4):
+            start = time.perf_counter()
+            target.copy_(source)
+            seconds.append(time.perf_counter() - start)
+    arena.close()
+    return COPIED_BYTES / sorted(seconds)[1]
+
+
+def _rehearse_processor(
+    checkpoint: Checkpoint, options: Options, config: Any, request: AcceleratorRequest
+) -> LayerTimes | None:
+    """One layer computed by the processor; None where the host's budget does not hold one."""
+    if request.host_budget_bytes < 2 * checkpoint.spec.blocks[0].footprint_bytes + request.work_space_bytes:
+        return None
+    try:
+        return rehearse(
+            checkpoint,
+            config,
+            options.workload,
+            DTYPES[request.compute_dtype],
+            conversion_bytes=request.processor_conversion_bytes,
+            copy_misaligned=False,
+            attention=options.attention,
+            reader=reader_settings(options),
+            device=CpuDevice(),
+        ).layer
+    except BudgetError:
+        return None
+
+
+def _device_pace(
+    curve: ComputeCurve, rehearsed: Rehearsed, read_bytes_per_s: float, options: Options, spec: ModelSpec
+) -> Pace:
+    layers = [block for block in spec.blocks if block.head_rows is None]
+    mean = sum(block.active_parameters for block in layers) / len(layers)
+    own = Timed(options.workload.sequences, rehearsed.layer.decode_s, rehearsed.head_seconds_per_parameter)
+    timed = sorted((own, *rehearsed.others))
+    return Pace(
+        read_bytes_per_s=read_bytes_per_s,
+        curve=curve.through([CurvePoint(t.tokens, t.layer_s / mean) for t in timed]),
+        block_overhead_s=0.0,
+        pass_overhead_s=rehearsed.pass_overhead_s,
+        first_pass_overhead_s=rehearsed.first_pass_overhead_s,
+        layer=rehearsed.layer,
+        head_curve=curve.through([CurvePoint(t.tokens, t.head_seconds_per_parameter) for t in timed]),
+        row_s=rehearsed.row_s,
+    )

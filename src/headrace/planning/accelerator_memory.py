@@ -1,0 +1,246 @@
+"""What an arrangement on an accelerator holds, to the byte, on either side of the link.
+
+The device's memory and the host's are two budgets. The embedding takes what is left in them, and nothing where nothing
+is: its rows can always be read from the checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from headrace.errors import InvalidRequestError
+from headrace.planning.extents import DEVICE_ALIGNMENT_BYTES, PAGE_BYTES, align_up
+from headrace.planning.model_spec import ModelSpec
+from headrace.planning.plan import (
+    ELEMENT_BYTES,
+    STORED_AS,
+    TRAVELLING,
+    EmbeddingPlacement,
+    HostMemoryUse,
+    MemoryUse,
+    Place,
+    Workload,
+)
+from headrace.planning.planner import Request, largest_module_bytes
+
+LIBRARY_WORK_SPACE_BYTES = 64 << 20
+"""What an accelerator's matrix libraries keep for themselves beside tensors."""
+
+CHUNK_BYTES = 16 << 20
+"""One read, and one place of the ring."""
+
+LEAST_RING_CHUNKS = 2
+"""one is being read into while another one is copied from"""
+
+
+class Arrangement(NamedTuple):
+    """Where each block lives, how many slots there are, and on which side of the link keys and values wait."""
+
+    places: tuple[Place, ...]
+    slots: int
+    cache_on_host: bool = False
+
+    @property
+    def travelling(self) -> int:
+        """Blocks that pass through slots."""
+        return sum(place in TRAVELLING for place in self.places)
+
+
+class ArrangedMemory(NamedTuple):
+    """An arrangement's memory on both sides, and where the embedding's rows come from in what is left."""
+
+    device: MemoryUse
+    host: HostMemoryUse
+    embedding: EmbeddingPlacement
+
+
+class BlockBytes(NamedTuple):
+    """Bytes of each block, in the order of a pass."""
+
+    device: tuple[int, ...]
+    host: tuple[int, ...]
+    """the same in whole pages"""
+    cache: tuple[int, ...]
+    """its keys and values"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceleratorRequest:
+    """What the planner is asked: the model, the work, the dtype, the device and what may be held on either side.
+
+    Raises InvalidRequestError for a ring that could carry nothing.
+    """
+
+    spec: ModelSpec
+    workload: Workload
+    compute_dtype: str
+    budget_bytes: int
+    """of the device's memory"""
+    host_budget_bytes: int
+    device: str
+    """as users write it: cuda:0"""
+    pinned: bool = True
+    """the system lets host memory be page-locked"""
+    allow_processor: bool = False
+    """layers may be computed by the processor from host memory"""
+    allow_host_cache: bool = False
+    """keys and values may wait in host memory where they do not fit beside two slots"""
+    chunk_bytes: int = CHUNK_BYTES
+    ring_chunks: int = 4
+    draft_tokens: int = 0
+    """drafted tokens that a decode pass checks beside its own"""
+
+    def __post_init__(self) -> None:
+        if self.ring_chunks < LEAST_RING_CHUNKS or self.chunk_bytes < PAGE_BYTES:
+            raise InvalidRequestError(
+                f"a ring of {self.ring_chunks} chunks of {self.chunk_bytes} bytes cannot carry what is read; "
+                f"it takes at least {LEAST_RING_CHUNKS} chunks of {PAGE_BYTES} bytes"
+            )
+
+    @cached_property
+    def blocks(self) -> BlockBytes:
+        """What each block takes."""
+        device = tuple(block.device_bytes for block in self.spec.blocks)
+        return BlockBytes(
+            device,
+            tuple(align_up(size) for size in device),
+            cache_bytes(self.spec, self.workload, self.compute_dtype, tokens=self.workload.context_tokens),
+        )
+
+    @property
+    def ring_bytes(self) -> int:
+        """Host memory of the chunks between disk and device."""
+        return self.ring_chunks * align_up(self.chunk_bytes)
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """The small tensors that always stay on the device."""
+        elements = sum(entry.num_elements for entry in self.spec.fixed)
+        return align_up(elements * ELEMENT_BYTES[self.compute_dtype])
+
+    @cached_property
+    def work_space_bytes(self) -> int:
+        """What activations hold at their peak, wherever they are computed."""
+        same = Request(
+            spec=self.spec,
+            workload=self.workload,
+            compute_dtype=self.compute_dtype,
+            budget_bytes=self.budget_bytes,
+            draft_tokens=self.draft_tokens,
+        )
+        return same.beside_blocks.work_space_bytes
+
+    @cached_property
+    def conversion_bytes(self) -> int:
+        """The device's buffer for weights that are converted: one module's, or the whole head's."""
+        heads = [block.parameters for block in self.spec.blocks if block.head_rows is not None and self._converts]
+        head = max(heads, default=0) * ELEMENT_BYTES[self.compute_dtype]
+        return _buffer_bytes(max(head, self._largest_module_bytes))
+
+    @cached_property
+    def processor_conversion_bytes(self) -> int:
+        """The processor's buffer: it computes layers only."""
+        return _buffer_bytes(self._largest_module_bytes)
+
+    @property
+    def _converts(self) -> bool:
+        return STORED_AS.get(self.spec.stored_dtype) != self.compute_dtype
+
+    @cached_property
+    def _largest_module_bytes(self) -> int:
+        element_bytes = ELEMENT_BYTES[self.compute_dtype]
+        layers = [block for block in self.spec.blocks if block.head_rows is None]
+        return max(largest_module_bytes(block, element_bytes, converts=self._converts) for block in layers)
+
+    def device_cache_bytes(self, arrangement: Arrangement) -> int:
+        """Keys and values of the layers that the device computes; of two layers where all wait on the host."""
+        own = self._cache_by_place(arrangement, on_processor=False)
+        return 2 * max(own, default=0) if arrangement.cache_on_host else sum(own)
+
+    def host_cache_bytes(self, arrangement: Arrangement) -> int:
+        """Keys and values of the layers that the processor computes; of all where they wait on the host."""
+        if arrangement.cache_on_host:
+            return sum(self.blocks.cache)
+        return sum(self._cache_by_place(arrangement, on_processor=True))
+
+    def _cache_by_place(self, arrangement: Arrangement, *, on_processor: bool) -> list[int]:
+        pairs = zip(self.blocks.cache, arrangement.places, strict=True)
+        return [size for size, place in pairs if (place is Place.PROCESSOR) == on_processor]
+
+    def memory(self, arrangement: Arrangement) -> ArrangedMemory:
+        """What the arrangement holds, with the embedding where it fits.
+
+        Its rows are taken from a tied head that stays, from a table beside blocks that all stay, from one on the host,
+        or else from the checkpoint.
+        """
+        head_stays = all(
+            place is Place.DEVICE
+            for block, place in zip(self.spec.blocks, arrangement.places, strict=True)
+            if block.head_rows is not None
+        )
+        device, host = self.device_memory(arrangement), self.host_memory(arrangement)
+        if self.spec.tied and head_stays:
+            return ArrangedMemory(device, host, EmbeddingPlacement.HEAD)
+        table_bytes = _align_device(self.spec.embedding.num_elements * ELEMENT_BYTES[self.compute_dtype])
+        if all(place is Place.DEVICE for place in arrangement.places):
+            with_table = self.device_memory(arrangement, embedding_bytes=table_bytes)
+            if with_table.total_bytes <= self.budget_bytes:
+                return ArrangedMemory(with_table, host, EmbeddingPlacement.RESIDENT)
+        with_table_there = self.host_memory(arrangement, embedding_bytes=align_up(self.spec.embedding.size_bytes))
+        if with_table_there.total_bytes <= self.host_budget_bytes:
+            return ArrangedMemory(device, with_table_there, EmbeddingPlacement.HOST)
+        return ArrangedMemory(device, host, EmbeddingPlacement.ROWS)
+
+    def device_memory(self, arrangement: Arrangement, *, embedding_bytes: int = 0) -> MemoryUse:
+        """The device's side; without `embedding_bytes` the least that the arrangement needs."""
+        placed = list(zip(self.blocks.device, arrangement.places, strict=True))
+        return MemoryUse(
+            resident_bytes=sum(size for size, place in placed if place is Place.DEVICE),
+            slots_bytes=arrangement.slots * slot_bytes(self, arrangement.places),
+            fixed_bytes=self.fixed_bytes,
+            embedding_bytes=embedding_bytes,
+            conversion_bytes=self.conversion_bytes,
+            kv_cache_bytes=self.device_cache_bytes(arrangement),
+            work_space_bytes=self.work_space_bytes + LIBRARY_WORK_SPACE_BYTES,
+        )
+
+    def host_memory(self, arrangement: Arrangement, *, embedding_bytes: int = 0) -> HostMemoryUse:
+        """The host's side; without `embedding_bytes` the least that the arrangement needs."""
+        placed = list(zip(self.blocks.host, arrangement.places, strict=True))
+        computes = Place.PROCESSOR in arrangement.places
+        return HostMemoryUse(
+            stores_bytes=sum(size for size, place in placed if place is Place.HOST),
+            processor_bytes=sum(size for size, place in placed if place is Place.PROCESSOR)
+            + (self.processor_conversion_bytes if computes else 0),
+            ring_bytes=self.ring_bytes,
+            embedding_bytes=embedding_bytes,
+            kv_cache_bytes=self.host_cache_bytes(arrangement),
+            work_space_bytes=self.work_space_bytes if computes else 0,
+        )
+
+
+def slot_bytes(request: AcceleratorRequest, places: tuple[Place, ...]) -> int:
+    """A slot holds the largest block that travels."""
+    pairs = zip(request.blocks.device, places, strict=True)
+    return max((size for size, place in pairs if place in TRAVELLING), default=0)
+
+
+def cache_bytes(spec: ModelSpec, work: Workload, compute_dtype: str, *, tokens: int) -> tuple[int, ...]:
+    """Keys and values of each block when every sequence has `tokens`; a sliding window keeps no more than itself."""
+    config = spec.config
+    position_bytes = 2 * work.sequences * config.num_kv_heads * config.head_dim * ELEMENT_BYTES[compute_dtype]
+    windows = config.sliding_windows
+    return tuple(
+        0 if layer is None else position_bytes * min(tokens, windows[layer] or tokens)
+        for layer in (block.layer_index for block in spec.blocks)
+    )
+
+
+def _buffer_bytes(largest: int) -> int:
+    return align_up(largest) + 2 * PAGE_BYTES if largest else 0
+
+
+def _align_device(size_bytes: int) -> int:
+    return -(-size_bytes // DEVICE_ALIGNMENT_BYTES) * DEVICE_ALIGNMENT_BYTES

@@ -1,0 +1,172 @@
+"""How fast an accelerator's plan goes: the constants of disk, link, device and processor, and the times they give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headrace.errors import MachineError
+from headrace.planning.accelerator_memory import CHUNK_BYTES, cache_bytes
+from headrace.planning.estimate import (
+    DECODE_PASSES_SIMULATED,
+    Beside,
+    LayerTimes,
+    Pace,
+    Prediction,
+    block_times,
+    break_even_tokens,
+)
+from headrace.planning.model_spec import ModelSpec
+from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Place, Plan, Strategy, Workload
+from headrace.planning.tiered_simulator import TieredScenario, TieredTimes, simulate_tiers
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceleratorPace:
+    """The constants of one run on an accelerator; seconds, bytes per second."""
+
+    device: Pace
+    """the disk's rate and hand-over, the device's own arithmetic and overheads. Its slowdowns do not count: disk and
+    device share no memory"""
+    link_bytes_per_s: float
+    """out of page-locked host memory, while the device computes"""
+    staged_bytes_per_s: float
+    """out of host memory that could not be page-locked into the ring, by the readers"""
+    copy_latency_s: float = 0.0
+    """per copied block"""
+    processor_layer: LayerTimes | None = None
+    """one layer computed by the processor; None where it computes none"""
+    processor_handover_s: float = 0.0
+    """from the device to the processor and back, per layer and pass"""
+    processor_handover_s_per_token: float = 0.0
+    """beside that for each token whose activations go there and back"""
+    memory_copy_bytes_per_s: float = math.inf
+    """from the ring into a store in host memory, by the readers, in the first pass"""
+
+    def handover_s(self, tokens: int) -> float:
+        """Seconds by which one layer of the processor takes longer, since the device computes what comes before."""
+        return self.processor_handover_s + tokens * self.processor_handover_s_per_token
+
+
+def tiered_times(
+    spec: ModelSpec,
+    work: Workload,
+    pace: AcceleratorPace,
+    places: Sequence[Place],
+    *,
+    pinned: bool,
+    chunk_bytes: int = CHUNK_BYTES,
+    cache_on_host: bool = False,
+) -> tuple[TieredTimes, ...]:
+    """Seconds of each block where `places` puts it; `pinned`: its store in host memory is page-locked.
+
+    With `cache_on_host` a layer's keys and values visit the device for its turn, those of a context of middle length:
+    with the block over the link, or, where that stays, before it is computed. Raises MachineError where a block is the
+    processor's, and how fast that is was not measured.
+    """
+    parameters = [block.active_parameters for block in spec.blocks if block.head_rows is None]
+    mean_parameters = sum(parameters) / len(parameters)
+    middle = work.prompt_tokens + work.generate_tokens // 2
+    caches = cache_bytes(spec, work, pace.device.curve.compute_dtype, tokens=middle) if cache_on_host else ()
+    found = []
+    for index, (block, own) in enumerate(zip(spec.blocks, block_times(spec, work, pace.device), strict=True)):
+        place, size_bytes = places[index], block.device_bytes
+        stays_on_host = place in (Place.HOST, Place.PROCESSOR)
+        times = TieredTimes(
+            read_s=own.read_s,
+            copy_s=size_bytes / pace.link_bytes_per_s + pace.copy_latency_s,
+            prefill_s=own.prefill_s,
+            decode_s=own.decode_s,
+            store_s=size_bytes / pace.memory_copy_bytes_per_s if stays_on_host else 0.0,
+            stage_s=size_bytes / pace.staged_bytes_per_s if place is Place.HOST and not pinned else 0.0,
+            pieces=max(1, -(-block.footprint_bytes // chunk_bytes)),
+        )
+        if place is Place.PROCESSOR:
+            if pace.processor_layer is None or block.head_rows is not None:
+                raise MachineError(f"how long the processor takes for {block.name} of {spec.name} was not measured")
+            share = block.active_parameters / mean_parameters
+            times = times._replace(
+                copy_s=0.0,
+                prefill_s=pace.processor_layer.prefill_s * share + pace.handover_s(work.sequences * work.prompt_tokens),
+                decode_s=pace.processor_layer.decode_s * share + pace.handover_s(work.sequences),
+            )
+        elif cache_on_host and caches[index]:
+            visit_s = caches[index] / pace.link_bytes_per_s + pace.copy_latency_s
+            if place in TRAVELLING:
+                times = times._replace(copy_s=times.copy_s + visit_s)
+            else:
+                times = times._replace(decode_s=times.decode_s + visit_s)
+        found.append(times)
+    return tuple(found)
+
+
+def predict_on_accelerator(
+    spec: ModelSpec,
+    plan: Plan,
+    pace: AcceleratorPace,
+    *,
+    pinned: bool = True,
+    decode_passes: int = DECODE_PASSES_SIMULATED,
+) -> Prediction:
+    """Simulate the plan's workload and say what binds: disk, link, compute (the device's), processor, or both.
+
+    `load_s_per_pass` is the longer of the disk's and the link's seconds, and no schedule is faster than
+    `possible_decode_s`. Raises ValueError for a plan in which no accelerator computes.
+    """
+    on_device = plan.accelerator
+    if on_device is None:
+        raise ValueError("the plan is one of a processor that computes from its own memory")
+    work = plan.workload
+    times = tiered_times(
+        spec,
+        work,
+        pace,
+        on_device.places,
+        pinned=pinned,
+        chunk_bytes=on_device.chunk_bytes,
+        cache_on_host=on_device.cache_on_host,
+    )
+    beside = Beside.of(spec, work, pace.device, rows_from_disk=plan.embedding is EmbeddingPlacement.ROWS)
+    scenario = TieredScenario(
+        blocks=times,
+        places=on_device.places,
+        slots=plan.slots,
+        overlap=plan.strategy is not Strategy.SEQUENTIAL,
+        ring_pieces=on_device.ring_chunks,
+        decode_passes=decode_passes,
+        pass_overhead_s=beside.further_pass_s,
+        first_pass_overhead_s=beside.first_pass_s,
+        handover_s=pace.device.handover_s,
+        wake_s=pace.device.wake_s,
+    )
+    simulated = simulate_tiers(scenario, [block.name for block in spec.blocks])
+    demand = scenario.demand
+    load_s = max(demand.read_s, demand.copy_s)
+    decode_s = simulated.decode_s_per_pass
+    return Prediction(
+        prefill_s=simulated.prefill_s,
+        decode_s_per_pass=decode_s,
+        tokens_per_s=work.sequences / decode_s,
+        total_s=simulated.prefill_s + (work.generate_tokens - 1) * decode_s,
+        binds=_binds(scenario),
+        load_s_per_pass=load_s,
+        compute_s_per_pass=demand.compute_s,
+        break_even_tokens_per_pass=break_even_tokens(
+            spec, plan, pace.device, load_s=load_s, compute_s=demand.compute_s
+        ),
+        possible_decode_s=max(demand),
+        timeline=simulated.timeline,
+    )
+
+
+def _binds(scenario: TieredScenario) -> str:
+    read_s, copy_s, compute_s = scenario.demand
+    if max(read_s, copy_s) > 0 and not scenario.overlap:
+        return "both"
+    placed = list(zip(scenario.blocks, scenario.places, strict=True))
+    if max(read_s, copy_s) > compute_s:
+        disk_s = sum(times.read_s for times, place in placed if place is Place.DISK)
+        return "disk" if disk_s > max(copy_s, read_s - disk_s) else "link"
+    processor_s = sum(times.decode_s for times, place in placed if place is Place.PROCESSOR)
+    return "processor" if processor_s > compute_s - processor_s else "compute"
