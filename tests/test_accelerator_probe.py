@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from headrace.errors import BudgetError
 from headrace.planning.extents import PAGE_BYTES
@@ -51,7 +52,7 @@ def _one_thread() -> Any:
 
 
 class BothWays(FakeAccelerator):
-    """The fake, for copies from the device too: whichever side is the host's must be page-locked."""
+    """The fake, stricter: a copy has one side here and one on the host, which must be page-locked."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,11 +72,8 @@ class BothWays(FakeAccelerator):
         for part in parts:
             on_host = [tensor for tensor in part if not self.lies_here(tensor)]
             assert len(on_host) == 1
-            assert super()._is_pinned(on_host[0])
+            assert self._is_pinned(on_host[0])
         return super().copy(parts, after=after, lane=lane)
-
-    def _is_pinned(self, tensor: torch.Tensor) -> bool:
-        return self.lies_here(tensor) or super()._is_pinned(tensor)
 
 
 # -- what it costs and leaves behind ----------------------------------------------------------------------------------
@@ -189,7 +187,7 @@ def test_the_progress_of_a_part() -> None:
 
 # -- figures, by a clock that is known ---------------------------------------------------------------------------------
 
-UP, DOWN = 1e6, 4e6  # bytes per second
+UP, DOWN, WITHIN = 1e6, 4e6, 5e8  # bytes per second
 COPYING_BESIDE, COMPUTING_BESIDE = 0.8, 0.5  # of the speed alone
 START_S = 1000.0
 
@@ -242,11 +240,12 @@ class ClockedAccelerator(BothWays):
         self.copying += [begin, Work(part.source.numel() / rate), end]
         return Copied(begin, end)
 
-    def multiply(self, rows: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> None:
+    def multiply(self, rows: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
         """Stand in for torch.mm: takes `product_s`."""
         assert (rows.shape[0], weight.shape[1]) == out.shape
         self.weights.append(weight)
         self.computing.append(Work(product_s(rows.shape[0], rows.dtype.itemsize)))
+        return out
 
     def compute_after(self, event: DeviceEvent) -> None:
         assert isinstance(event, Moment)
@@ -295,17 +294,34 @@ def product_s(tokens: int, element_bytes: int) -> float:
     return element_bytes * 1e-4 * max(1.0, tokens / 4)
 
 
+class OnTheClock(TorchFunctionMode):
+    """What torch is asked to compute on the clocked device takes that device's time, and is not done."""
+
+    def __init__(self, device: ClockedAccelerator) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.mm:
+            return self._device.multiply(*args, **kwargs)
+        if func is torch.Tensor.copy_ and all(map(self._device.lies_here, args)):
+            self._device.computing.append(Work(2 * args[0].numel() / WITHIN))
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture
-def clocked(monkeypatch: pytest.MonkeyPatch) -> ClockedAccelerator:
+def clocked() -> Iterator[ClockedAccelerator]:
     device = ClockedAccelerator()
-    monkeypatch.setattr(torch, "mm", device.multiply)
-    return device
+    with OnTheClock(device):
+        yield device
 
 
 def test_every_figure_is_what_the_clock_says(clocked: ClockedAccelerator) -> None:
     probed = probe_accelerator(clocked, name="x", sizes=SMALL)
     assert probed.pinned_to_device_bytes_per_s == pytest.approx(UP)
     assert probed.pinned_from_device_bytes_per_s == pytest.approx(DOWN)
+    assert probed.memory_bytes_per_s == pytest.approx(WITHIN)
     for curve, element_bytes in zip(probed.compute, (2, 2, 4), strict=True):
         for point in curve.points:
             assert point.seconds_per_parameter == pytest.approx(product_s(point.tokens, element_bytes) / ELEMENTS)

@@ -29,6 +29,7 @@ def passes(model: Any, batch: int, dtype: torch.dtype) -> list[torch.Tensor]:
     for row in range(1, batch):
         ids[row, : 2 * row] = 0
         mask[row, : 2 * row] = 0
+    ids, mask = ids.to(model.device), mask.to(model.device)
     collected = []
     with torch.inference_mode():
         cache = None

@@ -34,7 +34,7 @@ from headrace.planning.plan import TRAVELLING, Place
 from headrace.planning.timeline import Lane
 from headrace.streaming import landing
 from headrace.streaming.arena import Piece
-from headrace.streaming.device import COMPLETE, Copied, CopyPart, DeviceEvent
+from headrace.streaming.device import COMPLETE, DISK_LANE, Copied, CopyPart, DeviceEvent
 from headrace.streaming.fake_accelerator import Drive, FakeAccelerator, QueueEvent
 from headrace.streaming.fake_source import FakeSource, expected_byte
 from headrace.streaming.fetch import Chunk, Fetch
@@ -355,7 +355,7 @@ def send_before_reading(self: ThroughRing, fetch: Fetch, chunk: Chunk) -> int:
         )
         for move in self._aligned[fetch.block_index].moves_within(chunk.start, chunk.length)
     ]
-    emptied = self._send(fetch, parts, landing.DISK_LANE).end if parts else COMPLETE
+    emptied = self._send(fetch, parts, DISK_LANE).end if parts else COMPLETE
     size_bytes = landing.read_chunk(self._source, None, chunk, place.piece.buffer[: chunk.length])
     self._ring.give_back(place, emptied)
     return size_bytes

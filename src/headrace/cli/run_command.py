@@ -129,7 +129,7 @@ def run(
     ] = False,
     machine: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Read with the chunk size and threads found best by headrace probe."),
+        typer.Option(metavar="FILE", help="What headrace probe found: how to read the disk best, and how fast a GPU and its link are."),
     ] = None,
     trace: Annotated[
         Path | None,

@@ -105,9 +105,10 @@ def study_accelerator(
         request = replace(request, chunk_bytes=settings.chunk_bytes, ring_chunks=2 * settings.reader_threads)
     if minimum_bytes_on_accelerator(request, options.strategy) > options.budget_bytes:
         choose_on_accelerator(AcceleratorStudied(request, _no_pace(name, spec), ()), options.strategy)  # refuses
-    sizes = _sizes(largest_shape(spec), options.budget_bytes)
-    probed = probe_accelerator(device, name=device.name, sizes=sizes)
-    device.release_cached()
+    probed = _known(options, device)
+    if probed is None:
+        probed = probe_accelerator(device, name=device.name, sizes=_sizes(largest_shape(spec), options.budget_bytes))
+        device.release_cached()
     curve = _curve_of(probed, name, spec)
     read_bytes_per_s = _read_rate(checkpoint, options)
     rehearsed = rehearse(
@@ -167,6 +168,12 @@ def draft_length_on_accelerator(studied: AcceleratorStudied, plan: Plan, most: i
         return predict_on_accelerator(spec, carried, pace, pinned=studied.request.pinned).decode_s_per_pass
 
     return DraftLength(pass_s=pass_s, most=most)
+
+
+def _known(options: Options, device: Device) -> ProbedAccelerator | None:
+    """What a machine file says of this device, which then is not measured again."""
+    described = () if options.machine is None else options.machine.accelerators
+    return next((own for own in described if own.device == device.name), None)
 
 
 def _sizes(shape: tuple[int, int], budget_bytes: int) -> ProbeSizes:

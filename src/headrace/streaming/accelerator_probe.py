@@ -29,7 +29,7 @@ TOKENS_BESIDE = 16
 """of the products that go on beside a copy: few enough that weights come at the memory's rate"""
 SLOWEST_PRODUCT_S = 0.1
 """a curve ends with the first product that takes longer; beyond it time is proportional to tokens anyway"""
-CALLS_MAX = 4000
+CALLS_MAX = 20_000
 """products enqueued in one go"""
 _SHORTEST_S = 1e-9
 

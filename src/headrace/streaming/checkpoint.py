@@ -90,7 +90,7 @@ class Checkpoint:
         try:
             piece = arena.take(block.footprint_bytes)
             self.read_block(block, piece)
-            made = torch.empty(block.device_bytes, dtype=torch.uint8)
+            made = torch.empty(block.device_bytes, dtype=torch.uint8, device="cpu")
             for move in block.aligned.moves:
                 end = move.start + move.length
                 made[move.target : move.target + move.length].copy_(piece.tensor[move.start : end])

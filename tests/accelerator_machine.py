@@ -1,0 +1,49 @@
+"""A made-up accelerator's speeds in place of measuring: tests of whole models are quick, and their plans fixed."""
+
+from __future__ import annotations
+
+import pytest
+
+from headrace.inference import accelerator_study
+from headrace.inference.rehearsal import Rehearsed
+from headrace.planning.compute_curve import ComputeCurve, CurvePoint
+from headrace.planning.estimate import LayerTimes
+from headrace.planning.probed_accelerator import ProbedAccelerator
+
+POINTS = (CurvePoint(1, 1e-9), CurvePoint(1024, 2e-9))
+ACCELERATOR = ProbedAccelerator(
+    name="Fake 1",
+    device="fake:0",
+    memory_bytes=1 << 40,
+    free_bytes=1 << 40,
+    pinned_to_device_bytes_per_s=2e8,
+    pageable_to_device_bytes_per_s=1e8,
+    pinned_from_device_bytes_per_s=2e8,
+    pageable_from_device_bytes_per_s=1e8,
+    pinned_to_device_while_computing_bytes_per_s=2e8,
+    compute_slowdown_while_copying=1.0,
+    copy_latency_s=1e-6,
+    launch_overhead_s=1e-6,
+    small_kernel_s=1e-6,
+    memory_bytes_per_s=1e12,
+    compute=tuple(
+        ComputeCurve(compute_dtype=compute, stored_dtype=stored, points=POINTS)
+        for compute, stored in (("bfloat16", "BF16"), ("float16", "F16"), ("float32", "F32"))
+    ),
+)
+REHEARSED = Rehearsed(
+    layer=LayerTimes(prefill_s=2e-4, decode_s=1e-4),
+    wake_s=0.0,
+    pass_overhead_s=1e-5,
+    first_pass_overhead_s=1e-5,
+    row_s=1e-6,
+    head_seconds_per_parameter=1e-9,
+)
+
+
+def make_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be measured: speeds are the ones above, the disk does 100 MB/s."""
+    monkeypatch.setattr(accelerator_study, "probe_accelerator", lambda *_args, **_options: ACCELERATOR)
+    monkeypatch.setattr(accelerator_study, "rehearse", lambda *_args, **_options: REHEARSED)
+    monkeypatch.setattr(accelerator_study, "_read_rate", lambda *_args: 1e8)
+    monkeypatch.setattr(accelerator_study, "_memory_copy_rate", lambda: 1e10)
