@@ -15,6 +15,7 @@ from torch import nn
 from headrace.errors import InvalidRequestError
 from headrace.planning.plan import STORED_AS
 
+BACKEND = "inductor"
 _ATTENTION = ("attn", "attention")
 
 
@@ -33,6 +34,6 @@ def compile_layers(layers: Sequence[nn.Module], *, dtype: torch.dtype, stored_dt
     for layer in layers:
         for name, child in layer.named_children():
             if not any(word in name for word in _ATTENTION) and any(True for _ in child.parameters()):
-                child.compile(dynamic=True)
+                child.compile(dynamic=True, backend=BACKEND)
                 count += 1
     return count
