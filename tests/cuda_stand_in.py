@@ -18,8 +18,9 @@ import torch
 class Event:
     """Passed as soon as it is recorded."""
 
-    def __init__(self, *, enable_timing: bool = False) -> None:
+    def __init__(self, *, enable_timing: bool = False, blocking: bool = False) -> None:
         assert enable_timing, "events are made with timing, since moments are read off them"
+        assert blocking, "whoever waits sleeps"
         self.recorded_in: Any = None
         self.moment_s = 0.0
 

@@ -140,6 +140,15 @@ def test_a_prompt_whose_cache_does_not_fit_is_refused_before_the_first_pass(dire
         assert model.headrace.passes == []
 
 
+def test_room_for_passes_is_taken_at_the_start(directory: Path) -> None:
+    device = FakeAccelerator()
+    options = {**PLENTY, "batch": 64, "prompt_tokens": 100, "max_tokens": 128}
+    with headrace.load(directory, device=device, **options) as model:
+        memory = model.headrace.plan.memory
+        assert device.reserved_bytes == memory.kv_cache_bytes + memory.work_space_bytes - (64 << 20)
+        assert device.reserved_bytes > memory.kv_cache_bytes > 0
+
+
 class RunsOut:
     """Stands for a feed-forward part that finds no memory, once."""
 

@@ -106,8 +106,10 @@ def test_filling_is_ordered_as_a_copy_is(made: StandIn, device: CudaDevice) -> N
 
 
 def test_memory_made_in_inference_mode_can_be_written_to_outside_of_it(made: StandIn, device: CudaDevice) -> None:
+    synchronized = made.synchronized
     with torch.inference_mode():
         memory = device.allocate(512)
+    assert made.synchronized == synchronized + 1, "kernels enqueued before may still read what the allocator gives"
     piece = memory.take(256)
     device.copy([CopyPart(torch.ones(256, dtype=torch.uint8), piece.tensor)])
     device.fill(piece.tensor, 3)
@@ -121,6 +123,7 @@ def test_memory_made_in_inference_mode_can_be_written_to_outside_of_it(made: Sta
     memory.close()
     with pytest.raises(BudgetError):
         memory.take(256)
+    assert piece.tensor.untyped_storage().size() == 0, "the memory goes, although a view of it is still there"
 
 
 def test_host_memory_is_registered_and_let_go_of(made: StandIn, device: CudaDevice) -> None:
@@ -165,7 +168,7 @@ def test_moments_are_on_the_hosts_clock_however_long_ago_the_device_was_opened(
     now = time.perf_counter()
     event = device.computed()
     assert abs(event.moment_s() - now) < 5.0
-    late = Event(enable_timing=True)
+    late = Event(enable_timing=True, blocking=True)
     late.record(made.main)
     late.moment_s += 1000.0
     moment = device._clock.moment_s(late)
@@ -180,4 +183,5 @@ def test_the_allocators_figures_are_passed_on(made: StandIn, device: CudaDevice)
     device.reset_peak()
     device.release_cached()
     assert made.emptied == 1
+    device.reserve(4096)
     device.synchronize()

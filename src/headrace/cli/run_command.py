@@ -11,6 +11,7 @@ from headrace.cli.command import Command
 from headrace.cli.generation import DEFAULT_DRAFT_TOKENS, DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
 from headrace.cli.history_file import add_to_history
 from headrace.cli.options import (
+    CacheOnHostOption,
     DeviceOption,
     DtypeChoice,
     DtypeOption,
@@ -18,6 +19,7 @@ from headrace.cli.options import (
     JsonOption,
     MemoryOption,
     ModelArgument,
+    ProcessorBlocksOption,
     ReadLimitOption,
     StrategyChoice,
     StrategyOption,
@@ -64,20 +66,8 @@ def run(
     ] = False,
     device: DeviceOption = "auto",
     host_memory: HostMemoryOption = None,
-    processor_blocks: Annotated[
-        bool,
-        typer.Option(
-            "--processor-blocks",
-            help="With a GPU: let the processor compute some layers from host memory, where that is predicted to be "
-            "faster. Results then differ from the GPU's own in rounding.",
-        ),
-    ] = False,
-    cache_on_host: Annotated[
-        bool,
-        typer.Option(
-            "--cache-on-host", help="With a GPU: let keys and values wait in host memory if they do not fit beside it."
-        ),
-    ] = False,
+    processor_blocks: ProcessorBlocksOption = False,
+    cache_on_host: CacheOnHostOption = False,
     compile_layers: Annotated[
         bool,
         typer.Option(
@@ -129,7 +119,10 @@ def run(
     ] = False,
     machine: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What headrace probe found: how to read the disk best, and how fast a GPU and its link are."),
+        typer.Option(
+            metavar="FILE",
+            help="What headrace probe found: how best to read the disk, how fast a GPU is.",
+        ),
     ] = None,
     trace: Annotated[
         Path | None,

@@ -32,6 +32,8 @@ from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.stream import Stream, StreamSettings
 from headrace.streaming.system_memory import resident_bytes, return_free_memory
 
+RESERVE_MARGIN_BYTES = 64 << 20
+
 
 def assemble(
     checkpoint: Checkpoint,
@@ -121,6 +123,10 @@ def assemble(
             device_overhead_bytes=device_overhead_bytes,
         )
         _record_passes(model, clean_ups, inputs)
+        # Keys, values and activations come in passes; whoever shares the device must not take their room meanwhile.
+        # A margin stays for tensors that the allocator keeps apart, so that all of it is within the promise.
+        in_passes = plan.memory.kv_cache_bytes + plan.memory.work_space_bytes - RESERVE_MARGIN_BYTES
+        device.reserve(max(0, in_passes))
     except BaseException:
         stream.close()
         raise

@@ -195,6 +195,7 @@ class Handle:
             self.closed = True
             self.stream.close()
             self.checkpoint.close()
+            self.device.release_cached()
 
     def possible(self) -> dict[str, Any]:
         """The limit: bytes that must be read over the link's raw speed, or the computation alone."""

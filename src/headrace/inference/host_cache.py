@@ -24,17 +24,25 @@ from headrace.streaming.arena import Arena, Piece
 from headrace.streaming.device import CACHE_LANE, COMPLETE, CopyPart, Device, DeviceEvent
 
 
+class _Kept:
+    """What the host keeps of one layer."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        """among the layers of its cache"""
+        self.length = 0
+        """tokens so far"""
+        self.written: DeviceEvent = COMPLETE
+        """the latest states have reached the host"""
+
+
 class HostLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     """One full-attention layer; its states are the `Visits`'s to keep."""
 
     def __init__(self, visits: Visits) -> None:
         super().__init__()
-        self.length = 0
-        """tokens so far"""
-        self.written: DeviceEvent = COMPLETE
-        """the latest states have reached the host"""
         self._visits = visits
-        visits.layers.append(self)
+        self._kept = visits.add_layer()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
@@ -42,31 +50,29 @@ class HostLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         """Append states of shape (sequences, heads, new tokens, head size); return all so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self._visits.visit(self, key_states, value_states)
+        return self._visits.visit(self._kept, key_states, value_states)
 
     def get_seq_length(self) -> int:
         """Tokens so far."""
-        return self.length
+        return self._kept.length
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` tokens (transformers counts them negatively)."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes a negative number of tokens, not {tokens_to_remove}")
-        self.length = max(0, self.length + tokens_to_remove)
+        self._kept.length = max(0, self._kept.length + tokens_to_remove)
 
     def reset(self) -> None:
         """Forget all states."""
-        self.length = 0
+        self._kept.length = 0
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let every sequence continue from the beam that was chosen for it. Waits for the device."""
-        self._visits.reorder(self, beam_idx)
+        self._visits.reorder(self._kept, beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Refused: the memory was taken for the sequences of the first pass."""
-        raise InvalidRequestError(
-            f"keys and values on the host cannot be repeated {repeats} times; keep them on the device"
-        )
+        raise InvalidRequestError(f"a cache on the host cannot be repeated {repeats} times; keep it on the device")
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Refused, as repeating is."""
@@ -77,13 +83,13 @@ class HostLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
 class _Stage:
     """Device memory for one layer's states, token by token, as they lie on the host."""
 
-    def __init__(self, shape: tuple[int, ...], like: torch.Tensor) -> None:
+    def __init__(self, shape: tuple[int, ...], like: torch.Tensor, free: DeviceEvent) -> None:
         self.states = torch.empty((2, *shape), dtype=like.dtype, device=like.device)
         """keys and values, each (tokens, sequences, heads, head size)"""
-        self.free: DeviceEvent = COMPLETE
-        """what the device last did with it is done"""
-        self.arrived: DeviceEvent = COMPLETE
-        self.layer: HostLayer | None = None
+        self.free = free
+        """what the device last did with this memory is done"""
+        self.arrived = free
+        self.holds: _Kept | None = None
         """whose states it holds or is being given"""
         self.tokens = 0
 
@@ -92,7 +98,7 @@ class Visits:
     """The host's side of all layers of one cache, and their turns on the device."""
 
     def __init__(self, device: Device, *, capacity_tokens: int) -> None:
-        self.layers: list[HostLayer] = []
+        self._layers: list[_Kept] = []
         self._device = device
         self._capacity = capacity_tokens
         self._places: list[Piece] = []
@@ -100,8 +106,13 @@ class Visits:
         self._laid_out: Sequence[torch.Tensor] = ()
         self._token_bytes = 0
 
+    def add_layer(self) -> _Kept:
+        """One more layer, behind the others."""
+        self._layers.append(_Kept(len(self._layers)))
+        return self._layers[-1]
+
     def visit(
-        self, layer: HostLayer, key_states: torch.Tensor, value_states: torch.Tensor
+        self, layer: _Kept, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take new states in, bring the next layer's, return this layer's keys and values so far."""
         if not self._stages:
@@ -115,18 +126,18 @@ class Visits:
             kept[past:end].copy_(new.permute(2, 0, 1, 3))
             whole[:, :, :end].copy_(kept[:end].permute(1, 2, 0, 3))
         parts = [
-            CopyPart(self._stretch(kept, past, end), self._on_host(layer, number, past, end))
+            CopyPart(_stretch(kept, past, end), self._on_host(layer, number, past, end))
             for number, kept in enumerate(stage.states)
         ]
         layer.written = stage.free = self._device.copy(parts, after=[self._device.computed()], lane=CACHE_LANE).end
-        layer.length, stage.layer, stage.tokens = end, layer, end
-        following = self.layers[(self.layers.index(layer) + 1) % len(self.layers)]
+        layer.length, stage.holds, stage.tokens = end, layer, end
+        following = self._layers[(layer.number + 1) % len(self._layers)]
         if following is not layer:
             self._bring(following)
         keys, values = self._laid_out
         return keys[:, :, :end], values[:, :, :end]
 
-    def reorder(self, layer: HostLayer, beam_idx: torch.Tensor) -> None:
+    def reorder(self, layer: _Kept, beam_idx: torch.Tensor) -> None:
         """Permute the sequences of one layer on the host."""
         if not layer.length:
             return
@@ -138,24 +149,24 @@ class Visits:
             states = flat.view(like.dtype).view(layer.length, *like.shape[1:])
             states.copy_(states.index_select(1, chosen))
         for stage in self._stages:
-            if stage.layer is layer:
-                stage.layer = None
+            if stage.holds is layer:
+                stage.holds = None
 
-    def _stage_of(self, layer: HostLayer) -> _Stage:
+    def _stage_of(self, layer: _Kept) -> _Stage:
         for stage in self._stages:
-            if stage.layer is layer and stage.tokens >= layer.length:
+            if stage.holds is layer and stage.tokens >= layer.length:
                 return stage
         return self._bring(layer)
 
-    def _bring(self, layer: HostLayer) -> _Stage:
+    def _bring(self, layer: _Kept) -> _Stage:
         """Start to copy a layer's states so far into the stage that was used longer ago."""
         self._stages.reverse()
         stage = self._stages[-1]
-        stage.layer, stage.tokens = layer, layer.length
+        stage.holds, stage.tokens = layer, layer.length
         stage.arrived = stage.free
         if layer.length:
             parts = [
-                CopyPart(self._on_host(layer, number, 0, layer.length), self._stretch(kept, 0, layer.length))
+                CopyPart(self._on_host(layer, number, 0, layer.length), _stretch(kept, 0, layer.length))
                 for number, kept in enumerate(stage.states)
             ]
             stage.arrived = self._device.copy(parts, after=[stage.free, layer.written], lane=CACHE_LANE).end
@@ -164,24 +175,28 @@ class Visits:
     def _take_memory(self, states: torch.Tensor) -> None:
         sequences, heads, _, size = states.shape
         shape = (self._capacity, sequences, heads, size)
-        self._stages = [_Stage(shape, states) for _ in range(2)]
         whole = (sequences, heads, self._capacity, size)
+        # What was enqueued before may still read what the allocator gives, and copies go through another stream.
+        self._stages = [_Stage(shape, states, self._device.computed()) for _ in range(2)]
         self._laid_out = [torch.empty(whole, dtype=states.dtype, device=states.device) for _ in range(2)]
         self._token_bytes = sequences * heads * size * states.dtype.itemsize
         each = align_up(self._capacity * self._token_bytes)
-        arena = self._device.allocate_host(2 * len(self.layers) * each)
-        self._places = [arena.take(each) for _ in range(2 * len(self.layers))]
-        weakref.finalize(self, _give_back, self._device, arena)
+        arena = self._device.allocate_host(2 * len(self._layers) * each)
+        self._places = [arena.take(each) for _ in range(2 * len(self._layers))]
+        weakref.finalize(self, _give_back, self._device, arena, [stage.states for stage in self._stages])
 
-    def _on_host(self, layer: HostLayer, number: int, first: int, last: int) -> torch.Tensor:
-        place = self._places[2 * self.layers.index(layer) + number].tensor
+    def _on_host(self, layer: _Kept, number: int, first: int, last: int) -> torch.Tensor:
+        place = self._places[2 * layer.number + number].tensor
         return place[first * self._token_bytes : last * self._token_bytes]
 
-    def _stretch(self, kept: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        return kept[first:last].view(torch.uint8).flatten()
+
+def _stretch(kept: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    return kept[first:last].view(torch.uint8).flatten()
 
 
-def _give_back(device: Device, arena: Arena) -> None:
+def _give_back(device: Device, arena: Arena, stages: list[torch.Tensor]) -> None:
+    """Wait for the copies that are on their way, and only then let go of either side."""
     with contextlib.suppress(RuntimeError):
         device.synchronize()
     arena.close()
+    stages.clear()

@@ -167,5 +167,10 @@ class TensorMemory:
         return Piece(self._tensor[start : start + size_bytes], None)
 
     def close(self) -> None:
-        """Give the memory back to the allocator, once no piece of it is alive."""
+        """Give the memory back to the allocator, although views of it may be left, which must not be used."""
+        if self._tensor is not None:
+            with contextlib.suppress(
+                RuntimeError
+            ):  # memory that somebody outside of torch sees goes with its last view
+                self._tensor.untyped_storage().resize_(0)
         self._tensor = None

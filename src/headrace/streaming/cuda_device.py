@@ -149,9 +149,15 @@ class CudaDevice:
             self._clock = _Clock(self.torch_device)
 
     def allocate(self, size_bytes: int) -> TensorMemory:
-        """Take one allocation; raises BudgetError with what is free where the driver refuses."""
+        """Take one allocation; raises BudgetError with what is free where the driver refuses.
+
+        Waits for the device: the allocator may give memory that kernels enqueued before still read, which orders it
+        behind them in the stream it was asked in, and copies go through others.
+        """
         try:
-            return TensorMemory(torch.empty(size_bytes, dtype=torch.uint8, device=self.torch_device))
+            taken = torch.empty(size_bytes, dtype=torch.uint8, device=self.torch_device)
+            self.synchronize()
+            return TensorMemory(taken)
         except torch.OutOfMemoryError as error:
             memory = self.memory()
             raise BudgetError(
@@ -246,10 +252,14 @@ class CudaDevice:
         """Give the allocator's free segments back to the driver, so that others can have them."""
         torch.cuda.empty_cache()
 
+    def reserve(self, size_bytes: int) -> None:
+        """Take one segment and free it: torch's allocator keeps it, and cuts later tensors out of it."""
+        self.allocate(size_bytes).close()
+
 
 def _new_event() -> Any:
     make: Any = torch.cuda.Event  # torch's own annotations leave these three out
-    return make(enable_timing=True)
+    return make(enable_timing=True, blocking=True)  # whoever waits sleeps, and leaves the processor to others
 
 
 def _new_stream(device: torch.device) -> Any:

@@ -110,6 +110,9 @@ class Device(Protocol):
     def release_cached(self) -> None:
         """Give back what the allocator only keeps for reuse. Not for use within a pass."""
 
+    def reserve(self, size_bytes: int) -> None:
+        """Let the allocator take so much now and keep it for what comes, so that nobody else can; or BudgetError."""
+
 
 class _Complete:
     """An event that lies in the past."""
@@ -188,3 +191,6 @@ class CpuDevice:
 
     def release_cached(self) -> None:
         """Nothing is kept."""
+
+    def reserve(self, size_bytes: int) -> None:
+        """Memory of the host is given when it is touched."""

@@ -105,6 +105,8 @@ class FakeAccelerator:
     """enqueued so far"""
     bytes_copied: int = 0
     """of copies that were carried out"""
+    reserved_bytes: int = 0
+    """kept for what models allocate in passes, which torch takes of the host here"""
     synchronized: int = 0
     """calls of `synchronize` so far"""
     violations: list[str] = field(default_factory=list)
@@ -173,7 +175,14 @@ class FakeAccelerator:
         self._peak = self._held
 
     def release_cached(self) -> None:
-        """Nothing is kept."""
+        """Let go of what was reserved."""
+        self.reserved_bytes = 0
+
+    def reserve(self, size_bytes: int) -> None:
+        """Remember it; raises BudgetError beyond `memory_bytes`."""
+        if self._held + size_bytes > self.memory_bytes:
+            raise BudgetError(f"{self.name} has no {format_bytes(size_bytes)} left")
+        self.reserved_bytes = size_bytes
 
     # -- work -------------------------------------------------------------------------------------------------------
 
