@@ -64,7 +64,9 @@ def main() -> None:
     if shutil.which("fio") is None:
         raise SystemExit("fio is not installed")
     files = sorted(options.model.glob("*.safetensors"))
-    model = headrace.load(options.model, memory=options.memory, strategy="overlap", prompt_tokens=8, max_tokens=9)
+    model = headrace.load(
+        options.model, device="cpu", memory=options.memory, strategy="overlap", prompt_tokens=8, max_tokens=9
+    )
     ids = torch.randint(3, 30_000, (1, 1))
     rates: dict[str, list[float]] = {f"fio {size} depth {depth}": [] for size, depth in FIO_SETTINGS}
     rates["headrace"] = []

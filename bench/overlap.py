@@ -61,7 +61,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     counts = [int(text) for text in options.tokens.split(",")]
-    common: dict[str, Any] = {"dtype": options.dtype, "prompt_tokens": max(counts), "max_tokens": max(counts) + 1}
+    common: dict[str, Any] = {"device": "cpu", "dtype": options.dtype}
+    common |= {"prompt_tokens": max(counts), "max_tokens": max(counts) + 1}
     limited = {**common, "memory": options.memory, "read_limit": options.read_limit}
     resident = headrace.load(options.model, memory="16GB", strategy="resident", **common)
     overlapped = headrace.load(options.model, strategy="overlap", **limited)

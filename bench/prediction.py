@@ -62,6 +62,7 @@ def load(model: Path, case: Case, options: argparse.Namespace) -> Any:
     weights_bytes = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     return headrace.load(
         model,
+        device="cpu",
         memory=int(case.share * weights_bytes) + (40 << 20),  # the constant part of the work space
         batch=case.batch,
         prompt_tokens=case.prompt,

@@ -88,7 +88,18 @@ def main() -> None:
 
 def run(options: argparse.Namespace, prompt: str, memory: int, extra: list[str]) -> dict[str, Any]:
     """One run; its JSON report."""
-    command = [sys.executable, "-m", "headrace", "run", str(options.model), "--prompt", prompt, "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "headrace",
+        "run",
+        str(options.model),
+        "--prompt",
+        prompt,
+        "--json",
+        "--device",
+        "cpu",
+    ]
     command += ["--memory", str(memory), "--dtype", "float32", "--max-new-tokens", str(options.tokens)]
     command += ["--read-limit", options.read_limit, *extra]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HEADRACE_HISTORY": ""})

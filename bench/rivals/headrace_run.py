@@ -18,6 +18,7 @@ def main() -> None:
     clock = PassClock(task)
     model = headrace.load(
         task.model,
+        device="cpu",
         batch=task.batch,
         prompt_tokens=task.prompt_tokens,
         max_tokens=task.prompt_tokens + task.generate,
