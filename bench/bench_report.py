@@ -29,11 +29,9 @@ def provenance() -> dict[str, Any]:
     flags = Path("/proc/cpuinfo").read_text()
     memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     names = ("torch", "transformers", "accelerate", "safetensors")
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "src") else ""),
         "processor": model,
         "cores": len(os.sched_getaffinity(0)),
         "features": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in flags],
@@ -42,6 +40,15 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in names},
     }
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the checkout that this file is in; nothing where there is no git, or no repository."""
+    try:
+        command = ["git", "-C", str(RESULTS.parents[1]), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -56,8 +63,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def write(name: str, record: dict[str, Any], text: str, *, out: Path | None = None) -> None:
-    """Write `name`.json and `name`.md under bench/results (or `out`) and print the text."""
+def write(name: str, record: dict[str, Any], text: str, *, out: Path | None = None, show: bool = True) -> None:
+    """Write `name`.json and `name`.md under bench/results (or `out`) and print the text, unless not to `show` it."""
     directory = RESULTS if out is None else out
     directory.mkdir(parents=True, exist_ok=True)
     record = {**provenance(), **record}
@@ -68,4 +75,5 @@ def write(name: str, record: dict[str, Any], text: str, *, out: Path | None = No
         f"commit {record['commit']}, {record['date']}."
     )
     (directory / f"{name}.md").write_text(f"{text}\n\n{origin}\n")
-    print(f"{text}\n\n{origin}")
+    if show:
+        print(f"{text}\n\n{origin}")

@@ -32,8 +32,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from headrace.errors import MachineError
 from headrace.planning.machine import Host, Link, Machine, Processor
 from headrace.planning.near_names import near_names
@@ -78,6 +76,8 @@ def machine_from_toml(text: str, *, origin: str) -> Machine:
 
 def machine_to_toml(machine: Machine) -> str:
     """Write a description; `machine_from_toml` is its inverse."""
+    import tomli_w  # not needed to read one
+
     processor = machine.processor
     described: dict[str, Any] = {
         "name": processor.name,

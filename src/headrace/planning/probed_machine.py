@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tomli_w
-
 from headrace.errors import MachineError
 from headrace.planning.compute_curve import ComputeCurve, CurvePoint, find_curve
 from headrace.planning.probed_accelerator import ProbedAccelerator
@@ -104,6 +102,8 @@ class ProbedMachine:
 
     def to_toml(self) -> str:
         """Return the description as TOML; `from_toml` is its inverse."""
+        import tomli_w  # not needed to run a model
+
         raw: dict[str, Any] = {
             "name": self.name,
             "memory_bytes": self.memory_bytes,
