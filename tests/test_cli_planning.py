@@ -8,8 +8,9 @@ import pytest
 
 from cli_checkpoints import STREAMED_DTYPE, streaming_budget, write_model
 from headrace.cli.break_even import break_even_of
+from headrace.cli.case_origin import from_description
 from headrace.cli.checkpoint_plan import plan_json, recommended
-from headrace.cli.planning_case import Asked, PlanningCase, from_description
+from headrace.cli.planning_case import Asked, PlanningCase
 from headrace.cli.remedy import remedy
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.planning.plan import Workload

@@ -74,6 +74,9 @@ def uniform(
     )
 
 
+patient = settings(deadline=None)
+
+
 def close(expected: float | list[float]) -> Any:
     return pytest.approx(expected, rel=1e-9, abs=1e-7)
 
@@ -118,6 +121,7 @@ def sums(scenario: TieredScenario) -> tuple[float, float, float]:
 
 
 @given(scenarios(overlap=False, staged=True))
+@patient
 def test_sequential_is_the_sum_exactly(scenario: TieredScenario) -> None:
     simulated = simulate_tiers(scenario)
     placed = list(zip(scenario.blocks, scenario.places, strict=True))
@@ -132,6 +136,7 @@ def test_sequential_is_the_sum_exactly(scenario: TieredScenario) -> None:
 
 
 @given(scenarios(staged=True))
+@patient
 def test_a_steady_pass_lies_between_the_maximum_and_the_sum(scenario: TieredScenario) -> None:
     if scenario.decode_passes:
         steady = simulate_tiers(scenario).decode_s_per_pass
@@ -139,6 +144,7 @@ def test_a_steady_pass_lies_between_the_maximum_and_the_sum(scenario: TieredScen
 
 
 @given(scenarios())
+@patient
 def test_the_first_pass_lies_between_the_maximum_and_the_sum(scenario: TieredScenario) -> None:
     placed = list(zip(scenario.blocks, scenario.places, strict=True))
     reads_s = sum(times.read_s for times, _ in placed)
@@ -186,6 +192,22 @@ def test_uniform_blocks_in_closed_form(scenario: TieredScenario, expected_s: flo
     assert simulate_tiers(scenario).decode_s_per_pass == close(expected_s)
 
 
+@pytest.mark.parametrize("decode_passes", [1, 2, 4])
+def test_a_lead_won_during_prefill_does_not_count(decode_passes: int) -> None:
+    """With all blocks in slots when decoding begins, the first passes compute what was read before."""
+    scenario = uniform("dddd", slots=4, prefill_s=4.0, decode_s=0.9, copy_s=0.0, decode_passes=decode_passes)
+    simulated = simulate_tiers(scenario)
+    ends = pass_ends(simulated)
+    assert ends[1] - ends[0] < 0.99 * 4.0
+    assert simulated.decode_s_per_pass == close(4.0)
+
+
+def test_fewer_blocks_than_slots_wait_for_their_stores() -> None:
+    """The second visit's slot is free at once, but there is nothing to copy yet."""
+    copies = events_of(simulate_tiers(uniform("h", slots=2, decode_passes=1)), Lane.COPY)
+    assert [copies[index, 0].start_s for index in (0, 1)] == close([1.0, 1.25])
+
+
 # -- against the processor's pipeline ----------------------------------------------------------------------------------
 
 
@@ -207,6 +229,7 @@ disk_only = st.sampled_from([DEVICE, DISK])
 
 
 @given(st.booleans().flatmap(lambda o: scenarios(places=disk_only, overlap=o, copies=st.just(0.0))))
+@patient
 def test_with_a_link_that_takes_no_time_it_is_the_processors_pipeline(scenario: TieredScenario) -> None:
     own, other = simulate_tiers(scenario), simulate(without_link(scenario))
     assert pass_ends(own) == close(pass_ends(other))
@@ -219,6 +242,7 @@ def test_with_a_link_that_takes_no_time_it_is_the_processors_pipeline(scenario: 
 
 
 @given(scenarios(places=disk_only, copies=st.just(0.0)), st.floats(0.01, 0.5), st.floats(0.0, 0.5))
+@patient
 def test_waiting_costs_what_it_costs_the_processor(scenario: TieredScenario, handover_s: float, wake_s: float) -> None:
     scenario = dataclasses.replace(scenario, handover_s=handover_s, wake_s=wake_s)
     expected = pass_ends(simulate(without_link(scenario)))
@@ -231,6 +255,7 @@ def test_waiting_costs_what_it_costs_the_processor(scenario: TieredScenario, han
 
 
 @given(scenarios(places=disk_only, copies=st.floats(0.0, 1e-3)))
+@patient
 def test_with_a_fast_link_it_is_nearly_that(scenario: TieredScenario) -> None:
     blocks = tuple(times._replace(read_s=max(times.read_s, 0.01)) for times in scenario.blocks)
     scenario = dataclasses.replace(scenario, blocks=blocks)
@@ -241,6 +266,7 @@ def test_with_a_fast_link_it_is_nearly_that(scenario: TieredScenario) -> None:
 
 
 @given(scenarios(places=st.sampled_from([HOST, PROCESSOR, DEVICE])))
+@patient
 def test_with_nothing_on_the_disk_the_link_takes_the_disks_part(scenario: TieredScenario) -> None:
     """In the steady state: the first pass reads everything."""
     if not scenario.decode_passes:
@@ -342,15 +368,16 @@ def test_flowing_bytes_agree_with_pieces_on_the_event_core(case: tuple[TieredSce
 
 
 @given(scenarios(places=st.sampled_from([DEVICE, DISK, PROCESSOR])))
+@patient
 def test_more_slots_are_never_slower(scenario: TieredScenario) -> None:
     more = simulate_tiers(dataclasses.replace(scenario, slots=scenario.slots + 1))
     fewer = simulate_tiers(scenario)
     for later, earlier in zip(pass_ends(fewer), pass_ends(more), strict=True):
         assert earlier <= later * (1 + 1e-9) + 1e-7
-    assert more.decode_s_per_pass <= fewer.decode_s_per_pass * (1 + 1e-9) + 1e-7
 
 
 @given(scenarios())
+@patient
 def test_more_slots_lose_no_more_than_they_bring_too_early(scenario: TieredScenario) -> None:
     """Two lanes share the link, so that what is wanted later may take it from what is wanted now."""
     more = simulate_tiers(dataclasses.replace(scenario, slots=scenario.slots + 1))
@@ -361,6 +388,7 @@ def test_more_slots_lose_no_more_than_they_bring_too_early(scenario: TieredScena
 
 
 @given(scenarios(places=st.sampled_from([DEVICE, DISK, PROCESSOR])), st.integers(0, 7))
+@patient
 def test_one_more_resident_is_never_slower(scenario: TieredScenario, block: int) -> None:
     places = list(scenario.places)
     assume(places[block % len(places)] is not PROCESSOR)
@@ -371,6 +399,7 @@ def test_one_more_resident_is_never_slower(scenario: TieredScenario, block: int)
 
 
 @given(scenarios(places=st.sampled_from([DEVICE, DISK, PROCESSOR])))
+@patient
 def test_overlap_is_never_slower_than_sequential(scenario: TieredScenario) -> None:
     plain = pass_ends(simulate_tiers(dataclasses.replace(scenario, overlap=False)))
     assert pass_ends(simulate_tiers(scenario))[-1] <= plain[-1] * (1 + 1e-9) + 1e-7
@@ -382,6 +411,7 @@ either_way = st.booleans().flatmap(lambda overlap: scenarios(overlap=overlap, st
 
 
 @given(either_way)
+@patient
 def test_every_block_is_there_before_it_is_computed(scenario: TieredScenario) -> None:
     simulated = simulate_tiers(scenario)
     reads, copies = events_of(simulated, Lane.READ), events_of(simulated, Lane.COPY)
@@ -397,11 +427,12 @@ def test_every_block_is_there_before_it_is_computed(scenario: TieredScenario) ->
         if place in TRAVELLING or (pass_index == 0 and place is DEVICE):
             copy = copies[pass_index, block]
             assert asked_s - 1e-7 <= copy.start_s <= copy.end_s <= compute.start_s
-            if place is HOST and pass_index == 0:
+            if place is HOST:
                 assert reads[0, block].end_s <= copy.start_s + 1e-7, "a store is sent when it is whole"
 
 
 @given(either_way)
+@patient
 def test_each_block_is_read_and_copied_as_often_as_its_place_says(scenario: TieredScenario) -> None:
     simulated = simulate_tiers(scenario)
     for pass_index, block in events_of(simulated, Lane.READ):
@@ -411,6 +442,7 @@ def test_each_block_is_read_and_copied_as_often_as_its_place_says(scenario: Tier
 
 
 @given(either_way)
+@patient
 def test_never_more_slots_are_held_than_there_are(scenario: TieredScenario) -> None:
     simulated = simulate_tiers(scenario)
     reads, copies = events_of(simulated, Lane.READ), events_of(simulated, Lane.COPY)
@@ -431,6 +463,7 @@ def test_never_more_slots_are_held_than_there_are(scenario: TieredScenario) -> N
 
 
 @given(either_way)
+@patient
 def test_lanes_do_one_thing_at_a_time(scenario: TieredScenario) -> None:
     """The link two: a copy out of a store beside one of what comes through the ring."""
     events = simulate_tiers(scenario).timeline.events
@@ -454,6 +487,7 @@ def test_lanes_do_one_thing_at_a_time(scenario: TieredScenario) -> None:
 
 
 @given(either_way)
+@patient
 def test_no_event_is_shorter_than_its_work(scenario: TieredScenario) -> None:
     simulated = simulate_tiers(scenario)
     for (_, block), read in events_of(simulated, Lane.READ).items():
@@ -470,6 +504,7 @@ def test_no_event_is_shorter_than_its_work(scenario: TieredScenario) -> None:
 
 
 @given(either_way)
+@patient
 def test_computing_and_stalling_fill_the_run(scenario: TieredScenario) -> None:
     simulated = simulate_tiers(scenario)
     timeline = simulated.timeline
@@ -534,13 +569,13 @@ def test_a_store_and_the_ring_share_the_link_fairly() -> None:
 
 
 def test_two_that_want_all_of_the_link_get_half_of_it_each() -> None:
-    """For the 2 s of the store's copying, which take 4 s; of the ring's 4 s then 2 s are left."""
+    """The 2 s of the store's copying take 4 s, and so do those of its next one, which follows at once."""
     store = TieredTimes(read_s=0.0, copy_s=2.0, prefill_s=0.0, decode_s=0.0)
     disk = TieredTimes(read_s=1.0, copy_s=4.0, prefill_s=0.0, decode_s=0.0)
     scenario = TieredScenario(blocks=(store, disk), places=(HOST, DISK), slots=2, overlap=True, decode_passes=0)
     copies = events_of(simulate_tiers(scenario), Lane.COPY)
     assert copies[0, 0].end_s == close(4.0)
-    assert copies[0, 1].end_s == close(6.0 + 1.0 / 8)
+    assert copies[0, 1].end_s == close(8.0 + 1.0 / 8)
 
 
 def test_while_the_processor_computes_disk_and_link_go_on_into_free_slots() -> None:
@@ -590,6 +625,7 @@ def test_what_is_not_page_locked_goes_through_the_ring_with_the_readers() -> Non
 
 @given(scenarios(overlap=False), st.floats(0.001, 0.5), st.floats(0.001, 0.5))
 @example(uniform("hdvp", overlap=False), 0.25, 0.125)
+@patient
 def test_a_sequential_run_pays_for_every_block_that_it_asks_for(
     scenario: TieredScenario, handover_s: float, wake_s: float
 ) -> None:

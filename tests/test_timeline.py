@@ -79,6 +79,13 @@ def test_the_chart_shows_who_was_busy() -> None:
     assert len(ruler) == len("        ") + 8 + len(" ms") - 2
 
 
+def test_copying_has_a_row_where_anything_was_copied() -> None:
+    copied = Timeline((*PIPELINE.events, Event(Lane.COPY, 0, 0, 2.0, 4.0)), NAMES)
+    read, copy, compute, stall, _ = text_chart(copied, pass_index=0, width=8).splitlines()
+    assert [read, compute, stall] == text_chart(PIPELINE, pass_index=0, width=8).splitlines()[:3]
+    assert copy == "   copy |    ████|"
+
+
 def test_partly_busy_cells_are_shaded() -> None:
     timeline = Timeline(
         (

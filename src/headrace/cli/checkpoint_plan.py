@@ -10,13 +10,17 @@ from headrace.cli.output import Output, table, three_digits
 from headrace.cli.planning_case import PlanningCase
 from headrace.cli.remedy import remedy
 from headrace.errors import HeadraceError
+from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.estimate import DECODE_PASSES_SIMULATED
-from headrace.planning.estimate_interval import prediction_interval
 from headrace.planning.model_spec import ModelSpec
-from headrace.planning.plan import EmbeddingPlacement
+from headrace.planning.plan import EmbeddingPlacement, Place, Plan
 from headrace.planning.planner import Candidate
 from headrace.planning.timeline import text_chart
-from headrace.units import format_bytes, format_rate, format_seconds
+from headrace.units import format_bytes, format_seconds
+
+_HELD = ("fits", "blocks resident", "slots", "memory")
+_HELD_ON_ACCELERATOR = ("where blocks live", "device + host")
+"""columns between the strategy's name and its times"""
 
 Compared = dict[str, Candidate | HeadraceError]
 
@@ -36,7 +40,7 @@ def plan_json(case: PlanningCase, compared: Compared, best: Candidate | None) ->
     even = NO_BREAK_EVEN if best is None else break_even_of(case, best)
     return {
         "model": _model(spec),
-        "machine": {**case.machine, "budget_bytes": case.request.budget_bytes},
+        "machine": {**case.machine, **_budgets(case)},
         "workload": case.request.workload.__dict__,
         "strategies": [_strategy(case, name, item) for name, item in compared.items()],
         "recommended": None if best is None else best.plan.strategy.value,
@@ -50,6 +54,13 @@ def plan_json(case: PlanningCase, compared: Compared, best: Candidate | None) ->
         "notes": list(case.notes),
         "headrace_version": __version__,
     }
+
+
+def _budgets(case: PlanningCase) -> dict[str, int]:
+    request = case.request
+    if isinstance(request, AcceleratorRequest):
+        return {"budget_bytes": request.budget_bytes, "host_budget_bytes": request.host_budget_bytes}
+    return {"budget_bytes": request.budget_bytes}
 
 
 def _model(spec: ModelSpec) -> dict[str, Any]:
@@ -79,14 +90,14 @@ def _strategy(case: PlanningCase, name: str, item: Candidate | HeadraceError) ->
         needed = getattr(item, "required_bytes", None)
         return {"name": name, "fits": False, **times, **unknown, "why_not": str(item), "required_bytes": needed}
     chosen, predicted = item
-    ends = prediction_interval(spec, item, case.pace, read_is_limited=case.read_is_limited)
+    ends = case.interval(item)
     return {
         "name": name,
         "fits": True,
         "prefill_s": predicted.prefill_s,
         "decode_s_per_pass": predicted.decode_s_per_pass,
         "tokens_per_s": predicted.tokens_per_s,
-        "memory_bytes": {"host": chosen.memory.total_bytes, "disk": _bytes_on_disk(spec, item)},
+        "memory_bytes": _memory_by_tier(spec, chosen),
         "binds": predicted.binds,
         **no_price,
         "low": {field: interval.low for field, interval in ends._asdict().items()},
@@ -103,14 +114,32 @@ def _strategy(case: PlanningCase, name: str, item: Candidate | HeadraceError) ->
         "streamed_bytes_per_pass": chosen.streamed_bytes_per_pass,
         "kv_cache_bytes": chosen.memory.kv_cache_bytes,
         "compute_dtype": chosen.compute_dtype,
+        **_on_accelerator(chosen),
     }
 
 
-def _bytes_on_disk(spec: ModelSpec, item: Candidate) -> int:
-    """Bytes of weights that stay on the disk while the model runs: streamed blocks, and a table read row by row."""
-    table_bytes = 0 if spec.tied or item.plan.embedding is not EmbeddingPlacement.ROWS else spec.embedding.size_bytes
-    blocks = zip(spec.blocks, item.plan.resident, strict=True)
-    return table_bytes + sum(block.size_bytes for block, stays in blocks if not stays)
+def _on_accelerator(plan: Plan) -> dict[str, Any]:
+    """What a plan says beyond the processor's own, by the names that a run's report has for it."""
+    if plan.accelerator is None:
+        return {}
+    return {
+        "device": plan.device,
+        "host_stored_blocks": plan.places.count(Place.HOST),
+        "disk_blocks": plan.places.count(Place.DISK),
+        "processor_blocks": plan.processor_blocks,
+        "embedding": plan.embedding.value,
+        "cache_on_host": plan.accelerator.cache_on_host,
+    }
+
+
+def _memory_by_tier(spec: ModelSpec, plan: Plan) -> dict[str, int]:
+    """Bytes held in each memory, and bytes of weights that stay on the disk: blocks, and a table read row by row."""
+    table_bytes = 0 if spec.tied or plan.embedding is not EmbeddingPlacement.ROWS else spec.embedding.size_bytes
+    blocks = zip(spec.blocks, plan.places, strict=True)
+    disk = table_bytes + sum(block.size_bytes for block, place in blocks if place is Place.DISK)
+    if plan.accelerator is None:
+        return {"host": plan.memory.total_bytes, "disk": disk}
+    return {"device": plan.memory.total_bytes, "host": plan.accelerator.host.total_bytes, "disk": disk}
 
 
 # -- for people ---------------------------------------------------------------------------------------------------
@@ -123,45 +152,52 @@ def show_plan(output: Output, case: PlanningCase, compared: Compared, best: Cand
         f"{spec.name}: {spec.parameters / 1e9:.3g} billion parameters, {format_bytes(spec.weights_bytes)} of weights "
         f"in {len(spec.blocks)} blocks; {work.sequences} x ({work.prompt_tokens} + {work.generate_tokens}) tokens, "
         f"computed in {case.request.compute_dtype}\n"
-        f"{case.machine['name']}: reads {format_rate(case.pace.read_bytes_per_s)}; headrace may hold "
-        f"{format_bytes(case.request.budget_bytes)}\n\n"
+        f"{case.machine['name']}: {case.describe_machine()}\n\n"
     )
-    columns = (
-        "strategy",
-        "fits",
-        "blocks resident",
-        "slots",
-        "memory",
-        "first pass",
-        "per pass (low - high)",
-        "tokens/s",
-        "waits for",
-    )
+    on_accelerator = isinstance(case.request, AcceleratorRequest)
+    held = _HELD_ON_ACCELERATOR if on_accelerator else _HELD
+    columns = ("strategy", *held, "first pass", "per pass (low - high)", "tokens/s", "waits for")
     output.show(table(columns, [_row(case, name, item, best) for name, item in compared.items()]))
     for name, item in compared.items():
         if isinstance(item, HeadraceError):
             output.text(f"{name}: {item}\n")
-    if best is None:
-        return
-    output.text(f"{break_even_of(case, best).describe()}\n{remedy(case, best)}\n\n")
-    chart = text_chart(best.prediction.timeline, pass_index=(DECODE_PASSES_SIMULATED + 1) // 2)
-    output.text(f"one pass of {best.plan.strategy.value}, as predicted:\n{chart}\n")
+    if best is not None:
+        output.text(f"{break_even_of(case, best).describe()}\n{remedy(case, best)}\n\n")
+        chart = text_chart(best.prediction.timeline, pass_index=(DECODE_PASSES_SIMULATED + 1) // 2)
+        output.text(f"one pass of {best.plan.strategy.value}, as predicted:\n{chart}\n")
+    for note in case.notes:
+        output.text(f"note: {note}\n")
 
 
 def _row(case: PlanningCase, name: str, item: Candidate | HeadraceError, best: Candidate | None) -> list[str]:
+    on_accelerator = isinstance(case.request, AcceleratorRequest)
     if not isinstance(item, Candidate):
-        return [name, "no", *[""] * 7]
-    chosen, predicted = item
-    ends = prediction_interval(case.request.spec, item, case.pace, read_is_limited=case.read_is_limited)
-    span = ends.decode_s_per_pass
+        return [name, "does not fit", *[""] * 5] if on_accelerator else [name, "no", *[""] * 7]
+    plan, predicted = item
+    span = case.interval(item).decode_s_per_pass
+    memory = format_bytes(plan.memory.total_bytes)
+    if plan.accelerator is None:
+        held = ["yes", f"{plan.resident_blocks} of {plan.num_blocks}", str(plan.slots), memory]
+    else:
+        held = [where_blocks_live(plan), f"{memory} + {format_bytes(plan.accelerator.host.total_bytes)}"]
     return [
         f"{name} *" if item is best else name,
-        "yes",
-        f"{chosen.resident_blocks} of {chosen.num_blocks}",
-        str(chosen.slots),
-        format_bytes(chosen.memory.total_bytes),
+        *held,
         format_seconds(predicted.prefill_s),
         f"{format_seconds(span.expected)} ({format_seconds(span.low)} - {format_seconds(span.high)})",
         three_digits(predicted.tokens_per_s),
-        "both in turn" if predicted.binds == "both" else predicted.binds,
+        _waits_for(predicted.binds, on_accelerator=on_accelerator),
     ]
+
+
+def where_blocks_live(plan: Plan) -> str:
+    """Count an accelerator's blocks by place; those that the processor computes are the cpu's."""
+    words = {Place.DEVICE: "device", Place.HOST: "host", Place.DISK: "disk", Place.PROCESSOR: "cpu"}
+    counts = {place: plan.places.count(place) for place in words}
+    return ", ".join(f"{counts[place]} {word}" for place, word in words.items() if counts[place])
+
+
+def _waits_for(binds: str, *, on_accelerator: bool) -> str:
+    if binds == "compute" and on_accelerator:
+        return "accelerator"
+    return "both in turn" if binds == "both" else binds

@@ -66,6 +66,20 @@ HostMemoryOption = Annotated[
         show_default=False,
     ),
 ]
+ProcessorBlocksOption = Annotated[
+    bool,
+    typer.Option(
+        "--processor-blocks",
+        help="With a GPU: let the processor compute some layers from host memory, where that is predicted to be "
+        "faster. Results then differ from the GPU's own in rounding.",
+    ),
+]
+CacheOnHostOption = Annotated[
+    bool,
+    typer.Option(
+        "--cache-on-host", help="With a GPU: let keys and values wait in host memory if they do not fit beside it."
+    ),
+]
 ReadLimitOption = Annotated[
     str | None, typer.Option(metavar="RATE", help="Read no faster than this (500MB/s, 1GiB/s), to try a slower disk.")
 ]

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from headrace.cli.case_origin import from_description, measured_here
 from headrace.cli.checkpoint_plan import plan_json, recommended, show_plan
 from headrace.cli.command import Command
 from headrace.cli.dependencies import require_run_libraries
 from headrace.cli.history_file import read_history
 from headrace.cli.machine_plan import MachineAsked, plan_for_machine
-from headrace.cli.options import DtypeChoice, DtypeOption, JsonOption, MemoryOption, ReadLimitOption
+from headrace.cli.options import (
+    CacheOnHostOption,
+    DtypeChoice,
+    DtypeOption,
+    JsonOption,
+    MemoryOption,
+    ProcessorBlocksOption,
+    ReadLimitOption,
+)
 from headrace.cli.output import Output
-from headrace.cli.planning_case import Asked, from_description, measured_here
+from headrace.cli.planning_case import Asked
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.inference.model_source import resolve_model
 from headrace.planning.arrangement import Speculation
@@ -25,6 +35,7 @@ from headrace.planning.machine_catalogue import find_machine
 from headrace.planning.model_catalogue import find_model
 from headrace.planning.near_names import near_names
 from headrace.planning.plan import Strategy, Workload
+from headrace.planning.probed_accelerator import find_accelerator
 from headrace.planning.probed_machine import ProbedMachine
 from headrace.planning.weight_format import requantised
 from headrace.units import parse_size
@@ -32,6 +43,8 @@ from headrace.units import parse_size
 EXAMPLES = (
     "headrace plan ./my-model --memory 4GiB",
     "headrace plan ./my-model --memory 4GiB --machine machine.toml --json",
+    "headrace plan ./my-70b --device cuda --memory 40GiB --host-memory 100GiB",
+    "headrace plan ./my-70b --machine machine.toml --device cuda:0 --processor-blocks",
     "headrace plan gpt-3 --machine 8xa100-80 --batch 64",
     "headrace plan llama-3.1-405b --machine rtx-4090 --weights int4 --prompt-tokens 500",
     "headrace plan 'gpt-3*1000' --machine 72xgb300 --plot latency.png",
@@ -56,10 +69,26 @@ def plan(
             "written by hand). Without it: measure this machine now.",
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Who computes: cpu, cuda, cuda:1. auto: with a machine file its first GPU, else the cpu; without one "
+            "what HEADRACE_DEVICE names, else the first GPU, else the cpu, as headrace run does.",
+        ),
+    ] = "auto",
     memory: MemoryOption = None,
     host_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="What each computer's host memory may hold of the model.")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="What each computer's host memory may hold of the model: beside a GPU the blocks that do not fit on "
+            "it. Without it: what there is, less a reserve.",
+            show_default=False,
+        ),
     ] = None,
+    processor_blocks: ProcessorBlocksOption = False,
+    cache_on_host: CacheOnHostOption = False,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once, over all devices.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")] = 16,
     generate_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="New tokens of each sequence.")] = 32,
@@ -119,7 +148,6 @@ def plan(
         "--draft-tokens": draft_tokens,
         "--expert-hit-rate": expert_hit_rate,
         "--sampling": sampling,
-        "--host-memory": host_memory,
     }
     wanted = [name for name, value in extras.items() if value is not None]
     if _is_checkpoint(model) and not isinstance(described, Machine) and not wanted:
@@ -129,6 +157,10 @@ def plan(
             strategy=None if strategy == "auto" else _runtime_strategy(strategy),
             dtype=None if dtype is DtypeChoice.AUTO else dtype.value,
             read_limit=read_limit,
+            device=device,
+            host_memory=host_memory,
+            processor_blocks=processor_blocks,
+            cache_on_host=cache_on_host,
         )
         if isinstance(described, ProbedMachine) and learned:
             described, taught_by_runs = taught(described, read_history())
@@ -136,18 +168,20 @@ def plan(
                 output.note(f"{sentence} (--no-learned keeps the file's)")
         _plan_checkpoint(model, described, asked, origin=machine or "", plot=plot, output=output)
         return
-    if dtype is not DtypeChoice.AUTO or read_limit is not None:
-        name = "--dtype" if dtype is not DtypeChoice.AUTO else "--read-limit"
-        raise InvalidRequestError(
-            f"{name} applies to a checkpoint on the machine at hand or on one that `headrace probe` measured; here use "
-            "--weights, or a machine file with that link"
-        )
+    _refuse_for_shapes(
+        described,
+        dtype=dtype is not DtypeChoice.AUTO,
+        read_limit=read_limit is not None,
+        device=device,
+        processor_blocks=processor_blocks,
+        cache_on_host=cache_on_host,
+    )
     with output.reserved():
         if described is None:
             require_run_libraries(f"measuring this machine (or name one: --machine 8xh100; {', '.join(wanted)})")
             with output.to_stderr.status("measuring this machine ..."):
-                described = _measure_here()
-        place = described if isinstance(described, Machine) else _as_machine(described)
+                described = _measure_here(device)
+        place = described if isinstance(described, Machine) else _as_machine(described, device, origin=machine)
         shape = find_model(model)
         if weights is not None:
             shape = requantised(shape, weights)
@@ -190,7 +224,9 @@ def _plan_checkpoint(
                 case = measured_here(directory, asked)
         compared = case.compare(asked.strategy)
         best = recommended(compared)
-        if plot is not None and best is not None:
+        if plot is not None and best is None:
+            output.note(f"--plot {plot}: nothing fits, so there is nothing to draw")
+        elif plot is not None and best is not None:
             from headrace.cli.plot import draw_checkpoint_plan
 
             draw_checkpoint_plan(plot, case, best)
@@ -253,15 +289,48 @@ def _runtime_strategy(name: str) -> Strategy:
     return Strategy(name)
 
 
-def _measure_here() -> ProbedMachine:
+def _refuse_for_shapes(
+    described: ProbedMachine | Machine | None,
+    *,
+    dtype: bool,
+    read_limit: bool,
+    device: str,
+    processor_blocks: bool,
+    cache_on_host: bool,
+) -> None:
+    """Refuse what only the runtime's own planner heeds, where a model is planned by its shape."""
+    compared_anyhow = "here what the host computes, and keys and values that wait there, are compared anyhow"
+    for name, given, instead in (
+        ("--dtype", dtype, "here use --weights, or a machine file with that link"),
+        ("--read-limit", read_limit, "here use --weights, or a machine file with that link"),
+        ("--processor-blocks", processor_blocks, compared_anyhow),
+        ("--cache-on-host", cache_on_host, compared_anyhow),
+    ):
+        if given:
+            raise InvalidRequestError(
+                f"{name} applies to a checkpoint on the machine at hand or on one that `headrace probe` measured; "
+                f"{instead}"
+            )
+    if isinstance(described, Machine) and device != "auto":
+        raise InvalidRequestError(
+            f"--device {device} applies to the machine at hand or to one that `headrace probe` measured; "
+            f"{described.name} computes on its own devices"
+        )
+
+
+def _measure_here(device: str) -> ProbedMachine:
     from headrace.inference.api import probe
 
-    return probe()
+    return probe(device=device)
 
 
-def _as_machine(probed: ProbedMachine) -> Machine:
+def _as_machine(probed: ProbedMachine, device: str, *, origin: str | None) -> Machine:
+    """See a probed computer as a machine that computes on `device`; without `origin` it was measured just for that."""
     from headrace.planning.machine_file import machine_from_probe
 
+    if origin is not None and device != "auto":
+        chosen = find_accelerator(probed.accelerators, device, origin=origin)
+        probed = replace(probed, accelerators=() if chosen is None else (chosen,))
     return machine_from_probe(probed)
 
 

@@ -6,6 +6,7 @@ matplotlib draws them; it is an extra (`pip install 'headrace[plot]'`) and is im
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +51,15 @@ def draw_plan(path: Path, question: Question) -> None:
 def draw_checkpoint_plan(path: Path, case: PlanningCase, best: Candidate) -> None:
     """Draw two panels for a checkpoint on a measured machine: against tokens per pass, and against memory."""
     from headrace.errors import BudgetError
-    from headrace.planning.estimate import block_times
     from headrace.planning.plan import Workload
 
     check_plot_path(path)
     figure, axes = _figure(2)
-    spec, pace = case.request.spec, case.pace
+    spec = case.request.spec
     counts = [2**power for power in range(15)]
     load_s = best.prediction.load_s_per_pass
-    compute_s = [
-        pace.pass_overhead_s + sum(times.decode_s for times in block_times(spec, Workload(sequences=count), pace))
-        for count in counts
-    ]
+    passes = [replace(best.plan, workload=Workload(sequences=count)) for count in counts]
+    compute_s = [case.predict(plan).compute_s_per_pass for plan in passes]
     left = axes[0]
     left.loglog(counts, compute_s, color=_COLOURS[2], label="computing", linestyle="--")
     if load_s:
@@ -82,11 +80,13 @@ def draw_checkpoint_plan(path: Path, case: PlanningCase, best: Candidate) -> Non
         budgets.append(budget / 1e9)
     axes[1].plot(budgets, seconds, color=_COLOURS[0], marker="o", markersize=3)
     axes[1].axvline(case.request.budget_bytes / 1e9, color=_COLOURS[5], linestyle=":", label="this budget")
-    axes[1].set_xlabel("memory, GB")
+    device = best.plan.device
+    axes[1].set_xlabel("memory, GB" if device == "cpu" else f"memory of {device}, GB")
     axes[1].set_ylabel("seconds per pass")
     axes[1].set_ylim(bottom=0)
     axes[1].legend(fontsize=8)
-    figure.suptitle(f"{spec.name} in {format_bytes(case.request.budget_bytes)} on {case.machine['name']}")
+    where = case.machine["name"] if device == "cpu" else f"{device} of {case.machine['name']}"
+    figure.suptitle(f"{spec.name} in {format_bytes(case.request.budget_bytes)} on {where}")
     _save(figure, path)
 
 

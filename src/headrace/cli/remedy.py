@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from headrace.cli.accelerator_case import AcceleratorCase
+from headrace.cli.accelerator_remedy import accelerator_remedies
+from headrace.cli.further_memory import FurtherMemory
 from headrace.cli.planning_case import PlanningCase
-from headrace.errors import BudgetError
+from headrace.cli.processor_case import ProcessorCase
 from headrace.planning.estimate import predict
-from headrace.planning.plan import Strategy
-from headrace.planning.planner import Candidate, plan_strategy
-from headrace.units import format_bytes, format_seconds
-
-STEP_BYTES = 1 << 30
+from headrace.planning.planner import Candidate
+from headrace.units import format_seconds
 
 
 def remedy(case: PlanningCase, best: Candidate) -> str:
     """Say what holds this plan back and what each remedy would bring."""
+    if isinstance(case, AcceleratorCase):
+        return " ".join(accelerator_remedies(case, best))
+    assert isinstance(case, ProcessorCase)
+    return " ".join(_processor_remedies(case, best))
+
+
+def _processor_remedies(case: ProcessorCase, best: Candidate) -> list[str]:
     now_s = best.prediction.decode_s_per_pass
     if best.prediction.load_s_per_pass == 0:
-        return (
+        return [
             "The processor binds, and every weight is in memory: more memory or a faster disk would not help; more "
             "tokens per pass (a batch) would, as far as the arithmetic curve is flat."
-        )
+        ]
     sentences = []
     if best.prediction.binds == "compute":
         sentences.append(
@@ -37,32 +44,13 @@ def remedy(case: PlanningCase, best: Candidate) -> str:
         even = best.prediction.break_even_tokens_per_pass
         if even >= best.plan.workload.sequences + 1:
             sentences.append(f"More tokens in a pass are free up to {even:.0f} (a batch, drafts).")
-    sentences.append(_more_memory(case, best))
-    return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _more_memory(case: PlanningCase, best: Candidate) -> str:
-    budget = case.request.budget_bytes
-    needed = _bytes_for_all(case)
-    step = STEP_BYTES if needed is None else min(STEP_BYTES, needed - budget)
-    if step <= 0:
-        return ""
-    now_s = best.prediction.decode_s_per_pass
-    saved_s = now_s - case.with_budget(budget + step).prediction.decode_s_per_pass
-    if saved_s < 0.01 * now_s:
-        return "More memory would save nothing worth having."
-    if needed is not None and step == needed - budget:
-        return (
-            f"{format_bytes(step)} more memory would hold everything: {format_seconds(now_s - saved_s)} per pass "
-            f"(--memory {needed})."
-        )
-    return f"Each further GiB of memory saves about {format_seconds(saved_s)} per pass."
-
-
-def _bytes_for_all(case: PlanningCase) -> int | None:
-    """Return the smallest budget that holds all weights."""
-    try:
-        plan_strategy(replace(case.request, budget_bytes=1), Strategy.RESIDENT, case.pace)
-    except BudgetError as error:
-        return error.required_bytes
-    return None
+    further = FurtherMemory(
+        name="memory",
+        option="--memory",
+        budget_bytes=case.request.budget_bytes,
+        enough_bytes=case.bytes_for_all(),
+        holds="everything",
+        block_bytes=max(block.footprint_bytes for block in case.request.spec.blocks),
+        planned=case.with_budget,
+    )
+    return [*sentences, *filter(None, [further.describe(best)])]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from headrace.errors import BudgetError
+from headrace.errors import BudgetError, HeadraceError
 from headrace.inference.rehearsal import Rehearsed, Timed, rehearse
 from headrace.inference.study import DTYPES, largest_shape, reader_settings
 from headrace.planning.accelerator_memory import AcceleratorRequest
@@ -123,7 +123,7 @@ def study_accelerator(
         other_tokens=sorted(set(pass_tokens) - {options.workload.sequences}),
         device=device,
     )
-    by_processor = _rehearse_processor(checkpoint, options, config, request) if options.processor_blocks else None
+    by_processor = rehearse_processor(checkpoint, options, config, request) if options.processor_blocks else None
     copy_bytes_per_s = _memory_copy_rate()
     hidden_bytes = spec.config.hidden_size * DTYPES[name].itemsize
     pace = AcceleratorPace(
@@ -155,6 +155,19 @@ def choose_on_accelerator(studied: AcceleratorStudied, strategy: Strategy | None
     if strategy is None:
         return plan_fastest_on_accelerator(studied.request, studied.accelerator_pace)
     return plan_on_accelerator(studied.request, strategy, studied.accelerator_pace)
+
+
+def compare_on_accelerator(
+    studied: AcceleratorStudied, only: Strategy | None = None
+) -> dict[str, Candidate | HeadraceError]:
+    """Every strategy's best plan, or the error that says why there is none."""
+    found: dict[str, Candidate | HeadraceError] = {}
+    for strategy in Strategy if only is None else (only,):
+        try:
+            found[strategy.value] = choose_on_accelerator(studied, strategy)
+        except HeadraceError as error:
+            found[strategy.value] = error
+    return found
 
 
 def draft_length_on_accelerator(studied: AcceleratorStudied, plan: Plan, most: int) -> DraftLength:
@@ -246,7 +259,7 @@ def _memory_copy_rate() -> float:
     return COPIED_BYTES / sorted(seconds)[1]
 
 
-def _rehearse_processor(
+def rehearse_processor(
     checkpoint: Checkpoint, options: Options, config: Any, request: AcceleratorRequest
 ) -> LayerTimes | None:
     """One layer computed by the processor; None where the host's budget does not hold one."""

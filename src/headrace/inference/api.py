@@ -11,6 +11,7 @@ from headrace.errors import HeadraceError
 from headrace.inference.accelerator_study import (
     AcceleratorStudied,
     choose_on_accelerator,
+    compare_on_accelerator,
     draft_length_on_accelerator,
     study_accelerator,
 )
@@ -31,7 +32,7 @@ from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.device_budget import device_budget_bytes, host_budget_bytes, refuse_what_is_not_free
 from headrace.streaming.opening import open_device
-from headrace.streaming.system_memory import default_budget_bytes, keep_heap_small
+from headrace.streaming.system_memory import keep_heap_small
 from headrace.units import format_bytes
 
 DRAFTS_STUDIED = (3, 7, 15, 31)
@@ -149,14 +150,26 @@ def plan(
     strategy: str = "auto",
     dtype: str = "auto",
     read_limit: str | float | None = None,
+    device: str | Device = "auto",
+    host_memory: str | int | None = None,
+    processor_blocks: bool = False,
+    cache_on_host: bool = False,
 ) -> dict[str, Candidate | HeadraceError]:
-    """Predict every strategy for this model on this machine: strategy name -> plan and prediction, or why not."""
-    checkpoint = Checkpoint(resolve_model(model))
+    """Predict every strategy for this model on this machine: strategy name -> plan and prediction, or why not.
+
+    `device`, `host_memory`, `processor_blocks` and `cache_on_host` mean what they do to `load`.
+    """
+    computing = open_device(device)
+    checkpoint = Checkpoint(resolve_model(model), cut_head=computing.lands_in_place)
     try:
         options = make_options(
             checkpoint.spec,
             memory=memory,
-            default_budget_bytes=default_budget_bytes,
+            default_budget_bytes=lambda: device_budget_bytes(computing),
+            host_memory=host_memory,
+            default_host_budget_bytes=None if computing.lands_in_place else host_budget_bytes,
+            processor_blocks=processor_blocks,
+            cache_on_host=cache_on_host,
             strategy=strategy,
             dtype=dtype,
             batch=batch,
@@ -164,15 +177,18 @@ def plan(
             max_tokens=prompt_tokens + generate_tokens,
             read_limit=read_limit,
         )
-        studied = study(checkpoint, options, read_transformers_config(checkpoint.directory))
+        refuse_what_is_not_free(computing, options.budget_bytes, options.host_budget_bytes)
+        config = read_transformers_config(checkpoint.directory)
+        if not computing.lands_in_place:
+            return compare_on_accelerator(study_accelerator(checkpoint, options, config, computing), options.strategy)
+        return compare(study(checkpoint, options, config), options.strategy)
     finally:
         checkpoint.close()
-    return compare(studied, options.strategy)
 
 
-def probe(directory: str | Path = ".") -> ProbedMachine:
-    """Measure this machine and the disk that `directory` lies on."""
-    return machine_probe.probe_machine(Path(directory))
+def probe(directory: str | Path = ".", device: str | Device = "auto") -> ProbedMachine:
+    """Measure this machine, the disk that `directory` lies on, and the accelerator that `device` means, if any."""
+    return machine_probe.probe_machine(Path(directory), device=device)
 
 
 def describe_plan(plan: Plan) -> str:
@@ -188,10 +204,10 @@ def describe_plan(plan: Plan) -> str:
     where = ", ".join(
         f"{numbers[place]} {words}"
         for place, words in (
-            (Place.DEVICE, f"stay on {beside.device}"),
-            (Place.HOST, "come from host memory"),
-            (Place.DISK, "come from the disk"),
-            (Place.PROCESSOR, "are computed by the processor"),
+            (Place.DEVICE, f"on {beside.device}"),
+            (Place.HOST, "in host memory"),
+            (Place.DISK, "on the disk"),
+            (Place.PROCESSOR, "with the processor"),
         )
         if numbers[place]
     )

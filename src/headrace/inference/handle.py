@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -14,6 +14,7 @@ from torch import nn
 from headrace.errors import BudgetError, InvalidRequestError
 from headrace.inference.host_cache import Visits
 from headrace.inference.kv_cache import build_cache
+from headrace.planning.accelerator_memory import cache_bytes, cache_sides
 from headrace.planning.draft_length import DraftLength
 from headrace.planning.estimate import Pace, Prediction
 from headrace.planning.plan import ELEMENT_BYTES, Place, Plan
@@ -115,9 +116,7 @@ class Handle:
                 f"prompt and new tokens come to {context_tokens}, but {spec.name} was trained for a context of "
                 f"{spec.config.context_tokens} tokens; shorten the prompt or ask for fewer new tokens"
             )
-        needed = spec.kv_cache_bytes(
-            sequences=sequences, tokens=context_tokens, element_bytes=ELEMENT_BYTES[plan.compute_dtype]
-        )
+        needed = self._cache_bytes(sequences, context_tokens)
         spare = plan.budget_bytes - plan.memory.total_bytes
         allowed = plan.memory.kv_cache_bytes + spare
         if needed > allowed:
@@ -128,6 +127,16 @@ class Handle:
                 "max_tokens, give more memory, or ask for fewer tokens.",
                 required_bytes=plan.budget_bytes + needed - allowed,
             )
+
+    def _cache_bytes(self, sequences: int, tokens: int) -> int:
+        """Keys and values in the computing device's memory."""
+        spec, plan = self.checkpoint.spec, self.plan
+        if plan.accelerator is None:
+            element_bytes = ELEMENT_BYTES[plan.compute_dtype]
+            return spec.kv_cache_bytes(sequences=sequences, tokens=tokens, element_bytes=element_bytes)
+        work = replace(plan.workload, sequences=sequences)
+        of_blocks = cache_bytes(spec, work, plan.compute_dtype, tokens=tokens)
+        return cache_sides(spec, of_blocks, plan.places, on_host=plan.accelerator.cache_on_host).device_bytes
 
     def build_cache(self, config: Any, *, capacity_tokens: int) -> Any:
         """A transformers cache for this model, where the plan keeps keys and values."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement
 from headrace.planning.plan import Place, Strategy
@@ -17,12 +17,16 @@ from headrace.planning.planner import fill_up, keep_largest, spread_evenly
 
 SLOT_COUNTS = (2, 3, 4, 6, 8)
 
-FEWER_RESIDENTS = 3
+RESIDENT_COUNTS = 3
 """numbers of residents to consider: as many as fit, and so many less one below that"""
 
 
 def arrangements(
-    request: AcceleratorRequest, strategy: Strategy, *, processor_layers: int, cache_on_host: bool
+    request: AcceleratorRequest,
+    slot_counts: Sequence[int],
+    *,
+    processor_layers: int,
+    cache_on_host: bool,
 ) -> Iterator[Arrangement]:
     """Arrangements that fit both budgets, with so many layers computed by the processor; the simplest ones first."""
     computed = layers_of_processor(request, processor_layers)
@@ -31,7 +35,7 @@ def arrangements(
     if host_room_bytes < 0:
         return
     sizes = [request.blocks.device[index] for index in others]
-    for slots in _slot_counts(strategy):
+    for slots in slot_counts:
         for stays in _residents(sizes, room_bytes, slots):
             resident = {index for index, flag in zip(others, stays, strict=True) if flag}
             travelling = [index for index in others if index not in resident]
@@ -54,7 +58,7 @@ def leanest(request: AcceleratorRequest, strategy: Strategy, *, ignore_host_budg
             places = _fewest_bytes(request, computed, strategy)
             if places is None:
                 continue
-            arrangement = Arrangement(places, _slot_counts(strategy)[0], cache_on_host)
+            arrangement = Arrangement(places, slot_counts_of(strategy)[0], cache_on_host)
             if cache_on_host and request.device_memory(arrangement).total_bytes >= enough_bytes:
                 continue
             if ignore_host_budget or request.host_memory(arrangement).total_bytes <= request.host_budget_bytes:
@@ -102,29 +106,25 @@ def stores(request: AcceleratorRequest, travelling: Sequence[int], room_bytes: i
 
 def _rooms(request: AcceleratorRequest, computed: Sequence[bool], *, cache_on_host: bool) -> tuple[int, int]:
     """Bytes for blocks on the device and for stores on the host, beside what is held in any case."""
-    bare = Arrangement(_places(computed, frozenset(), frozenset()), 0, cache_on_host)
+    bare = Arrangement(_places(computed), 0, cache_on_host)
     return (
         request.budget_bytes - request.device_memory(bare).total_bytes,
         request.host_budget_bytes - request.host_memory(bare).total_bytes,
     )
 
 
-def _places(
-    computed: Sequence[bool], resident: set[int] | frozenset[int], stored: set[int] | frozenset[int]
-) -> tuple[Place, ...]:
-    return tuple(
-        Place.PROCESSOR
-        if by_processor
-        else Place.DEVICE
-        if index in resident
-        else Place.HOST
-        if index in stored
-        else Place.DISK
-        for index, by_processor in enumerate(computed)
-    )
+def _places(computed: Sequence[bool], resident: Iterable[int] = (), stored: Iterable[int] = ()) -> tuple[Place, ...]:
+    """Blocks that the processor does not compute come from the disk, but for these two kinds."""
+    places = [Place.PROCESSOR if by_processor else Place.DISK for by_processor in computed]
+    for index in resident:
+        places[index] = Place.DEVICE
+    for index in stored:
+        places[index] = Place.HOST
+    return tuple(places)
 
 
-def _slot_counts(strategy: Strategy) -> tuple[int, ...]:
+def slot_counts_of(strategy: Strategy) -> tuple[int, ...]:
+    """Numbers of slots to consider, the smallest first; none where nothing travels."""
     if strategy is Strategy.RESIDENT:
         return (0,)
     return (1,) if strategy is Strategy.SEQUENTIAL else SLOT_COUNTS
@@ -161,7 +161,7 @@ def _residents(sizes: Sequence[int], room_bytes: int, slots: int) -> Iterator[tu
                     seen.add(filled)
                     yield filled
             fitting += 1
-            if fitting == FEWER_RESIDENTS:
+            if fitting == RESIDENT_COUNTS:
                 break
 
 
@@ -189,9 +189,9 @@ def _fewest_bytes(
     Where a few blocks are much larger than the others, keeping them takes less than slots of their size.
     """
     others = [index for index, chosen in enumerate(computed) if not chosen]
-    slots = _slot_counts(strategy)[0]
+    slots = slot_counts_of(strategy)[0]
     if not slots:
-        return _places(computed, set(others), frozenset())
+        return _places(computed, others)
     if len(others) < slots:
         return None
     descending = sorted(others, key=lambda index: -request.blocks.device[index])
@@ -199,4 +199,4 @@ def _fewest_bytes(
     held = itertools.accumulate(sizes, initial=0)
     totals = [bytes_held + slots * size for bytes_held, size in zip(held, sizes, strict=False)]
     number = min(range(len(sizes) - slots + 1), key=totals.__getitem__)
-    return _places(computed, set(descending[:number]), frozenset())
+    return _places(computed, descending[:number])

@@ -28,12 +28,13 @@ class Shares(NamedTuple):
     @classmethod
     def of(cls, times: TieredTimes, place: Place, *, handover_s: float, wake_s: float) -> Shares:
         """A read that is asked for on demand takes longer by `handover_s`, whoever waits for it by `wake_s`."""
-        through_ring_s = _piped(times.read_s, times.copy_s, times.pieces) + handover_s + wake_s
+        through_ring_s = _piped(times.read_s, times.copy_s, times.pieces, handover_s=handover_s) + wake_s
         into_store_s = times.first_read_s + handover_s + wake_s
         if place is Place.PROCESSOR:
             return cls(times.first_read_s, 0.0, into_store_s, times.prefill_s, 0.0, 0.0, 0.0, times.decode_s)
         if place is Place.HOST:
-            staged_s = _piped(times.stage_s, times.copy_s, times.pieces) + (handover_s if times.stage_s else 0.0)
+            by_reader_s = handover_s if times.stage_s else 0.0
+            staged_s = _piped(times.stage_s, times.copy_s, times.pieces, handover_s=by_reader_s)
             return cls(
                 first_read_s=times.first_read_s + times.stage_s,
                 first_copy_s=times.copy_s,
@@ -122,6 +123,6 @@ class AcceleratorFloor:
         return first_s + self.further_passes * max(sums.read_s, sums.copy_s, decode_s, slots_s)
 
 
-def _piped(first_s: float, then_s: float, pieces: int) -> float:
-    """Seconds of a block that goes piece by piece through two stages."""
-    return max(first_s, then_s) + min(first_s, then_s) / pieces
+def _piped(first_s: float, then_s: float, pieces: int, *, handover_s: float) -> float:
+    """Seconds of a block that goes piece by piece through two stages, the first of which begins late."""
+    return max(handover_s + first_s, then_s) + min(first_s, then_s) / pieces

@@ -6,13 +6,14 @@ is: its rows can always be read from the checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError
 from headrace.planning.extents import DEVICE_ALIGNMENT_BYTES, PAGE_BYTES, align_up
-from headrace.planning.model_spec import ModelSpec
+from headrace.planning.model_spec import BlockSpec, ModelSpec
 from headrace.planning.plan import (
     ELEMENT_BYTES,
     STORED_AS,
@@ -30,6 +31,10 @@ LIBRARY_WORK_SPACE_BYTES = 64 << 20
 
 CHUNK_BYTES = 16 << 20
 """One read, and one place of the ring."""
+
+VISITING_LAYERS = 3
+"""layers whose keys and values are on the device at once where they wait on the host: two come and go in turn, and one
+is laid out for attention"""
 
 LEAST_RING_CHUNKS = 2
 """one is being read into while another one is copied from"""
@@ -54,6 +59,13 @@ class ArrangedMemory(NamedTuple):
     device: MemoryUse
     host: HostMemoryUse
     embedding: EmbeddingPlacement
+
+
+class CacheSides(NamedTuple):
+    """Bytes of keys and values on either side of the link."""
+
+    device_bytes: int
+    host_bytes: int
 
 
 class BlockBytes(NamedTuple):
@@ -154,20 +166,9 @@ class AcceleratorRequest:
         layers = [block for block in self.spec.blocks if block.head_rows is None]
         return max(largest_module_bytes(block, element_bytes, converts=self._converts) for block in layers)
 
-    def device_cache_bytes(self, arrangement: Arrangement) -> int:
-        """Keys and values of the layers that the device computes; of two layers where all wait on the host."""
-        own = self._cache_by_place(arrangement, on_processor=False)
-        return 2 * max(own, default=0) if arrangement.cache_on_host else sum(own)
-
-    def host_cache_bytes(self, arrangement: Arrangement) -> int:
-        """Keys and values of the layers that the processor computes; of all where they wait on the host."""
-        if arrangement.cache_on_host:
-            return sum(self.blocks.cache)
-        return sum(self._cache_by_place(arrangement, on_processor=True))
-
-    def _cache_by_place(self, arrangement: Arrangement, *, on_processor: bool) -> list[int]:
-        pairs = zip(self.blocks.cache, arrangement.places, strict=True)
-        return [size for size, place in pairs if (place is Place.PROCESSOR) == on_processor]
+    def cache_sides(self, arrangement: Arrangement) -> CacheSides:
+        """Keys and values on either side of the link."""
+        return cache_sides(self.spec, self.blocks.cache, arrangement.places, on_host=arrangement.cache_on_host)
 
     def memory(self, arrangement: Arrangement) -> ArrangedMemory:
         """What the arrangement holds, with the embedding where it fits.
@@ -202,7 +203,7 @@ class AcceleratorRequest:
             fixed_bytes=self.fixed_bytes,
             embedding_bytes=embedding_bytes,
             conversion_bytes=self.conversion_bytes,
-            kv_cache_bytes=self.device_cache_bytes(arrangement),
+            kv_cache_bytes=self.cache_sides(arrangement).device_bytes,
             work_space_bytes=self.work_space_bytes + LIBRARY_WORK_SPACE_BYTES,
         )
 
@@ -216,7 +217,7 @@ class AcceleratorRequest:
             + (self.processor_conversion_bytes if computes else 0),
             ring_bytes=self.ring_bytes,
             embedding_bytes=embedding_bytes,
-            kv_cache_bytes=self.host_cache_bytes(arrangement),
+            kv_cache_bytes=self.cache_sides(arrangement).host_bytes,
             work_space_bytes=self.work_space_bytes if computes else 0,
         )
 
@@ -236,6 +237,29 @@ def cache_bytes(spec: ModelSpec, work: Workload, compute_dtype: str, *, tokens: 
         0 if layer is None else position_bytes * min(tokens, windows[layer] or tokens)
         for layer in (block.layer_index for block in spec.blocks)
     )
+
+
+def cache_sides(spec: ModelSpec, of_blocks: Sequence[int], places: Sequence[Place], *, on_host: bool) -> CacheSides:
+    """Where keys and values lie (`of_blocks`, bytes of each): with whoever computes the layer.
+
+    `on_host`: full-attention layers of the device wait on the host, and visit VISITING_LAYERS places of the device in
+    turn; those with a sliding window, which keep little, stay.
+    """
+    device = host = visiting = 0
+    for block, size, place in zip(spec.blocks, of_blocks, places, strict=True):
+        if place is Place.PROCESSOR:
+            host += size
+        elif on_host and visits(spec, block):
+            host += size
+            visiting = max(visiting, size)
+        else:
+            device += size
+    return CacheSides(device + VISITING_LAYERS * visiting, host)
+
+
+def visits(spec: ModelSpec, block: BlockSpec) -> bool:
+    """Whether a block's keys and values are worth keeping on the host: a full-attention layer's, which grow."""
+    return block.layer_index is not None and not spec.config.sliding_windows[block.layer_index]
 
 
 def _buffer_bytes(largest: int) -> int:

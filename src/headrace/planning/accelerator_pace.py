@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.errors import MachineError
-from headrace.planning.accelerator_memory import CHUNK_BYTES, cache_bytes
+from headrace.planning.accelerator_memory import CHUNK_BYTES, cache_bytes, visits
 from headrace.planning.estimate import (
     DECODE_PASSES_SIMULATED,
     Beside,
@@ -91,7 +91,7 @@ def tiered_times(
                 prefill_s=pace.processor_layer.prefill_s * share + pace.handover_s(work.sequences * work.prompt_tokens),
                 decode_s=pace.processor_layer.decode_s * share + pace.handover_s(work.sequences),
             )
-        elif cache_on_host and caches[index]:
+        elif cache_on_host and visits(spec, block):
             visit_s = caches[index] / pace.link_bytes_per_s + pace.copy_latency_s
             if place in TRAVELLING:
                 times = times._replace(copy_s=times.copy_s + visit_s)

@@ -9,6 +9,7 @@ always among them, and so is everything without the processor where that may com
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from headrace.planning.accelerator_arrangements import (
     arrangements,
     leanest,
     processor_counts,
+    slot_counts_of,
     stores,
     two_slots_bytes,
 )
@@ -35,6 +37,12 @@ BLOCKS_SIMULATED = 1000
 
 LEAST_SIMULATED = 12
 
+ROUNDS_OF_VARIATION = 2
+"""of looking for something better that is like the best so far"""
+
+RESIDENTS_VARIED = 5
+"""numbers of residents that are tried in variations: the best arrangement's own, and so many less one below that"""
+
 _SAME = 1 - 1e-9
 """Times that differ by less are equal: of equals the first, that is the simplest, is taken."""
 
@@ -42,12 +50,20 @@ _SAME = 1 - 1e-9
 def minimum_bytes_on_accelerator(request: AcceleratorRequest, strategy: Strategy | None = None) -> int:
     """The least memory of the device in which this model can do this work, by one strategy or at all.
 
-    With the host memory that there is; raises BudgetError where that is too little for any.
+    With the host memory that there is, and layers computed by the processor where the request allows them; raises
+    BudgetError where the host has too little for any plan.
     """
     least = _least(request, strategy)
     if least is None:
         raise _refusal(request, strategy)
     return least.device_bytes
+
+
+def refuse_below_minimum_on_accelerator(request: AcceleratorRequest, strategy: Strategy | None) -> None:
+    """Raise BudgetError, with the smallest budget that would do (of the device, or of the host), when nothing fits."""
+    least = _least(request, strategy)
+    if least is None or least.device_bytes > request.budget_bytes:
+        raise _refusal(request, strategy)
 
 
 def plan_on_accelerator(request: AcceleratorRequest, strategy: Strategy, pace: AcceleratorPace) -> Candidate:
@@ -91,64 +107,89 @@ class _Search:
     def best(self) -> Candidate | None:
         """The fastest, or None where nothing fits."""
         counts = processor_counts(self._request)
-        without = self._among(counts[:1])
-        return _fastest(found for found in (without, self._among(self._steps(counts[1:]))) if found is not None)
+        without = self._among(counts[:1], math.inf)
+        if len(counts) == 1:
+            return without
+        than_s = math.inf if without is None else without.prediction.total_s
+        own = self._among(self._steps(counts[1:]), than_s)
+        return _fastest(found for found in (without, own) if found is not None)
 
     def _steps(self, counts: range) -> list[int]:
-        """Numbers of the processor's layers to consider: few, about every sixteenth, and what takes least memory."""
+        """Numbers of the processor's layers to consider: few, about every twelfth, and what takes least memory."""
         if self._strategy is Strategy.RESIDENT:
             return list(counts)
-        chosen = set(counts[:4]) | set(counts[3 :: max(1, len(counts) // 16)]) | set(counts[-1:])
+        chosen = set(counts[:4]) | set(counts[3 :: max(1, len(counts) // 12)]) | set(counts[-1:])
         lean = [a for a in leanest(self._request, self._strategy) if self._fits(a)]
         if lean:
             chosen.add(min(lean, key=self._device_bytes).places.count(Place.PROCESSOR))
         return sorted(chosen & set(counts))
 
-    def _among(self, counts: Iterable[int]) -> Candidate | None:
-        """The fastest with one of these numbers of layers computed by the processor."""
+    def _among(self, counts: Iterable[int], than_s: float) -> Candidate | None:
+        """The fastest with one of these numbers of layers computed by the processor, if it is faster than `than_s`."""
         options = {
             arrangement: self._estimate_s(arrangement)
             for cache_on_host in self._caches
             for number in counts
             for arrangement in arrangements(
-                self._request, self._strategy, processor_layers=number, cache_on_host=cache_on_host
+                self._request,
+                slot_counts_of(self._strategy),
+                processor_layers=number,
+                cache_on_host=cache_on_host,
             )
         }
         ranked = sorted(options, key=options.__getitem__)
-        of_each = [a for slots in SLOT_COUNTS for a in [a for a in ranked if a.slots == slots][:2]]
-        tried = {arrangement: self._simulate(arrangement) for arrangement in list(options)[:2]}  # the simplest
-        self._try([*ranked[: self._round], *of_each], tried)
-        if tried:
-            best = _fastest(tried.values())
+        of_each = [
+            arrangement
+            for slots in SLOT_COUNTS
+            for arrangement in itertools.islice((a for a in ranked if a.slots == slots), 2)
+        ]
+        simplest = list(options)[:2] if than_s == math.inf else []
+        tried = {arrangement: self._simulate(arrangement) for arrangement in simplest}
+        self._try([*ranked[: self._round], *of_each], tried, than_s)
+        best = _fastest(tried.values())
+        for _ in range(ROUNDS_OF_VARIATION if tried else 0):
             like_it = dict.fromkeys(self._varied(next(a for a, candidate in tried.items() if candidate is best)))
-            self._try(sorted(like_it, key=self._estimate_s)[: self._round], tried)
-        return _fastest(tried.values())
+            self._try(sorted(like_it, key=self._estimate_s)[: self._round], tried, than_s)
+            before, best = best, _fastest(tried.values())
+            if best is before:
+                break
+        return best
 
     def _varied(self, best: Arrangement) -> Iterator[Arrangement]:
-        """Arrangements like this one that begin elsewhere, or with a few layers of the processor more or fewer."""
+        """Arrangements like this one: beginning elsewhere, or with a few residents, stores or processor's layers less.
+
+        Or with more of the latter, since not all numbers of them were considered.
+        """
         request = self._request
         others = [index for index, place in enumerate(best.places) if place is not Place.PROCESSOR]
         sizes = [request.blocks.device[index] for index in others]
         stored = best.places.count(Place.HOST) > 0
-        for stays in placements(sizes, best.places.count(Place.DEVICE)):
-            resident = {index for index, flag in zip(others, stays, strict=True) if flag}
-            yield from self._with_stores(best, resident, [i for i in others if i not in resident], stored=stored)
+        most = best.places.count(Place.DEVICE)
+        for number in range(most, max(-1, most - (RESIDENTS_VARIED if best.slots else 1)), -1):
+            for stays in placements(sizes, number):
+                resident = {index for index, flag in zip(others, stays, strict=True) if flag}
+                yield from self._with_stores(best, resident, [i for i in others if i not in resident], stored=stored)
+        *layers, head = best.places
+        for shift in range(1, min(len(layers), self._round)):
+            shifted = best._replace(places=(*layers[shift:], *layers[:shift], head))
+            # Which layers the processor may compute is settled, for `leanest` to know the least memory there can be.
+            if Place.PROCESSOR not in layers or self._device_bytes(shifted) == self._device_bytes(best):
+                yield from self._that_fit(shifted)
+        for index in [index for index, place in enumerate(best.places) if place is Place.HOST][: self._round]:
+            fewer_stored = (*best.places[:index], Place.DISK, *best.places[index + 1 :])
+            yield from self._that_fit(best._replace(places=fewer_stored))
         travelling = [index for index, place in enumerate(best.places) if place in TRAVELLING]
         from_disk = [best.places[index] is Place.DISK for index in travelling]
         for shift in range(1, len(travelling) // max(1, sum(from_disk))):
-            shifted = from_disk[shift:] + from_disk[:shift]
             places = list(best.places)
-            for index, flag in zip(travelling, shifted, strict=True):
+            for index, flag in zip(travelling, from_disk[shift:] + from_disk[:shift], strict=True):
                 places[index] = Place.DISK if flag else Place.HOST
             yield from self._that_fit(best._replace(places=tuple(places)))
         counts = processor_counts(request)
         number = best.places.count(Place.PROCESSOR)
         for near in {number + step for step in (-4, -2, -1, 1, 2, 4)} if number else ():
             if near > 0 and near in counts:
-                near_ones = arrangements(
-                    request, self._strategy, processor_layers=near, cache_on_host=best.cache_on_host
-                )
-                yield from (a for a in near_ones if a.slots == best.slots)
+                yield from arrangements(request, (best.slots,), processor_layers=near, cache_on_host=best.cache_on_host)
 
     def _with_stores(
         self, best: Arrangement, resident: set[int], travelling: list[int], *, stored: bool
@@ -180,9 +221,9 @@ class _Search:
     def _estimate_s(self, arrangement: Arrangement) -> float:
         return self._floors[arrangement.cache_on_host].total_s(arrangement)
 
-    def _try(self, chosen: Iterable[Arrangement], tried: dict[Arrangement, Candidate]) -> None:
-        """Simulate those that may be faster than what was tried before."""
-        fastest_s = min((candidate.prediction.total_s for candidate in tried.values()), default=math.inf)
+    def _try(self, chosen: Iterable[Arrangement], tried: dict[Arrangement, Candidate], than_s: float) -> None:
+        """Simulate those that may be faster than `than_s` and than what was tried before."""
+        fastest_s = min([than_s, *(candidate.prediction.total_s for candidate in tried.values())])
         for arrangement in chosen:
             if arrangement not in tried and self._estimate_s(arrangement) < fastest_s * _SAME:
                 tried[arrangement] = candidate = self._simulate(arrangement)

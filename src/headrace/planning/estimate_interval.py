@@ -1,15 +1,18 @@
-"""How far a prediction for the machine at hand may be off: its two measured constants moved to their ends.
+"""How far a prediction for the machine at hand may be off: its measured constants moved to their ends.
 
 Where reading is measured, disks that are shared swing; where it is held at a limit, it is steady. Arithmetic is
-measured with the model's own layer just before, so what remains is what other work on the machine takes.
+measured with the model's own layer just before, so what remains is what other work on the machine takes. The link to
+an accelerator is measured beside products just before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
+from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.estimate import LayerTimes, Pace, Prediction, predict
 from headrace.planning.model_spec import ModelSpec
 from headrace.planning.planner import Candidate
@@ -19,6 +22,7 @@ from headrace.planning.rates import Interval, interval_of
 READ_RANGE = Quantity(1.0, 0.7, 1.25, "bench/results: raw reads of one file within an hour, against their median")
 LIMITED_READ_RANGE = Quantity(1.0, 0.97, 1.01, "bench/results/prediction-steady: reads held at a limit")
 COMPUTE_RANGE = Quantity(1.0, 0.9, 1.25, "bench/results/prediction-steady: passes bound by arithmetic")
+LINK_RANGE = Quantity(1.0, 0.9, 1.03, "an assumption, until passes bound by a link have been measured on a GPU")
 
 
 class PredictionInterval(NamedTuple):
@@ -30,16 +34,34 @@ class PredictionInterval(NamedTuple):
 
 
 def prediction_interval(
-    spec: ModelSpec, candidate: Candidate, pace: Pace, *, read_is_limited: bool
+    spec: ModelSpec,
+    candidate: Candidate,
+    pace: Pace | AcceleratorPace,
+    *,
+    read_is_limited: bool,
+    pinned: bool = True,
 ) -> PredictionInterval:
-    """Predict the same plan with either constant at its low and its high end (time of computing, rate of reading)."""
+    """Predict the same plan with each constant at its low and its high end.
+
+    They are the time of computing, the rate of reading and, with an accelerator's pace, the rate of its link. `pinned`:
+    an accelerator's host memory is page-locked.
+    """
     constants = {"read": LIMITED_READ_RANGE if read_is_limited else READ_RANGE, "compute": COMPUTE_RANGE}
+    if isinstance(pace, AcceleratorPace):
+        constants["link"] = LINK_RANGE
+
+    @cache
+    def predicted(read: float, compute: float, link: float) -> Prediction:
+        if read == compute == link == 1.0:
+            return candidate.prediction
+        if isinstance(pace, AcceleratorPace):
+            moved_pace = _scaled_on_accelerator(pace, read=read, compute=compute, link=link)
+            return predict_on_accelerator(spec, candidate.plan, moved_pace, pinned=pinned)
+        return predict(spec, candidate.plan, _scaled(pace, read=read, compute=compute))
 
     def moved(of: Callable[[Prediction], float]) -> Interval:
         def value(factors: Mapping[str, float]) -> float:
-            if all(factor == 1.0 for factor in factors.values()):
-                return of(candidate.prediction)
-            return of(predict(spec, candidate.plan, _scaled(pace, factors)))
+            return of(predicted(factors["read"], factors["compute"], factors.get("link", 1.0)))
 
         return interval_of(constants, value)
 
@@ -54,19 +76,29 @@ def prediction_interval(
     )
 
 
-def _scaled(pace: Pace, factors: Mapping[str, float]) -> Pace:
-    compute = factors["compute"]
-    layer = pace.layer
-    if layer is not None:
-        layer = LayerTimes(prefill_s=layer.prefill_s * compute, decode_s=layer.decode_s * compute)
+def _scaled_on_accelerator(pace: AcceleratorPace, *, read: float, compute: float, link: float) -> AcceleratorPace:
     return replace(
         pace,
-        read_bytes_per_s=pace.read_bytes_per_s * factors["read"],
+        device=_scaled(pace.device, read=read, compute=compute),
+        link_bytes_per_s=pace.link_bytes_per_s * link,
+        staged_bytes_per_s=pace.staged_bytes_per_s * link,
+        processor_layer=_scaled_layer(pace.processor_layer, compute),
+    )
+
+
+def _scaled(pace: Pace, *, read: float, compute: float) -> Pace:
+    return replace(
+        pace,
+        read_bytes_per_s=pace.read_bytes_per_s * read,
         curve=pace.curve.scaled(compute),
         head_curve=None if pace.head_curve is None else pace.head_curve.scaled(compute),
-        layer=None
-        if layer is None
-        else LayerTimes(prefill_s=layer.prefill_s * compute, decode_s=layer.decode_s * compute),
+        layer=_scaled_layer(pace.layer, compute),
         block_overhead_s=pace.block_overhead_s * compute,
         pass_overhead_s=pace.pass_overhead_s * compute,
     )
+
+
+def _scaled_layer(layer: LayerTimes | None, factor: float) -> LayerTimes | None:
+    if layer is None:
+        return None
+    return LayerTimes(prefill_s=layer.prefill_s * factor, decode_s=layer.decode_s * factor)

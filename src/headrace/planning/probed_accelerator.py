@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace.errors import MachineError
+from headrace.errors import InvalidRequestError, MachineError
 from headrace.planning.compute_curve import ComputeCurve, find_curve
 from headrace.planning.toml_table import TomlTable
 
@@ -75,6 +75,14 @@ class ProbedAccelerator:
             "memory_bytes_per_s": self.memory_bytes_per_s,
         }
 
+    @property
+    def locks_memory(self) -> bool:
+        """Whether its system page-locked memory; where not, ordinary memory stood in for it, both ways exactly."""
+        return (self.pinned_to_device_bytes_per_s, self.pinned_from_device_bytes_per_s) != (
+            self.pageable_to_device_bytes_per_s,
+            self.pageable_from_device_bytes_per_s,
+        )
+
     def curve(self, *, compute_dtype: str, stored_dtype: str) -> ComputeCurve:
         """The curve for this pair of dtypes; raises MachineError when the accelerator was not measured with it."""
         return find_curve(self.compute, compute_dtype=compute_dtype, stored_dtype=stored_dtype, measured_on=self.name)
@@ -116,3 +124,23 @@ class ProbedAccelerator:
             compute=tuple(ComputeCurve.from_raw(curve) for curve in table.tables("curves")),
             sources=table.texts("sources"),
         )
+
+
+def find_accelerator(
+    accelerators: Sequence[ProbedAccelerator], device: str, *, origin: str
+) -> ProbedAccelerator | None:
+    """Return the one that `device` means: auto is the first, cuda the first of that kind; None for the processor.
+
+    The processor is meant by cpu, and by auto where `origin` describes nothing else. Raises InvalidRequestError, with
+    what it does describe, for any other name.
+    """
+    if device == "cpu" or (device == "auto" and not accelerators):
+        return None
+    for own in accelerators:
+        if device in ("auto", own.device) or (device == "cuda" and own.device.startswith("cuda:")):
+            return own
+    described = ", ".join(["cpu", *(f"{own.device} ({own.name})" for own in accelerators)])
+    raise InvalidRequestError(
+        f"--device {device}: {origin} describes no such device, only {described}; take one of these, or a file from "
+        "`headrace probe --device cuda:N` on a computer that has it"
+    )

@@ -187,6 +187,7 @@ class _Journey(NamedTuple):
     copy_s: float
     """over the link: behind the reader, or out of its store"""
     through_ring: bool
+    """and on to the device, if a reader brings it at all"""
     lag_s: float
     """by how much the last piece is there later than if bytes flowed"""
     from_disk: bool
@@ -202,13 +203,12 @@ def _journeys(scenario: TieredScenario) -> list[_Journey]:
     again: list[_Journey] = []
     for block, (times, place) in enumerate(zip(scenario.blocks, scenario.places, strict=True)):
         read_s = times.stage_s if place is Place.HOST else times.read_s
-        through_ring = place is not Place.HOST or times.stage_s > 0
         way = _Journey(
             number=block,
             takes_slot=place in TRAVELLING,
             read_s=read_s,
             copy_s=times.copy_s,
-            through_ring=through_ring,
+            through_ring=True,
             lag_s=min(read_s, times.copy_s) / times.pieces,
             from_disk=place is not Place.HOST,
             ring_s=times.copy_s * (scenario.ring_pieces - 1) / times.pieces,
@@ -223,7 +223,7 @@ def _journeys(scenario: TieredScenario) -> list[_Journey]:
         first.append(way)
     count = len(scenario.blocks)
     later = range(1, _passes_played(scenario))
-    return first + [way._replace(number=index * count + way.number) for index in later for way in again]
+    return first + [_Journey(index * count + way.number, *way[1:]) for index in later for way in again]
 
 
 def _passes_played(scenario: TieredScenario) -> int:
@@ -289,7 +289,8 @@ def _transport(scenario: TieredScenario, computation: _Computation) -> list[Even
             sending, send_start = to_send.popleft(), now
             send_left = sending.copy_s
         # How fast everything goes on.
-        wanted = 1.0 if behind > _DONE else flow
+        all_read = bool(in_ring) and in_ring[0] is not reading  # of the block that is copied now
+        wanted = 1.0 if behind > _DONE or all_read else flow
         ring_rate = min(wanted, 1.0 if sending is None else 0.5)
         send_rate = 1.0 - ring_rate
         read_rate, ring_is_full = 1.0, False
@@ -301,12 +302,12 @@ def _transport(scenario: TieredScenario, computation: _Computation) -> list[Even
             step = min(step, read_left / read_rate)
             if flow > ring_rate and not ring_is_full:
                 step = min(step, (reading.ring_s - behind) / (flow - ring_rate))
-            elif 0.0 < flow < ring_rate:
+            elif 0.0 < flow < ring_rate and behind > _DONE:
                 step = min(step, behind / (ring_rate - flow))
         if sending is not None:
             step = min(step, send_left / send_rate)
-        if in_ring and in_ring[0] is not reading:
-            step = min(step, ring_left / ring_rate if ring_left > _DONE else 0.0)
+        if all_read:
+            step = min(step, ring_left / ring_rate)
         if step == math.inf:
             raise AssertionError("the simulated pipeline cannot go on: no slot for the block that is due")
         now = due if step == due - now else now + step

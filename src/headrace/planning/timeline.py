@@ -89,9 +89,10 @@ def chrome_trace(processes: Iterable[tuple[str, Timeline]]) -> str:
 
 
 def text_chart(timeline: Timeline, *, pass_index: int, width: int = 72) -> str:
-    """Draw one pass as three rows of characters, read, compute and stall; a full cell is a busy one.
+    """Draw one pass as rows of characters, read, compute and stall; a full cell is a busy one.
 
-    Returns an empty string when nothing was computed or waited for in the pass.
+    Where anything was copied to a device, copying has a row too. Returns an empty string when nothing was computed or
+    waited for in the pass.
     """
     own_lanes = (Lane.COMPUTE, Lane.STALL)  # what was read ahead for a pass that never came is no pass
     if not any(event.pass_index == pass_index and event.lane in own_lanes for event in timeline.events):
@@ -100,7 +101,8 @@ def text_chart(timeline: Timeline, *, pass_index: int, width: int = 72) -> str:
     if end <= start:
         return ""
     lines = []
-    for lane in (Lane.READ, Lane.COMPUTE, Lane.STALL):
+    copying = (Lane.COPY,) if any(event.lane is Lane.COPY for event in timeline.events) else ()
+    for lane in (Lane.READ, *copying, Lane.COMPUTE, Lane.STALL):
         cells = _coverage([e for e in timeline.events if e.lane is lane], start, end, width)
         lines.append(f"{lane.value:>7} |" + "".join(_shade(share) for share in cells) + "|")
     lines.append(" " * 8 + f"0{(end - start) * 1e3:>{width - 3}.0f} ms")

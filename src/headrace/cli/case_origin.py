@@ -1,0 +1,46 @@
+"""Where a planning case comes from: this machine, measured now with the model, or a machine file.
+
+Measuring takes a second or two and needs torch. A machine file, written by `headrace probe` here or elsewhere, needs
+none; the model is then known by its headers alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from headrace.cli.accelerator_case import described_accelerator, measured_accelerator
+from headrace.cli.planning_case import Asked, PlanningCase
+from headrace.cli.processor_case import described_processor, measured_processor
+from headrace.planning.model_config import read_config
+from headrace.planning.model_spec import build_spec
+from headrace.planning.probed_accelerator import find_accelerator
+from headrace.planning.probed_machine import ProbedMachine
+from headrace.planning.tensor_index import TensorIndex
+
+
+def measured_here(directory: Path, asked: Asked) -> PlanningCase:
+    """Measure this machine with the model in `directory`, on the device that a run would take."""
+    from headrace.streaming.checkpoint import Checkpoint
+    from headrace.streaming.opening import open_device
+
+    device = open_device(asked.device)
+    checkpoint = Checkpoint(directory, cut_head=device.lands_in_place)
+    try:
+        if device.lands_in_place:
+            return measured_processor(checkpoint, asked)
+        return measured_accelerator(checkpoint, device, asked)
+    finally:
+        checkpoint.close()
+
+
+def from_description(directory: Path, asked: Asked, machine: ProbedMachine, *, origin: str) -> PlanningCase:
+    """Plan for the machine of a file: its first accelerator, or the device that was asked for.
+
+    Raises InvalidRequestError for a device that the file does not describe, MachineError for what it does not say.
+    """
+    accelerator = find_accelerator(machine.accelerators, asked.device, origin=origin)
+    config, index = read_config(directory), TensorIndex.from_directory(directory)
+    spec = build_spec(directory.resolve().name, config, index, cut_head=accelerator is None)
+    if accelerator is None:
+        return described_processor(spec, asked, machine, origin=origin)
+    return described_accelerator(spec, asked, machine, accelerator, origin=origin)
