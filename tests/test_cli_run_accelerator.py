@@ -13,6 +13,7 @@ import torch
 from accelerator_machine import make_up
 from cli_checkpoints import write_model
 from headrace.cli.main import main
+from headrace.inference import api
 from headrace.streaming import opening
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.fake_accelerator import FakeAccelerator
@@ -34,7 +35,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> FakeAccelerator:
     def open_made(name: str | Device = "auto") -> Device:
         return made if name == "cuda" else CpuDevice()
 
-    monkeypatch.setattr(opening, "open_device", open_made)
+    for module in (opening, api):
+        monkeypatch.setattr(module, "open_device", open_made)
     make_up(monkeypatch)
     return made
 

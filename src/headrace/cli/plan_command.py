@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.cli.case_origin import from_description, measured_here
-from headrace.cli.checkpoint_plan import plan_json, recommended, show_plan
 from headrace.cli.command import Command
 from headrace.cli.dependencies import require_run_libraries
 from headrace.cli.history_file import read_history
@@ -24,7 +22,6 @@ from headrace.cli.options import (
     ReadLimitOption,
 )
 from headrace.cli.output import Output
-from headrace.cli.planning_case import Asked
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.inference.model_source import resolve_model
 from headrace.planning.arrangement import Speculation
@@ -39,6 +36,9 @@ from headrace.planning.probed_accelerator import find_accelerator
 from headrace.planning.probed_machine import ProbedMachine
 from headrace.planning.weight_format import requantised
 from headrace.units import parse_size
+
+if TYPE_CHECKING:
+    from headrace.cli.planning_case import Asked
 
 EXAMPLES = (
     "headrace plan ./my-model --memory 4GiB",
@@ -151,6 +151,8 @@ def plan(
     }
     wanted = [name for name, value in extras.items() if value is not None]
     if _is_checkpoint(model) and not isinstance(described, Machine) and not wanted:
+        from headrace.cli.planning_case import Asked  # not at the top: `--help` would wait for the planner
+
         asked = Asked(
             memory=memory,
             workload=workload,
@@ -214,13 +216,19 @@ def _plan_checkpoint(
     plot: Path | None,
     output: Output,
 ) -> None:
+    from headrace.cli.checkpoint_plan import plan_json, recommended, show_plan
+
     with output.reserved():
         if isinstance(described, ProbedMachine):
+            from headrace.cli.case_origin import from_description
+
             case = from_description(resolve_model(model), asked, described, origin=origin)
         else:
             require_run_libraries("measuring this machine (without --machine FILE)")
             directory = resolve_model(model)
             with output.to_stderr.status("measuring the disk and one layer ..."):
+                from headrace.cli.case_origin import measured_here
+
                 case = measured_here(directory, asked)
         compared = case.compare(asked.strategy)
         best = recommended(compared)

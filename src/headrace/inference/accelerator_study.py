@@ -25,7 +25,7 @@ from headrace.planning.draft_length import DraftLength
 from headrace.planning.estimate import LayerTimes, Pace
 from headrace.planning.extents import align_down
 from headrace.planning.load_options import Options
-from headrace.planning.model_spec import ModelSpec
+from headrace.planning.model_spec import WORK_SPACE_CONSTANT_BYTES, ModelSpec
 from headrace.planning.plan import STORED_AS, Plan, Strategy
 from headrace.planning.planner import Candidate
 from headrace.planning.probed_accelerator import ProbedAccelerator
@@ -47,6 +47,8 @@ QUICK = ProbeSizes(
     warm_up_s=0.1,
 )
 QUICK_READ_S = 0.25
+FEW_TOKENS = 64
+REHEARSED_TOKENS_MAX = 1 << 16
 COPIED_BYTES = 32 << 20
 
 
@@ -107,7 +109,8 @@ def study_accelerator(
         choose_on_accelerator(AcceleratorStudied(request, _no_pace(name, spec), ()), options.strategy)  # refuses
     probed = _known(options, device)
     if probed is None:
-        probed = probe_accelerator(device, name=device.name, sizes=_sizes(largest_shape(spec), options.budget_bytes))
+        sizes = _sizes(largest_shape(spec), options.budget_bytes)
+        probed = probe_accelerator(device, name=device.name, sizes=sizes, compute_dtypes=(name,))
         device.release_cached()
     curve = _curve_of(probed, name, spec)
     read_bytes_per_s = _read_rate(checkpoint, options)
@@ -120,7 +123,7 @@ def study_accelerator(
         copy_misaligned=False,
         attention=options.attention,
         reader=settings,
-        other_tokens=sorted(set(pass_tokens) - {options.workload.sequences}),
+        other_tokens=sorted({*pass_tokens, *_near_break_even(request, curve, probed)} - {options.workload.sequences}),
         device=device,
     )
     by_processor = rehearse_processor(checkpoint, options, config, request) if options.processor_blocks else None
@@ -135,6 +138,7 @@ def study_accelerator(
         processor_handover_s=2 * probed.copy_latency_s,
         processor_handover_s_per_token=hidden_bytes / probed.pageable_from_device_bytes_per_s
         + hidden_bytes / probed.pageable_to_device_bytes_per_s,
+        host_row_s=hidden_bytes / probed.pageable_to_device_bytes_per_s + hidden_bytes / copy_bytes_per_s,
         memory_copy_bytes_per_s=copy_bytes_per_s,
     )
     notes = [
@@ -181,6 +185,29 @@ def draft_length_on_accelerator(studied: AcceleratorStudied, plan: Plan, most: i
         return predict_on_accelerator(spec, carried, pace, pinned=studied.request.pinned).decode_s_per_pass
 
     return DraftLength(pass_s=pass_s, most=most)
+
+
+def _near_break_even(request: AcceleratorRequest, curve: ComputeCurve, probed: ProbedAccelerator) -> list[int]:
+    """Tokens per pass about which computing a layer takes as long as copying it, a third of that, and some before.
+
+    Enqueuing binds at few tokens and arithmetic at many, so what the curve is wrong by at the one says nothing of the
+    other. As many as a part of the budget holds.
+    """
+    spec, layer = request.spec, request.spec.blocks[0]
+    copy_s = layer.device_bytes / probed.pinned_to_device_while_computing_bytes_per_s
+    tokens = 1
+    while layer.active_parameters * curve.seconds_per_parameter(tokens) < copy_s:
+        tokens += max(1, tokens // 8)
+        if tokens > REHEARSED_TOKENS_MAX:
+            return [FEW_TOKENS]
+    element_bytes = DTYPES[request.compute_dtype].itemsize
+    near = sorted({max(1, tokens // 3), tokens, min(tokens, FEW_TOKENS)})
+    return [
+        count
+        for count in near
+        if spec.work_space_bytes(sequences=count, new_tokens=1, context_tokens=1, element_bytes=element_bytes)
+        <= request.budget_bytes // 4 + WORK_SPACE_CONSTANT_BYTES
+    ]
 
 
 def _known(options: Options, device: Device) -> ProbedAccelerator | None:

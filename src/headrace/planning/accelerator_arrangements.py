@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement
 from headrace.planning.plan import Place, Strategy
@@ -20,6 +20,27 @@ SLOT_COUNTS = (2, 3, 4, 6, 8)
 RESIDENT_COUNTS = 3
 """numbers of residents to consider: as many as fit, and so many less one below that"""
 
+Way = Callable[[Sequence[int], int], tuple[bool, ...]]
+"""how to choose a number of residents among blocks of these sizes"""
+
+
+def evenly(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
+    """Spread them: while a resident block is computed, those that travel get ahead."""
+    return spread_evenly(len(sizes), number)
+
+
+def first(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
+    """As one does who fills the memory and streams the rest."""
+    return (True,) * number + (False,) * (len(sizes) - number)
+
+
+def last(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
+    """The head and what comes before it."""
+    return (False,) * (len(sizes) - number) + (True,) * number
+
+
+WAYS: tuple[Way, ...] = (evenly, first, keep_largest, last)
+
 
 def arrangements(
     request: AcceleratorRequest,
@@ -27,8 +48,9 @@ def arrangements(
     *,
     processor_layers: int,
     cache_on_host: bool,
+    ways: Sequence[Way] = WAYS,
 ) -> Iterator[Arrangement]:
-    """Arrangements that fit both budgets, with so many layers computed by the processor; the simplest ones first."""
+    """Arrangements that fit both budgets, with so many layers computed by the processor."""
     computed = layers_of_processor(request, processor_layers)
     others = [index for index, chosen in enumerate(computed) if not chosen]
     room_bytes, host_room_bytes = _rooms(request, computed, cache_on_host=cache_on_host)
@@ -36,7 +58,7 @@ def arrangements(
         return
     sizes = [request.blocks.device[index] for index in others]
     for slots in slot_counts:
-        for stays in _residents(sizes, room_bytes, slots):
+        for stays in _residents(sizes, room_bytes, slots, ways):
             resident = {index for index, flag in zip(others, stays, strict=True) if flag}
             travelling = [index for index in others if index not in resident]
             for stored in stores(request, travelling, host_room_bytes):
@@ -130,7 +152,7 @@ def slot_counts_of(strategy: Strategy) -> tuple[int, ...]:
     return (1,) if strategy is Strategy.SEQUENTIAL else SLOT_COUNTS
 
 
-def _residents(sizes: Sequence[int], room_bytes: int, slots: int) -> Iterator[tuple[bool, ...]]:
+def _residents(sizes: Sequence[int], room_bytes: int, slots: int, ways: Sequence[Way]) -> Iterator[tuple[bool, ...]]:
     """Which blocks stay on the device: as many as fit beside the slots and a few less, filled up with smaller ones."""
     count = len(sizes)
     if not slots:
@@ -143,7 +165,7 @@ def _residents(sizes: Sequence[int], room_bytes: int, slots: int) -> Iterator[tu
     smallest = list(itertools.accumulate((sizes[index] for index in ascending), initial=slots * min(sizes)))
     most = min(count - slots, bisect.bisect_right(smallest, room_bytes) - 1)
     seen = set()
-    for way in (_first, _evenly, _largest, _last):
+    for way in ways:
         fitting = 0
         for number in range(most, -1, -1):
             stays = way(sizes, number)
@@ -163,22 +185,6 @@ def _residents(sizes: Sequence[int], room_bytes: int, slots: int) -> Iterator[tu
             fitting += 1
             if fitting == RESIDENT_COUNTS:
                 break
-
-
-def _first(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
-    return (True,) * number + (False,) * (len(sizes) - number)
-
-
-def _last(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
-    return (False,) * (len(sizes) - number) + (True,) * number
-
-
-def _evenly(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
-    return spread_evenly(len(sizes), number)
-
-
-def _largest(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
-    return keep_largest(sizes, number)
 
 
 def _fewest_bytes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.errors import MachineError
 from headrace.planning.accelerator_memory import CHUNK_BYTES, cache_bytes, visits
@@ -41,6 +41,8 @@ class AcceleratorPace:
     """from the device to the processor and back, per layer and pass"""
     processor_handover_s_per_token: float = 0.0
     """beside that for each token whose activations go there and back"""
+    host_row_s: float = 0.0
+    """per distinct row of an embedding table in host memory: gathered there, and copied to the device"""
     memory_copy_bytes_per_s: float = math.inf
     """from the ring into a store in host memory, by the readers, in the first pass"""
 
@@ -127,7 +129,10 @@ def predict_on_accelerator(
         chunk_bytes=on_device.chunk_bytes,
         cache_on_host=on_device.cache_on_host,
     )
-    beside = Beside.of(spec, work, pace.device, rows_from_disk=plan.embedding is EmbeddingPlacement.ROWS)
+    from_host = plan.embedding is EmbeddingPlacement.HOST
+    rows = replace(pace.device, row_s=pace.host_row_s) if from_host else pace.device
+    one_by_one = plan.embedding in (EmbeddingPlacement.ROWS, EmbeddingPlacement.HOST)
+    beside = Beside.of(spec, work, rows, rows_from_disk=one_by_one)
     scenario = TieredScenario(
         blocks=times,
         places=on_device.places,

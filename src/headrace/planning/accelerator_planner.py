@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from headrace.errors import BudgetError
 from headrace.planning.accelerator_arrangements import (
-    SLOT_COUNTS,
+    WAYS,
+    Way,
     arrangements,
+    first,
     leanest,
     processor_counts,
     slot_counts_of,
@@ -124,28 +126,23 @@ class _Search:
             chosen.add(min(lean, key=self._device_bytes).places.count(Place.PROCESSOR))
         return sorted(chosen & set(counts))
 
-    def _among(self, counts: Iterable[int], than_s: float) -> Candidate | None:
+    def _among(self, counts: Sequence[int], than_s: float) -> Candidate | None:
         """The fastest with one of these numbers of layers computed by the processor, if it is faster than `than_s`."""
-        options = {
-            arrangement: self._estimate_s(arrangement)
-            for cache_on_host in self._caches
-            for number in counts
+        options: dict[Arrangement, float] = {}
+        of_each_kind: dict[tuple[int, Way], Arrangement] = {}
+        for cache_on_host, number, way in itertools.product(self._caches, counts, WAYS):
+            slot_counts = slot_counts_of(self._strategy)
             for arrangement in arrangements(
-                self._request,
-                slot_counts_of(self._strategy),
-                processor_layers=number,
-                cache_on_host=cache_on_host,
-            )
-        }
+                self._request, slot_counts, processor_layers=number, cache_on_host=cache_on_host, ways=[way]
+            ):
+                if arrangement not in options:
+                    options[arrangement] = self._estimate_s(arrangement)
+                rival = of_each_kind.setdefault((arrangement.slots, way), arrangement)
+                if options[arrangement] < options[rival]:
+                    of_each_kind[arrangement.slots, way] = arrangement
         ranked = sorted(options, key=options.__getitem__)
-        of_each = [
-            arrangement
-            for slots in SLOT_COUNTS
-            for arrangement in itertools.islice((a for a in ranked if a.slots == slots), 2)
-        ]
-        simplest = list(options)[:2] if than_s == math.inf else []
-        tried = {arrangement: self._simulate(arrangement) for arrangement in simplest}
-        self._try([*ranked[: self._round], *of_each], tried, than_s)
+        tried = {arrangement: self._simulate(arrangement) for arrangement in self._simplest(counts)}
+        self._try([*ranked[: self._round], *of_each_kind.values()], tried, than_s)
         best = _fastest(tried.values())
         for _ in range(ROUNDS_OF_VARIATION if tried else 0):
             like_it = dict.fromkeys(self._varied(next(a for a, candidate in tried.items() if candidate is best)))
@@ -154,6 +151,16 @@ class _Search:
             if best is before:
                 break
         return best
+
+    def _simplest(self, counts: Sequence[int]) -> list[Arrangement]:
+        """The first blocks stay, the rest goes through as few slots as can be: from host memory, or all from disk."""
+        if counts[0] > 0:
+            return []
+        slot_counts = slot_counts_of(self._strategy)[:1]
+        found = arrangements(
+            self._request, slot_counts, processor_layers=0, cache_on_host=self._caches[0], ways=[first]
+        )
+        return list(itertools.islice(found, 2))
 
     def _varied(self, best: Arrangement) -> Iterator[Arrangement]:
         """Arrangements like this one: beginning elsewhere, or with a few residents, stores or processor's layers less.
@@ -169,6 +176,9 @@ class _Search:
             for stays in placements(sizes, number):
                 resident = {index for index, flag in zip(others, stays, strict=True) if flag}
                 yield from self._with_stores(best, resident, [i for i in others if i not in resident], stored=stored)
+        for slots in slot_counts_of(self._strategy):
+            if slots <= best.travelling:
+                yield from self._that_fit(best._replace(slots=slots))
         *layers, head = best.places
         for shift in range(1, min(len(layers), self._round)):
             shifted = best._replace(places=(*layers[shift:], *layers[:shift], head))

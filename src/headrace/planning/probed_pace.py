@@ -49,6 +49,7 @@ def pace_from_probe(
         processor_handover_s=2 * accelerator.copy_latency_s,
         processor_handover_s_per_token=hidden_bytes / accelerator.pageable_from_device_bytes_per_s
         + hidden_bytes / accelerator.pageable_to_device_bytes_per_s,
+        host_row_s=hidden_bytes / accelerator.pageable_to_device_bytes_per_s + hidden_bytes / memory_copy_bytes_per_s,
         memory_copy_bytes_per_s=memory_copy_bytes_per_s,
     )
 

@@ -10,13 +10,14 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 
 from headrace.planning.compute_curve import ComputeCurve, CurvePoint
+from headrace.planning.plan import COMPUTE_DTYPES
 from headrace.planning.probed_accelerator import ProbedAccelerator
 from headrace.streaming.arena import Arena
 from headrace.streaming.device import Copied, CopyPart, Device, DeviceMemory
@@ -77,13 +78,18 @@ class _Launch(NamedTuple):
 
 
 def probe_accelerator(
-    device: Device, *, name: str, sizes: ProbeSizes | None = None, progress: Progress = unheard
+    device: Device,
+    *,
+    name: str,
+    sizes: ProbeSizes | None = None,
+    compute_dtypes: Collection[str] = COMPUTE_DTYPES,
+    progress: Progress = unheard,
 ) -> ProbedAccelerator:
     """Measure one accelerator, in some seconds; every figure is a median after a warm-up.
 
-    `name` is its maker's. Takes `ProbeSizes.device_bytes` there and twice `size_bytes` of host memory meanwhile, half
-    of it page-locked; less where little is free. Raises BudgetError where too little is, ValueError for a device whose
-    memory is the host's.
+    `name` is its maker's; `compute_dtypes` are those whose arithmetic is timed. Takes `ProbeSizes.device_bytes` there
+    and twice `size_bytes` of host memory meanwhile, half of it page-locked; less where little is free. Raises
+    BudgetError where too little is, ValueError for a device whose memory is the host's.
     """
     memory = device.memory()
     if memory is None or device.lands_in_place:
@@ -91,13 +97,18 @@ def probe_accelerator(
     sizes = (sizes or ProbeSizes()).within(memory.free_bytes)
     try:
         with torch.inference_mode():
-            return _measure(device, name, memory, sizes, progress)
+            return _measure(device, name, memory, sizes, compute_dtypes, progress)
     finally:
         torch.cuda.empty_cache()  # else torch keeps what was taken; does nothing where CUDA is not in use
 
 
 def _measure(
-    device: Device, name: str, memory: DeviceMemory, sizes: ProbeSizes, progress: Progress
+    device: Device,
+    name: str,
+    memory: DeviceMemory,
+    sizes: ProbeSizes,
+    compute_dtypes: Collection[str],
+    progress: Progress,
 ) -> ProbedAccelerator:
     with ExitStack() as held:
         taken = device.allocate(sizes.device_bytes)
@@ -126,8 +137,9 @@ def _measure(
         memory_bytes_per_s = _memory_rate(device, target, rest[: sizes.size_bytes], sizes)
         launch = _launch(device, space[:SMALL_KERNEL_BYTES], sizes)
         curves = []
-        for number, arithmetic in enumerate(ARITHMETIC):
-            progress(f"{device.name}: arithmetic in {arithmetic.compute_name}", 0.5 + 0.5 * number / len(ARITHMETIC))
+        timed = [arithmetic for arithmetic in ARITHMETIC if arithmetic.compute_name in compute_dtypes]
+        for number, arithmetic in enumerate(timed):
+            progress(f"{device.name}: arithmetic in {arithmetic.compute_name}", 0.5 + 0.5 * number / len(timed))
             curves.append(_curve(device, rest, arithmetic, sizes))
     return ProbedAccelerator(
         name=name,
