@@ -38,6 +38,10 @@ def test_a_command_of_the_readme(line: str, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=200
     )
+    if "cuda" in words and not torch.cuda.is_available():
+        assert done.returncode == 2
+        assert "headrace: --device cuda: torch" in done.stderr
+        return
     assert done.returncode == 0, done.stderr[-2000:]
 
 
