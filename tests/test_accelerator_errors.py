@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,20 @@ def test_a_copy_that_fails_names_the_block_and_closing_still_works(directory: Pa
     model.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("headrace-reader")]
     assert device.held_bytes() == 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_closed_model_holds_no_memory_of_the_device(tmp_path: Path, tied: bool) -> None:
+    directory = save_tiny("llama-tied" if tied else "llama", tmp_path / "m")
+    device = FakeAccelerator()
+    model = overlapping(directory, device)
+    for _ in range(2):
+        model(input_ids=IDS)
+    gc.collect()
+    assert device.memories_alive() == 1
+    model.close()
+    gc.collect()
+    assert device.memories_alive() == 0, "the model itself is still there, and may be for long"
 
 
 def test_a_model_cannot_be_used_after_it_was_closed(directory: Path) -> None:

@@ -123,7 +123,6 @@ def test_memory_made_in_inference_mode_can_be_written_to_outside_of_it(made: Sta
     memory.close()
     with pytest.raises(BudgetError):
         memory.take(256)
-    assert piece.tensor.untyped_storage().size() == 0, "the memory goes, although a view of it is still there"
 
 
 def test_host_memory_is_registered_and_let_go_of(made: StandIn, device: CudaDevice) -> None:

@@ -75,6 +75,7 @@ def assemble(
         buffer = ConversionBuffer(plan.memory.conversion_bytes, where)
         own_buffer = ConversionBuffer(studied.processor_conversion_bytes if plan.processor_blocks else 0)
         clean_ups = []
+        let_gos = []
         inputs = HostInputs()
         for block in spec.blocks:
             if block.layer_index is None:
@@ -90,6 +91,7 @@ def assemble(
                 studied.copies_weights,
                 HOST if by_processor else where,
             )
+            let_gos.append(weights.let_go)
             stays = plan.places[block.index] not in TRAVELLING
             clean_ups.append(_take_turns(weights, stream, block.index, stays=stays))
             if by_processor:
@@ -119,6 +121,7 @@ def assemble(
             notes=studied.notes,
             layers=tuple(model.get_submodule(architecture.layers)),
             device=device,
+            let_gos=tuple(let_gos),
             link_bytes_per_s=studied.link_bytes_per_s,
             device_overhead_bytes=device_overhead_bytes,
         )

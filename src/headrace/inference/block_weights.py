@@ -129,6 +129,13 @@ class BlockWeights:
         self.buffer.top = 0
         self.leave()
 
+    def let_go(self) -> None:
+        """Keep no view of any memory: the model was closed."""
+        self._views.clear()
+        self._piece = self._fixed_piece = None
+        for target in self._direct:
+            target.module.register_parameter(target.name, target.empty)
+
     def _used_in_place(self, recipe: Recipe) -> bool:
         if not recipe.is_one_tensor:
             return False

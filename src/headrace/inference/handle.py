@@ -87,6 +87,8 @@ class Handle:
     """what this process's allocator held on the device before this model was loaded"""
     clean_up: Callable[[], None] = lambda: None
     """lets go of what a pass that was broken off still holds"""
+    let_gos: tuple[Callable[[], None], ...] = ()
+    """called when the model is closed: whoever has views of its memory drops them"""
     closed: bool = False
     _last_end: DeviceEvent | None = None
 
@@ -204,6 +206,8 @@ class Handle:
             self.closed = True
             self.stream.close()
             self.checkpoint.close()
+            for let_go in self.let_gos:
+                let_go()
             self.device.release_cached()
 
     def possible(self) -> dict[str, Any]:

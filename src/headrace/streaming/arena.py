@@ -167,10 +167,5 @@ class TensorMemory:
         return Piece(self._tensor[start : start + size_bytes], None)
 
     def close(self) -> None:
-        """Give the memory back to the allocator, although views of it may be left, which must not be used."""
-        if self._tensor is not None:
-            with contextlib.suppress(
-                RuntimeError
-            ):  # memory that somebody outside of torch sees goes with its last view
-                self._tensor.untyped_storage().resize_(0)
+        """Let go of the memory; the allocator has it back when the last piece of it is dropped."""
         self._tensor = None

@@ -20,6 +20,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,10 @@ class QueueEvent:
         self._passed_s = time.perf_counter()
 
 
+class _Bytes(bytearray):
+    """What lies behind a tensor of the device's memory, and dies with the last view of it."""
+
+
 @dataclass
 class _Wait:
     """The queue stands until the event has passed."""
@@ -112,6 +117,7 @@ class FakeAccelerator:
     violations: list[str] = field(default_factory=list)
     """what a real device would have crashed at: memory that was given back while work on it was enqueued"""
     _queues: dict[str, deque[_Item]] = field(default_factory=dict)
+    _behind: list[weakref.ref[_Bytes]] = field(default_factory=list)
     _held: int = 0
     _peak: int = 0
     _pinned: list[tuple[int, int]] = field(default_factory=list)
@@ -131,7 +137,15 @@ class FakeAccelerator:
                 raise BudgetError(f"{self.name} has no {format_bytes(size_bytes)} left")
             self._held += size_bytes
             self._peak = max(self._peak, self._held)
-        return _FakeMemory(self, torch.full((size_bytes,), GARBAGE, dtype=torch.uint8))
+        if not size_bytes:
+            return _FakeMemory(self, torch.empty(0, dtype=torch.uint8))
+        behind = _Bytes(bytes([GARBAGE]) * size_bytes)
+        self._behind.append(weakref.ref(behind))
+        return _FakeMemory(self, torch.frombuffer(behind, dtype=torch.uint8))
+
+    def memories_alive(self) -> int:
+        """How many of the memories that were taken are still seen by some tensor."""
+        return sum(behind() is not None for behind in self._behind)
 
     def give_back(self, size_bytes: int) -> None:
         """Memory was closed."""

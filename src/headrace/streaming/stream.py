@@ -359,6 +359,11 @@ class Stream:
                 self._device.synchronize()
         for memory in self._held:
             memory.close()
+        # A device's memory goes with the last view of it.
+        for kept in (self._settled, self._coming, self._lent, self._to_read, self._free_slots):
+            kept.clear()
+        self._places = [None] * len(self._places)
+        self._stores = [None] * len(self._stores)
 
     # -- the readers' side --------------------------------------------------------------------------------------
 
