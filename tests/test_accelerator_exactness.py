@@ -35,7 +35,9 @@ def _made_up_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
-    return {name: save_tiny(name, root / name) for name in CONFIGS}
+    saved = {name: save_tiny(name, root / name) for name in CONFIGS}
+    many = {"num_hidden_layers": 12, "sliding_window_pattern": 2}
+    return {**saved, "gemma3-many": save_tiny("gemma3", root / "many", **many)}
 
 
 @contextmanager
@@ -121,8 +123,10 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("cache_on_host", [False, True])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
+@pytest.mark.parametrize(
+    ("name", "cache_on_host"),
+    [("llama", False), ("gemma3", False), ("mistral", False), ("llama", True), ("gemma3-many", True)],
+)
 def test_generate_behaves_as_on_a_resident_model(checkpoints: dict[str, Path], name: str, cache_on_host: bool) -> None:
     directory = checkpoints[name]
     reference = resident_reference(directory, torch.float32)

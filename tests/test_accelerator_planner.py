@@ -34,6 +34,7 @@ from headrace.planning.extents import PAGE_BYTES, align_up
 from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Place, Plan, Strategy, Workload
 from headrace.planning.planner import Candidate
+from headrace.planning.timeline import Lane
 from test_planner import HIDDEN, model, pace_of
 
 DEVICE, HOST, DISK, PROCESSOR = Place.DEVICE, Place.HOST, Place.DISK, Place.PROCESSOR
@@ -248,6 +249,24 @@ def check_books(request: AcceleratorRequest, plan: Plan) -> None:
     ),
     None,
 )
+@example(
+    (
+        budgets(
+            request_of(
+                model([2500, 100]),
+                work=Workload(prompt_tokens=1, generate_tokens=8),
+                allow_processor=True,
+                pinned=False,
+            ),
+            0.0,
+            0.41,
+        ),
+        accelerator_pace(
+            model([2500, 100]), disk_s=0.5, link_s=0.3, processor_layer=LayerTimes(prefill_s=1.0, decode_s=0.25)
+        ),
+    ),
+    Strategy.RESIDENT,
+)
 @fewer_examples
 def test_the_smallest_budget_works_and_one_byte_less_does_not(
     case: tuple[AcceleratorRequest, AcceleratorPace], strategy: Strategy | None
@@ -307,6 +326,18 @@ def test_a_ring_that_carries_nothing_is_refused() -> None:
         dataclasses.replace(request, ring_chunks=1)
     with pytest.raises(InvalidRequestError, match="ring"):
         dataclasses.replace(request, chunk_bytes=PAGE_BYTES - 1)
+
+
+def test_a_few_large_blocks_stay_where_slots_of_their_size_would_not_fit() -> None:
+    """A head of six layers' size: two slots for it take twelve, keeping it takes six and two small slots."""
+    spec = model([100] * 5, vocab=7000)
+    request = budgets(request_of(spec), 0.0, 0.0)
+    layer, *_, head = request.blocks.device
+    least_bytes = minimum_bytes_on_accelerator(request, Strategy.OVERLAP)
+    assert least_bytes == beside_bytes(request) + head + 2 * layer < beside_bytes(request) + 2 * head
+    pace = accelerator_pace(spec, disk_s=2.0, link_s=1.0)
+    plan, _ = plan_on_accelerator(dataclasses.replace(request, budget_bytes=least_bytes), Strategy.OVERLAP, pace)
+    assert plan.places == (DISK,) * 5 + (DEVICE,)
 
 
 # -- memory by purpose -------------------------------------------------------------------------------------------------
@@ -610,6 +641,31 @@ def test_the_planner_comes_close_to_trying_everything(case: tuple[AcceleratorReq
     assert prediction.total_s <= 1.1 * best_of_everything(request, pace)
 
 
+def test_the_simplest_rule_is_tried_whatever_the_ranking_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = model([700] * 8)
+    request = budgets(request_of(spec), 0.4, 0.3)
+    pace = accelerator_pace(spec, disk_s=4.0, link_s=0.5)
+    monkeypatch.setattr(AcceleratorFloor, "total_s", lambda floor, arrangement: math.inf)
+    plan, prediction = plan_on_accelerator(request, Strategy.OVERLAP, pace)
+    simple_s = [prediction_s(request, pace, plan, simple) for simple in fill_then_stream(request)]
+    assert prediction.total_s == pytest.approx(min(simple_s))
+
+
+def test_a_ranking_that_is_wrong_makes_no_plan_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of a slow processor are simulated in vain."""
+    spec = model([700] * 8)
+    slow = LayerTimes(prefill_s=9.0, decode_s=9.0)
+    pace = accelerator_pace(spec, disk_s=4.0, link_s=0.5, processor_layer=slow)
+    request = budgets(request_of(spec, allow_processor=True), 0.4, 0.3)
+    monkeypatch.setattr(AcceleratorFloor, "total_s", lambda floor, arrangement: 0.0)
+    allowed, without = (
+        plan_fastest_on_accelerator(dataclasses.replace(request, allow_processor=allow), pace)
+        for allow in (True, False)
+    )
+    assert allowed.plan.processor_blocks == 0
+    assert allowed.prediction.total_s <= without.prediction.total_s * (1 + 1e-9)
+
+
 def test_what_is_like_the_best_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spread evenly the head would come from the disk, which is several times as large as a layer."""
     spec = model([700] * 8, vocab=8000)
@@ -779,7 +835,13 @@ def prediction_of(spec: ModelSpec, pace: AcceleratorPace, places: str, **changes
         strategy=changes.pop("strategy", Strategy.OVERLAP),
         slots=2,
         resident=tuple(place is DEVICE for place in chosen),
-        accelerator=dataclasses.replace(plan.accelerator, places=chosen),
+        accelerator=dataclasses.replace(
+            plan.accelerator,
+            places=chosen,
+            ring_chunks=changes.pop("ring_chunks", plan.accelerator.ring_chunks),
+            chunk_bytes=changes.pop("chunk_bytes", plan.accelerator.chunk_bytes),
+            cache_on_host=changes.pop("cache_on_host", False),
+        ),
         embedding=changes.pop("embedding", plan.embedding),
     )
     return predict_on_accelerator(spec, other, pace, **changes)
@@ -807,6 +869,33 @@ def test_what_binds() -> None:
     assert loaded.break_even_tokens_per_pass > 1
     assert prediction_of(spec, disk_bound, "pppv").compute_s_per_pass > 3.0
     assert prediction_of(spec, disk_bound, "vvvv").break_even_tokens_per_pass == 0.0
+
+
+def test_visits_of_keys_and_values_count_in_a_prediction() -> None:
+    spec = model([700] * 3, vocab=600)
+    pace = accelerator_pace(spec, disk_s=2.0, link_s=1.0, copy_latency_s=0.125)
+    there, visiting = (prediction_of(spec, pace, "hhhh", cache_on_host=on_host) for on_host in (False, True))
+    assert visiting.load_s_per_pass > there.load_s_per_pass + 3 * 0.125
+
+
+def test_ring_and_chunks_of_the_plan_are_those_simulated() -> None:
+    """A larger ring lets the disk get further ahead of a slow link; larger chunks arrive later."""
+    spec = model([700] * 3, vocab=600)
+    pace = accelerator_pace(spec, disk_s=3.0, link_s=9.0)
+    few, many = (prediction_of(spec, pace, "dddd", ring_chunks=chunks) for chunks in (2, 8))
+    first_reads = [next(e for e in found.timeline.events if e.lane is Lane.READ) for found in (few, many)]
+    assert first_reads[0].end_s > 1.1 * first_reads[1].end_s
+    whole = prediction_of(spec, pace, "dddd", chunk_bytes=1 << 30)
+    assert whole.prefill_s > few.prefill_s + 0.1
+
+
+def test_the_first_pass_has_its_own_overhead() -> None:
+    spec = model([700] * 3, vocab=600)
+    pace = accelerator_pace(spec, disk_s=2.0, link_s=1.0)
+    longer = dataclasses.replace(pace, device=dataclasses.replace(pace.device, first_pass_overhead_s=5.0))
+    plain, first = (prediction_of(spec, own, "vvvv") for own in (pace, longer))
+    assert first.prefill_s - plain.prefill_s == pytest.approx(5.0)
+    assert first.decode_s_per_pass == pytest.approx(plain.decode_s_per_pass)
 
 
 def test_only_rows_from_the_checkpoint_cost_reading() -> None:

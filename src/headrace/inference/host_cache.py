@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -105,6 +105,7 @@ class Visits:
         self._stages: list[_Stage] = []
         self._laid_out: Sequence[torch.Tensor] = ()
         self._token_bytes = 0
+        self._give_back: Callable[[], object] = lambda: None
 
     def add_layer(self) -> _Kept:
         """One more layer, behind the others."""
@@ -115,11 +116,11 @@ class Visits:
         self, layer: _Kept, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take new states in, bring the next layer's, return this layer's keys and values so far."""
+        past, end = layer.length, layer.length + key_states.shape[-2]
         if not self._stages:
             self._take_memory(key_states)
-        past, end = layer.length, layer.length + key_states.shape[-2]
-        if end > self._capacity:
-            raise InvalidRequestError(f"the cache on the host was made for {self._capacity} tokens, not {end}")
+        elif end > self._capacity:
+            self._grow(key_states, end)
         stage = self._stage_of(layer)
         self._device.compute_after(stage.arrived)
         for kept, new, whole in zip(stage.states, (key_states, value_states), self._laid_out, strict=True):
@@ -172,7 +173,23 @@ class Visits:
             stage.arrived = self._device.copy(parts, after=[stage.free, layer.written], lane=CACHE_LANE).end
         return stage
 
+    def _grow(self, states: torch.Tensor, tokens: int) -> None:
+        """Make room for more tokens than were announced, as a cache that stays does; waits for the device.
+
+        Drafts reach beyond the end of a text.
+        """
+        self._device.synchronize()
+        before, give_back = self._places, self._give_back
+        self._capacity = tokens
+        self._take_memory(states)
+        for layer in self._layers:
+            for number in range(2):
+                old = before[2 * layer.number + number].tensor[: layer.length * self._token_bytes]
+                self._on_host(layer, number, 0, layer.length).copy_(old)
+        give_back()
+
     def _take_memory(self, states: torch.Tensor) -> None:
+        self._capacity = max(self._capacity, states.shape[-2])
         sequences, heads, _, size = states.shape
         shape = (self._capacity, sequences, heads, size)
         whole = (sequences, heads, self._capacity, size)
@@ -183,7 +200,9 @@ class Visits:
         each = align_up(self._capacity * self._token_bytes)
         arena = self._device.allocate_host(2 * len(self._layers) * each)
         self._places = [arena.take(each) for _ in range(2 * len(self._layers))]
-        weakref.finalize(self, _give_back, self._device, arena, [stage.states for stage in self._stages])
+        self._give_back = weakref.finalize(
+            self, _give_back, self._device, arena, [stage.states for stage in self._stages]
+        )
 
     def _on_host(self, layer: _Kept, number: int, first: int, last: int) -> torch.Tensor:
         place = self._places[2 * layer.number + number].tensor

@@ -159,10 +159,9 @@ def _residents(sizes: Sequence[int], room_bytes: int, slots: int, ways: Sequence
         if sum(sizes) <= room_bytes:
             yield (True,) * count
         return
-    if count < slots:
-        return  # more slots than travelling blocks would be memory for nothing
     ascending = sorted(range(count), key=sizes.__getitem__)
     smallest = list(itertools.accumulate((sizes[index] for index in ascending), initial=slots * min(sizes)))
+    # More slots than travelling blocks would be memory for nothing: where there are too few blocks, nothing is found.
     most = min(count - slots, bisect.bisect_right(smallest, room_bytes) - 1)
     seen = set()
     for way in ways:
