@@ -16,9 +16,9 @@ from headrace.inference.study import DTYPES, largest_shape, reader_settings
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.accelerator_planner import (
-    minimum_bytes_on_accelerator,
     plan_fastest_on_accelerator,
     plan_on_accelerator,
+    refuse_below_minimum_on_accelerator,
 )
 from headrace.planning.compute_curve import ComputeCurve, CurvePoint
 from headrace.planning.draft_length import DraftLength
@@ -105,8 +105,7 @@ def study_accelerator(
     )
     if options.read_limit_bytes_per_s is not None:
         request = replace(request, chunk_bytes=settings.chunk_bytes, ring_chunks=2 * settings.reader_threads)
-    if minimum_bytes_on_accelerator(request, options.strategy) > options.budget_bytes:
-        choose_on_accelerator(AcceleratorStudied(request, _no_pace(name, spec), ()), options.strategy)  # refuses
+    refuse_below_minimum_on_accelerator(request, options.strategy)
     probed = _known(options, device)
     if probed is None:
         sizes = _sizes(largest_shape(spec), options.budget_bytes)
@@ -241,17 +240,6 @@ def _curve_of(probed: ProbedAccelerator, dtype_name: str, spec: ModelSpec) -> Co
     """The device's arithmetic in a dtype; what converting costs, where weights are stored in another, is rehearsed."""
     found = next(curve for curve in probed.compute if curve.compute_dtype == dtype_name)
     return replace(found, stored_dtype=spec.stored_dtype)
-
-
-def _no_pace(dtype_name: str, spec: ModelSpec) -> AcceleratorPace:
-    """For a request that is refused whatever the pace."""
-    curve = ComputeCurve(
-        compute_dtype=dtype_name,
-        stored_dtype=spec.stored_dtype,
-        points=(CurvePoint(tokens=1, seconds_per_parameter=1),),
-    )
-    pace = Pace(read_bytes_per_s=1.0, curve=curve, block_overhead_s=0.0, pass_overhead_s=0.0)
-    return AcceleratorPace(device=pace, link_bytes_per_s=1.0, staged_bytes_per_s=1.0)
 
 
 def _read_rate(checkpoint: Checkpoint, options: Options) -> float:

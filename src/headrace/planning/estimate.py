@@ -34,7 +34,7 @@ class Prediction:
     tokens_per_s: float
     total_s: float
     binds: str
-    """`disk`, `compute` or `both`: whatever a decode pass waits for"""
+    """whatever a decode pass waits for: `disk`, `compute` or `both`; on an accelerator also `link` or `processor`"""
     load_s_per_pass: float
     compute_s_per_pass: float
     break_even_tokens_per_pass: float
