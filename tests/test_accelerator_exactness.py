@@ -36,8 +36,8 @@ def _made_up_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
     saved = {name: save_tiny(name, root / name) for name in CONFIGS}
-    many = {"num_hidden_layers": 12, "sliding_window_pattern": 2}
-    return {**saved, "gemma3-many": save_tiny("gemma3", root / "many", **many)}
+    many = save_tiny("gemma3", root / "many", num_hidden_layers=12, sliding_window_pattern=2)
+    return {**saved, "gemma3-many": many}
 
 
 @contextmanager
