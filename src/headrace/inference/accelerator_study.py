@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from headrace.errors import BudgetError, HeadraceError
-from headrace.inference.rehearsal import Rehearsed, Timed, rehearse
-from headrace.inference.study import DTYPES, largest_shape, reader_settings
+from headrace.inference.rehearsal import rehearse
+from headrace.inference.study import DTYPES, largest_shape, reader_settings, rehearsed_pace
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.accelerator_planner import (
@@ -20,7 +20,7 @@ from headrace.planning.accelerator_planner import (
     plan_on_accelerator,
     refuse_below_minimum_on_accelerator,
 )
-from headrace.planning.compute_curve import ComputeCurve, CurvePoint
+from headrace.planning.compute_curve import ComputeCurve
 from headrace.planning.draft_length import DraftLength
 from headrace.planning.estimate import LayerTimes, Pace
 from headrace.planning.extents import align_down
@@ -129,7 +129,7 @@ def study_accelerator(
     copy_bytes_per_s = _memory_copy_rate()
     hidden_bytes = spec.config.hidden_size * DTYPES[name].itemsize
     pace = AcceleratorPace(
-        device=_device_pace(curve, rehearsed, read_bytes_per_s, options, spec),
+        device=rehearsed_pace(curve, rehearsed, read_bytes_per_s, options, spec),
         link_bytes_per_s=probed.pinned_to_device_while_computing_bytes_per_s,
         staged_bytes_per_s=min(copy_bytes_per_s, probed.pinned_to_device_while_computing_bytes_per_s),
         copy_latency_s=0.0,  # of copies in a row: each begins while the one before still goes on
@@ -294,22 +294,3 @@ def rehearse_processor(
         ).layer
     except BudgetError:
         return None
-
-
-def _device_pace(
-    curve: ComputeCurve, rehearsed: Rehearsed, read_bytes_per_s: float, options: Options, spec: ModelSpec
-) -> Pace:
-    layers = [block for block in spec.blocks if block.head_rows is None]
-    mean = sum(block.active_parameters for block in layers) / len(layers)
-    own = Timed(options.workload.sequences, rehearsed.layer.decode_s, rehearsed.head_seconds_per_parameter)
-    timed = sorted((own, *rehearsed.others))
-    return Pace(
-        read_bytes_per_s=read_bytes_per_s,
-        curve=curve.through([CurvePoint(t.tokens, t.layer_s / mean) for t in timed]),
-        block_overhead_s=0.0,
-        pass_overhead_s=rehearsed.pass_overhead_s,
-        first_pass_overhead_s=rehearsed.first_pass_overhead_s,
-        layer=rehearsed.layer,
-        head_curve=curve.through([CurvePoint(t.tokens, t.head_seconds_per_parameter) for t in timed]),
-        row_s=rehearsed.row_s,
-    )

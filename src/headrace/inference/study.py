@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -235,14 +236,25 @@ def _break_even_tokens(
 
 
 def _pace(curve: ComputeCurve, rehearsed: Rehearsed, link: _Link, options: Options, spec: ModelSpec) -> Pace:
+    return replace(
+        rehearsed_pace(curve, rehearsed, link.alone_bytes_per_s, options, spec),
+        compute_slowdown=link.compute_slowdown,
+        read_slowdown=link.alone_bytes_per_s / link.busy_bytes_per_s,
+        handover_s=link.handover_s,
+        wake_s=rehearsed.wake_s,
+    )
+
+
+def rehearsed_pace(
+    curve: ComputeCurve, rehearsed: Rehearsed, read_bytes_per_s: float, options: Options, spec: ModelSpec
+) -> Pace:
+    """The pace of whoever the layer was rehearsed on, its curve bent through what was seen."""
     layers = [block for block in spec.blocks if block.head_rows is None]
     mean = sum(block.active_parameters for block in layers) / len(layers)
     own = Timed(options.workload.sequences, rehearsed.layer.decode_s, rehearsed.head_seconds_per_parameter)
     timed = sorted((own, *rehearsed.others))
     return Pace(
-        read_bytes_per_s=link.alone_bytes_per_s,
-        compute_slowdown=link.compute_slowdown,
-        read_slowdown=link.alone_bytes_per_s / link.busy_bytes_per_s,
+        read_bytes_per_s=read_bytes_per_s,
         curve=curve.through([CurvePoint(t.tokens, t.layer_s / mean) for t in timed]),
         block_overhead_s=0.0,
         pass_overhead_s=rehearsed.pass_overhead_s,
@@ -250,6 +262,4 @@ def _pace(curve: ComputeCurve, rehearsed: Rehearsed, link: _Link, options: Optio
         layer=rehearsed.layer,
         head_curve=curve.through([CurvePoint(t.tokens, t.head_seconds_per_parameter) for t in timed]),
         row_s=rehearsed.row_s,
-        handover_s=link.handover_s,
-        wake_s=rehearsed.wake_s,
     )

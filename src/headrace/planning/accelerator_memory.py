@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError
-from headrace.planning.extents import DEVICE_ALIGNMENT_BYTES, PAGE_BYTES, align_up
+from headrace.planning.extents import PAGE_BYTES, align_device, align_up
 from headrace.planning.model_spec import BlockSpec, ModelSpec
 from headrace.planning.plan import (
     ELEMENT_BYTES,
@@ -184,7 +184,7 @@ class AcceleratorRequest:
         device, host = self.device_memory(arrangement), self.host_memory(arrangement)
         if self.spec.tied and head_stays:
             return ArrangedMemory(device, host, EmbeddingPlacement.HEAD)
-        table_bytes = _align_device(self.spec.embedding.num_elements * ELEMENT_BYTES[self.compute_dtype])
+        table_bytes = align_device(self.spec.embedding.num_elements * ELEMENT_BYTES[self.compute_dtype])
         if all(place is Place.DEVICE for place in arrangement.places):
             with_table = self.device_memory(arrangement, embedding_bytes=table_bytes)
             if with_table.total_bytes <= self.budget_bytes:
@@ -264,7 +264,3 @@ def visits(spec: ModelSpec, block: BlockSpec) -> bool:
 
 def _buffer_bytes(largest: int) -> int:
     return align_up(largest) + 2 * PAGE_BYTES if largest else 0
-
-
-def _align_device(size_bytes: int) -> int:
-    return -(-size_bytes // DEVICE_ALIGNMENT_BYTES) * DEVICE_ALIGNMENT_BYTES

@@ -70,6 +70,11 @@ def align_up(value: int) -> int:
     return -(-value // PAGE_BYTES) * PAGE_BYTES
 
 
+def align_device(value: int) -> int:
+    """Smallest multiple of DEVICE_ALIGNMENT_BYTES that is not below `value`."""
+    return -(-value // DEVICE_ALIGNMENT_BYTES) * DEVICE_ALIGNMENT_BYTES
+
+
 def lay_out(ranges: Iterable[ByteRange]) -> Layout:
     """Cover `ranges` with as few aligned extents as reading them costs least.
 
@@ -142,13 +147,9 @@ def align_layout(layout: Layout, sizes: Mapping[str, int]) -> AlignedLayout:
             if 0 <= gap <= COPY_GAP_BYTES and target % DEVICE_ALIGNMENT_BYTES == 0:
                 positions[key] = target
                 moves[-1] = Move(last.start, last.target, start + length - last.start)
-                end = _align_device(target + length)
+                end = align_device(target + length)
                 continue
         positions[key] = end
         moves.append(Move(start, end, length))
-        end = _align_device(end + length)
+        end = align_device(end + length)
     return AlignedLayout(tuple(moves), positions, end)
-
-
-def _align_device(value: int) -> int:
-    return -(-value // DEVICE_ALIGNMENT_BYTES) * DEVICE_ALIGNMENT_BYTES

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 
 from headrace.planning.compute_curve import ComputeCurve, CurvePoint
+from headrace.planning.extents import align_device
 from headrace.planning.plan import COMPUTE_DTYPES
 from headrace.planning.probed_accelerator import ProbedAccelerator
 from headrace.streaming.arena import Arena
 from headrace.streaming.device import Copied, CopyPart, Device, DeviceMemory
-from headrace.streaming.probe_sizes import ProbeSizes, aligned
+from headrace.streaming.probe_sizes import ProbeSizes
 from headrace.streaming.progress import Progress, unheard
 
 SMALL_COPY_BYTES = 4096
@@ -120,7 +121,7 @@ def _measure(
         held.callback(device.synchronize)  # first of all, should anything below fail with a copy on its way
         ordinary.touch()
         space = taken.take(sizes.device_bytes).tensor
-        target, rest = space[: sizes.size_bytes], space[aligned(sizes.size_bytes) :]
+        target, rest = space[: sizes.size_bytes], space[align_device(sizes.size_bytes) :]
         source = locked.take(sizes.size_bytes).tensor
 
         progress(f"{device.name}: clocks", 0.0)
@@ -209,7 +210,7 @@ class _Products:
 
     def _matrix(self, rows: int, columns: int) -> torch.Tensor:
         start, size_bytes = self._taken_bytes, rows * columns * self._dtype.itemsize
-        self._taken_bytes += aligned(size_bytes)
+        self._taken_bytes += align_device(size_bytes)
         return self._space[start : start + size_bytes].view(self._dtype).view(rows, columns)
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from headrace.errors import BudgetError
-from headrace.planning.extents import DEVICE_ALIGNMENT_BYTES, PAGE_BYTES, align_down
+from headrace.planning.extents import PAGE_BYTES, align_device, align_down
 from headrace.units import format_bytes
 
 WIDEST_BYTES = 4
@@ -45,13 +45,13 @@ class ProbeSizes:
         out_features, in_features = self.shape
         elements = [out_features * in_features] * self.matrices(element_bytes)
         elements += [self.tokens[-1] * in_features, self.tokens[-1] * out_features]
-        return sum(aligned(count * element_bytes) for count in elements)
+        return sum(align_device(count * element_bytes) for count in elements)
 
     @property
     def device_bytes(self) -> int:
         """Memory of the device that is taken at once: a copy's target, and another one's or the products'."""
         products_bytes = max(self.products_bytes(element_bytes) for element_bytes in (2, WIDEST_BYTES))
-        return aligned(self.size_bytes) + max(aligned(self.size_bytes), products_bytes)
+        return align_device(self.size_bytes) + max(align_device(self.size_bytes), products_bytes)
 
     def within(self, free_bytes: int) -> ProbeSizes:
         """These sizes, or halves of them until they take no more than half of what is free.
@@ -75,8 +75,3 @@ class ProbeSizes:
                 rotated_bytes=sizes.rotated_bytes // 2,
             )
         return sizes
-
-
-def aligned(size_bytes: int) -> int:
-    """The next multiple of DEVICE_ALIGNMENT_BYTES."""
-    return -(-size_bytes // DEVICE_ALIGNMENT_BYTES) * DEVICE_ALIGNMENT_BYTES
