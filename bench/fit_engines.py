@@ -5,7 +5,7 @@
 Rows whose id has an even CRC-32 are fitted on, the others judge (a stated split that does not follow the order in which
 rows were collected); rows of time to the first token under load and of streaming are
 never fitted on. The loss is the mean absolute logarithm of predicted over measured; coordinate descent over a few
-constants per engine within physical bounds. Prints the constants as they stand in planning/engines.py, with the median
+constants per engine within physical bounds. Prints the constants as they stand in machine/engines.py, with the median
 error of both halves and the spread that holds 85 % of all residuals.
 """
 
@@ -20,12 +20,12 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from headrace.planning.engine import Engine
-from headrace.planning.engines import ENGINES
-from headrace.planning.published import read_rows
-from headrace.planning.published_case import Case, Excluded, case_of
-from headrace.planning.published_metrics import predict_case
-from headrace.planning.quantity import Quantity
+from headrace.accuracy.published import read_rows
+from headrace.accuracy.published_case import Case, Excluded, case_of
+from headrace.accuracy.published_metrics import predict_case
+from headrace.machine.engine import Engine
+from headrace.machine.engines import ENGINES
+from headrace.machine.quantity import Quantity
 
 BOUNDS = {
     "memory_share": (0.3, 0.95),

@@ -39,8 +39,8 @@ from gpu_parts.parts import PARTS, Part
 from gpu_parts.report import exit_code, goals_of, record_of, report_text
 from gpu_parts.stage import Stage
 from headrace.errors import HeadraceError, InvalidRequestError
-from headrace.streaming.fake_accelerator import FakeAccelerator
-from headrace.streaming.opening import open_device
+from headrace.streaming.devices import open_device
+from headrace.streaming.fakes.accelerator import FakeAccelerator
 from headrace.streaming.system_memory import free_bytes
 
 NAMES = ", ".join(part.name for part in PARTS)

@@ -16,10 +16,10 @@ import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from headrace.accuracy.published import read_rows
+from headrace.accuracy.published_case import FAMILIES, Excluded, case_of
+from headrace.accuracy.published_metrics import PredictedRow, accuracy_by_family, predict_row
 from headrace.cli.published_report import report_json
-from headrace.planning.published import read_rows
-from headrace.planning.published_case import FAMILIES, Excluded, case_of
-from headrace.planning.published_metrics import PredictedRow, accuracy_by_family, predict_row
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from headrace.inference import accelerator_study
-from headrace.inference.rehearsal import Rehearsed
-from headrace.planning.compute_curve import ComputeCurve, CurvePoint
+from headrace.inference.layer_timing import Rehearsed
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
+from headrace.machine.probed_accelerator import ProbedAccelerator
 from headrace.planning.estimate import LayerTimes
-from headrace.planning.probed_accelerator import ProbedAccelerator
 
 POINTS = (CurvePoint(1, 1e-9), CurvePoint(1024, 2e-9))
 ACCELERATOR = ProbedAccelerator(

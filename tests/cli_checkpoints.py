@@ -9,11 +9,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from headrace.planning.model_config import read_config
-from headrace.planning.model_spec import build_spec
+from headrace.model.blocks import build_spec
+from headrace.model.model_config import read_config
+from headrace.model.safetensors_index import TensorIndex
 from headrace.planning.plan import Workload
 from headrace.planning.planner import Request, minimum_bytes
-from headrace.planning.tensor_index import TensorIndex
 from make_checkpoint import SHAPES, write_checkpoint
 
 SHAPE = SHAPES["llama-tiny"]

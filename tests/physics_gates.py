@@ -11,18 +11,18 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from headrace.machine.catalogue import find_machine
+from headrace.machine.engine import PRESENT
+from headrace.machine.machine import Machine, Tier
+from headrace.model.catalogue import find_model
+from headrace.model.formats import requantised
+from headrace.model.model import ModelShape
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.break_even import break_even_report
 from headrace.planning.comparison import Answer, Question, compare, evaluate, fastest
-from headrace.planning.engine import PRESENT
-from headrace.planning.machine import Machine, Tier
-from headrace.planning.machine_catalogue import find_machine
 from headrace.planning.memory_need import memory_need
-from headrace.planning.model_catalogue import find_model
-from headrace.planning.model_shape import ModelShape
 from headrace.planning.plan import Workload
 from headrace.planning.price import price
-from headrace.planning.weight_format import requantised
 from headrace.units import parse_rate, parse_size
 
 MODELS = ("llama-3-8b", "llama-3.1-70b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-120b", "gpt-3")

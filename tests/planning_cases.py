@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from headrace.planning.machine import Host, Link, Machine, Processor
-from headrace.planning.model_shape import LayerGroup, LayerShape, ModelShape
-from headrace.planning.quantity import Quantity
+from headrace.machine.machine import Host, Link, Machine, Processor
+from headrace.machine.quantity import Quantity
+from headrace.model.model import LayerGroup, LayerShape, ModelShape
 
 
 def exact(value: float) -> Quantity:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from headrace.planning.engine import Engine
-from headrace.planning.machine import Host, Link, Machine, Processor
-from headrace.planning.model_shape import LayerGroup, LayerShape, ModelShape
-from headrace.planning.quantity import Quantity
+from headrace.machine.engine import Engine
+from headrace.machine.machine import Host, Link, Machine, Processor
+from headrace.machine.quantity import Quantity
+from headrace.model.model import LayerGroup, LayerShape, ModelShape
 
 GPT3_WIDTH = 12288
 

@@ -15,10 +15,10 @@ import headrace
 from headrace.errors import BudgetError, InvalidRequestError
 from headrace.planning.plan import Place
 from headrace.streaming.device import CopyPart
-from headrace.streaming.fake_source import FakeSource
+from headrace.streaming.fakes.source import FakeSource
 from headrace.streaming.stream import Stream, StreamSettings
-from test_exactness import passes
-from test_stream_accelerator import aligned_of, expected_of, layout_of
+from inference.test_exactness import passes
+from streaming.test_stream_accelerator import aligned_of, expected_of, layout_of
 from tiny_models import CONFIGS, resident_reference, save_tiny
 
 pytestmark = [

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpu_parts.outcome import SkippedError
-from headrace.planning.tensor_index import TensorIndex
-from headrace.streaming.probe import read_rate
+from headrace.model.safetensors_index import TensorIndex
+from headrace.streaming.probe.machine import read_rate
 from headrace.streaming.source import DirectFiles
 from make_checkpoint import Shape, checkpoint_bytes, write_checkpoint
 

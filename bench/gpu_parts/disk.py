@@ -13,7 +13,7 @@ from gpu_parts.outcome import Measured, Table
 from gpu_parts.stage import Stage
 from gpu_parts.timing import some_tokens
 from headrace.planning.plan import Place
-from headrace.streaming.probe import read_rate
+from headrace.streaming.probe.machine import read_rate
 
 READERS = ((8 << 20, 2), (16 << 20, 2), (16 << 20, 4), (16 << 20, 8))
 """chunk in bytes and threads"""

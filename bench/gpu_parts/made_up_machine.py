@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from headrace.planning.compute_curve import ComputeCurve, CurvePoint
-from headrace.planning.probed_accelerator import ProbedAccelerator
-from headrace.planning.probed_machine import ProbedMachine
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
+from headrace.machine.probed_accelerator import ProbedAccelerator
+from headrace.machine.probed_machine import ProbedMachine
 from headrace.streaming.device import Device
 
 POINTS = (CurvePoint(1, 1e-9), CurvePoint(1024, 2e-9))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from headrace.planning.extents import align_up
+from headrace.model.layout import align_up
 from headrace.streaming.device import CopyPart, Device
 
 PLACES = 2

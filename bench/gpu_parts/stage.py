@@ -16,10 +16,10 @@ from gpu_parts.outcome import SkippedError
 from headrace.errors import BudgetError
 from headrace.inference.accelerator_study import choose_on_accelerator, study_accelerator
 from headrace.inference.skeleton import read_transformers_config
+from headrace.machine.probed_machine import ProbedMachine
 from headrace.planning.estimate import Prediction
 from headrace.planning.load_options import make_options
 from headrace.planning.plan import Place, Plan
-from headrace.planning.probed_machine import ProbedMachine
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import Device
 

@@ -1,1 +1,1 @@
-"""The top floor: parse, call, print."""
+"""Parse, call, print."""

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.cli.planning_case import Asked, PlanningCase, constants_of
 from headrace.errors import BudgetError, MachineError
+from headrace.machine.probed_accelerator import ProbedAccelerator
+from headrace.machine.probed_machine import ProbedMachine
+from headrace.model.blocks import ModelSpec
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.accelerator_planner import (
@@ -19,11 +22,8 @@ from headrace.planning.accelerator_planner import (
 from headrace.planning.estimate import LayerTimes, Prediction
 from headrace.planning.estimate_interval import PredictionInterval, prediction_interval
 from headrace.planning.load_options import compute_dtypes, device_reserve_bytes, host_reserve_bytes
-from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import Plan, Strategy, Workload
 from headrace.planning.planner import Candidate
-from headrace.planning.probed_accelerator import ProbedAccelerator
-from headrace.planning.probed_machine import ProbedMachine
 from headrace.planning.probed_pace import pace_from_probe, processor_layer_from_probe
 from headrace.units import format_bytes, format_rate
 

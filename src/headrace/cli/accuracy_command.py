@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from headrace.accuracy.history import accuracy as accuracy_of
+from headrace.accuracy.history import as_json as stages_json
 from headrace.cli.command import Command
 from headrace.cli.history_file import VARIABLE, history_path, read_history
 from headrace.cli.options import JsonOption, existing_file
 from headrace.cli.output import Output, table
-from headrace.planning.history import accuracy as accuracy_of
-from headrace.planning.history import as_json as stages_json
 
 EXAMPLES = ("headrace accuracy", "headrace accuracy --json", "headrace accuracy --published measurements.csv")
 

@@ -22,7 +22,7 @@ from headrace.cli.options import (
     existing_file,
 )
 from headrace.cli.output import Output
-from headrace.planning.probed_machine import ProbedMachine
+from headrace.machine.probed_machine import ProbedMachine
 
 EXAMPLES = (
     "headrace batch ./my-model questions.jsonl answers.jsonl --memory 8GiB",

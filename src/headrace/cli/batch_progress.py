@@ -12,7 +12,7 @@ from headrace.cli.run_progress import Share
 from headrace.units import format_seconds
 
 if TYPE_CHECKING:
-    from headrace.inference.batching.batch_job import DonePass, Tally
+    from headrace.inference.batching.job import DonePass, Tally
 
 RECENT_PASSES = 32
 

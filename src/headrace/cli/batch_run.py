@@ -17,16 +17,16 @@ from headrace.cli.prompt import load_tokenizer
 from headrace.cli.run_progress import displayed
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
-from headrace.planning.job_forecast import JobForecast, Packing, PassTimes, choose_packing, longest_first
+from headrace.machine.probed_machine import ProbedMachine
+from headrace.model.blocks import HEAD_CHUNK_ROWS, ModelSpec
+from headrace.planning.jobs.forecast import JobForecast, Packing, PassTimes, choose_packing, longest_first
+from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool
 from headrace.planning.load_options import make_options
-from headrace.planning.model_spec import HEAD_CHUNK_ROWS, ModelSpec
-from headrace.planning.packing import Need, PassScheduler, PositionPool
 from headrace.planning.planner import Packed
-from headrace.planning.probed_machine import ProbedMachine
 from headrace.units import format_bytes, format_seconds, parse_rate, parse_size
 
 if TYPE_CHECKING:
-    from headrace.inference.batching.batch_job import Tally
+    from headrace.inference.batching.job import Tally
     from headrace.inference.batching.job_input import Entry
     from headrace.inference.handle import Handle
     from headrace.streaming.checkpoint import Checkpoint
@@ -100,9 +100,9 @@ def perform_batch(request: BatchJobRequest, output: Output) -> BatchResult:
     directory = resolve_model(request.model)
     progress = BatchProgress(f"loading {request.model}: reading its index and its tokenizer")
     with displayed(progress, output):
-        from headrace.inference.batching.batch_request import Defaults
         from headrace.inference.batching.job_input import Encoder, JobInput
         from headrace.inference.batching.output_file import OutputFile
+        from headrace.inference.batching.request import Defaults
         from headrace.streaming.checkpoint import Checkpoint
 
         checkpoint = Checkpoint(directory)
@@ -166,7 +166,7 @@ class _Start:
         return self._compute(entries, total, repaired_bytes)
 
     def _write_refused(self) -> None:
-        from headrace.inference.batching.batch_job import error_line
+        from headrace.inference.batching.job import error_line
 
         refused = [line for line in self._source.refused if line.custom_id not in self._answered]
         if refused:
@@ -181,8 +181,8 @@ class _Start:
 
     def _compute(self, entries: list[Entry], total: int, repaired_bytes: int) -> BatchResult:
         from headrace.inference.assembly import assemble
-        from headrace.inference.batching.batch_job import BatchJob
-        from headrace.inference.batching.job_rehearsal import rehearse_packing
+        from headrace.inference.batching.job import BatchJob
+        from headrace.inference.batching.pass_timing import rehearse_packing
         from headrace.inference.batching.ragged_pass import RaggedRunner
         from headrace.inference.skeleton import read_transformers_config
         from headrace.inference.study import DTYPES, study

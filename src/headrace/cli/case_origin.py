@@ -11,17 +11,17 @@ from pathlib import Path
 from headrace.cli.accelerator_case import described_accelerator, measured_accelerator
 from headrace.cli.planning_case import Asked, PlanningCase
 from headrace.cli.processor_case import described_processor, measured_processor
-from headrace.planning.model_config import read_config
-from headrace.planning.model_spec import build_spec
-from headrace.planning.probed_accelerator import find_accelerator
-from headrace.planning.probed_machine import ProbedMachine
-from headrace.planning.tensor_index import TensorIndex
+from headrace.machine.probed_accelerator import find_accelerator
+from headrace.machine.probed_machine import ProbedMachine
+from headrace.model.blocks import build_spec
+from headrace.model.model_config import read_config
+from headrace.model.safetensors_index import TensorIndex
 
 
 def measured_here(directory: Path, asked: Asked) -> PlanningCase:
     """Measure this machine with the model in `directory`, on the device that a run would take."""
     from headrace.streaming.checkpoint import Checkpoint
-    from headrace.streaming.opening import open_device
+    from headrace.streaming.devices import open_device
 
     device = open_device(asked.device)
     checkpoint = Checkpoint(directory, cut_head=device.lands_in_place)

@@ -11,8 +11,8 @@ from headrace.cli.command import Command
 from headrace.cli.counts import parse_count
 from headrace.cli.options import JsonOption
 from headrace.cli.output import Output, table
+from headrace.economics.claims.claims import Checked, check_claims
 from headrace.errors import InvalidRequestError
-from headrace.planning.claims import Checked, check_claims
 
 EXAMPLES = (
     "headrace claims",

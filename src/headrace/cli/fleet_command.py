@@ -11,18 +11,17 @@ from headrace.cli.counts import parse_count
 from headrace.cli.fleet_report import fleet_json, show_fleet
 from headrace.cli.options import JsonOption
 from headrace.cli.output import Output
-from headrace.errors import InvalidRequestError
+from headrace.economics.fleet import FleetAsked, plan_fleet
+from headrace.economics.installed_stock import installed_stock
+from headrace.economics.service import Promise
+from headrace.errors import InvalidRequestError, near_names
+from headrace.machine.catalogue import find_machine
+from headrace.machine.quantity import Quantity
+from headrace.model.catalogue import find_model
+from headrace.model.formats import requantised
 from headrace.planning.comparison import Question
-from headrace.planning.economics import Terms
-from headrace.planning.fleet import FleetAsked, plan_fleet
-from headrace.planning.installed_stock import installed_stock
-from headrace.planning.machine_catalogue import find_machine
-from headrace.planning.model_catalogue import find_model
-from headrace.planning.near_names import near_names
 from headrace.planning.plan import Workload
-from headrace.planning.quantity import Quantity
-from headrace.planning.service import Promise
-from headrace.planning.weight_format import requantised
+from headrace.planning.price import Terms
 
 EXAMPLES = (
     "headrace fleet llama-3.3-70b --machine 8xb200 --copies '8 billion' --tokens-per-second 10 --slo none",

@@ -9,8 +9,8 @@ from typing import Any
 from headrace import __version__
 from headrace.cli.machine_plan import how
 from headrace.cli.output import Output, table, three_digits
-from headrace.planning.fleet import HUMAN_USD_PER_PAGE, Bill, Fleet, FleetAsked
-from headrace.planning.rates import Interval
+from headrace.economics.fleet import HUMAN_USD_PER_PAGE, Bill, Fleet, FleetAsked
+from headrace.machine.quantity import Interval
 from headrace.units import format_seconds
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace import __version__
-from headrace.planning.history import RunRecord
+from headrace.accuracy.history import RunRecord
 
 if TYPE_CHECKING:
-    from headrace.cli.generation import RunRequest, RunResult
+    from headrace.cli.run_session import RunRequest, RunResult
 
 VARIABLE = "HEADRACE_HISTORY"
 _MOST_BYTES = 64 << 20

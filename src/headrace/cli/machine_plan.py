@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 from headrace import __version__
 from headrace.cli.models_command import shape_json
 from headrace.cli.output import Output, table, three_digits
+from headrace.machine.machine import Machine
+from headrace.machine.quantity import Interval
+from headrace.model.model import ModelShape
+from headrace.planning.advice import remedies
 from headrace.planning.arrangement import Speculation
 from headrace.planning.break_even import BreakEvenReport, break_even_report
-from headrace.planning.candidates import STRATEGIES
 from headrace.planning.comparison import Answer, Compared, Question, Refusal, compare, fastest
-from headrace.planning.machine import Machine
-from headrace.planning.model_shape import ModelShape
 from headrace.planning.plan import Workload
 from headrace.planning.price import Price, price
-from headrace.planning.rates import Interval
-from headrace.planning.shape_remedy import remedies
+from headrace.planning.strategies import STRATEGIES
 from headrace.units import format_bytes, format_rate, format_seconds
 
 
@@ -41,7 +41,7 @@ def plan_for_machine(output: Output, asked: MachineAsked) -> None:
     work, notes = asked.work, [*asked.shape.notes, *asked.machine.notes]
     multiplier = 1.0
     if asked.sampling is not None:
-        from headrace.planning.sampling_cost import sampled_work
+        from headrace.economics.sampling_cost import sampled_work
 
         work, multiplier, why = sampled_work(asked.work, asked.sampling)
         notes.append(why)

@@ -11,10 +11,10 @@ import typer
 from headrace.cli.command import Command
 from headrace.cli.options import JsonOption
 from headrace.cli.output import Output, table, three_digits
-from headrace.planning.machine import Link, Machine
-from headrace.planning.machine_catalogue import find_machine, link_entries, processor_entries, system_names
-from headrace.planning.machine_file import machine_to_toml
-from headrace.planning.quantity import Quantity
+from headrace.machine.catalogue import find_machine, link_entries, processor_entries, system_names
+from headrace.machine.machine import Link, Machine
+from headrace.machine.machine_file import machine_to_toml
+from headrace.machine.quantity import Quantity
 from headrace.units import format_bytes, format_rate
 
 EXAMPLES = (

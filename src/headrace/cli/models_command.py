@@ -9,8 +9,8 @@ import typer
 from headrace.cli.command import Command
 from headrace.cli.options import JsonOption
 from headrace.cli.output import Output, table, three_digits
-from headrace.planning.model_catalogue import ModelEntry, find_model, model_entries
-from headrace.planning.model_shape import ModelShape
+from headrace.model.catalogue import ModelEntry, find_model, model_entries
+from headrace.model.model import ModelShape
 from headrace.units import format_bytes
 
 EXAMPLES = ("headrace models", "headrace models deepseek-v3", "headrace models 'gpt-3*1000' --json")

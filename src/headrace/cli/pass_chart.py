@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from headrace.machine.machine import Tier
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.break_even import BreakEvenReport
 from headrace.planning.comparison import Answer, Question
 from headrace.planning.cost import PassTokens, pass_cost
-from headrace.planning.machine import Tier
 from headrace.planning.rates import Rates, quantities
 from headrace.units import format_seconds
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headrace.accuracy.history import taught
 from headrace.cli.command import Command
 from headrace.cli.dependencies import require_run_libraries
 from headrace.cli.history_file import read_history
@@ -22,19 +23,17 @@ from headrace.cli.options import (
     ReadLimitOption,
 )
 from headrace.cli.output import Output
-from headrace.errors import InvalidRequestError, MachineError
+from headrace.errors import InvalidRequestError, MachineError, near_names
 from headrace.inference.model_source import resolve_model
+from headrace.machine.catalogue import find_machine
+from headrace.machine.machine import Machine
+from headrace.machine.probed_accelerator import find_accelerator
+from headrace.machine.probed_machine import ProbedMachine
+from headrace.model.catalogue import find_model
+from headrace.model.formats import requantised
 from headrace.planning.arrangement import Speculation
-from headrace.planning.candidates import STRATEGIES
-from headrace.planning.history import taught
-from headrace.planning.machine import Machine
-from headrace.planning.machine_catalogue import find_machine
-from headrace.planning.model_catalogue import find_model
-from headrace.planning.near_names import near_names
 from headrace.planning.plan import Strategy, Workload
-from headrace.planning.probed_accelerator import find_accelerator
-from headrace.planning.probed_machine import ProbedMachine
-from headrace.planning.weight_format import requantised
+from headrace.planning.strategies import STRATEGIES
 from headrace.units import parse_size
 
 if TYPE_CHECKING:
@@ -216,7 +215,7 @@ def _plan_checkpoint(
     plot: Path | None,
     output: Output,
 ) -> None:
-    from headrace.cli.checkpoint_plan import plan_json, recommended, show_plan
+    from headrace.cli.plan_report import plan_json, recommended, show_plan
 
     with output.reserved():
         if isinstance(described, ProbedMachine):
@@ -334,7 +333,7 @@ def _measure_here(device: str) -> ProbedMachine:
 
 def _as_machine(probed: ProbedMachine, device: str, *, origin: str | None) -> Machine:
     """See a probed computer as a machine that computes on `device`; without `origin` it was measured just for that."""
-    from headrace.planning.machine_file import machine_from_probe
+    from headrace.machine.machine_file import machine_from_probe
 
     if origin is not None and device != "auto":
         chosen = find_accelerator(probed.accelerators, device, origin=origin)

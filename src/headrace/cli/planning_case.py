@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from headrace.errors import BudgetError, HeadraceError
+from headrace.model.blocks import ModelSpec
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace
 from headrace.planning.estimate import Pace, Prediction
 from headrace.planning.estimate_interval import PredictionInterval
 from headrace.planning.load_options import Options, make_options
-from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import Plan, Strategy, Workload
 from headrace.planning.planner import Candidate, Request
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.errors import DependencyError, InvalidRequestError
 from headrace.planning.break_even import break_even_report
 from headrace.planning.comparison import Question
-from headrace.planning.sweep import Curve, against_devices, against_size, against_tokens
+from headrace.planning.curves import Curve, against_devices, against_size, against_tokens
 from headrace.units import format_bytes
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from headrace.cli.options import JsonOption
 from headrace.cli.output import Output
 from headrace.cli.trace_file import check_writable
 from headrace.errors import InvalidRequestError
-from headrace.planning.probed_machine import ProbedMachine
+from headrace.machine.probed_machine import ProbedMachine
 from headrace.units import format_bytes, format_rate
 
 if TYPE_CHECKING:
     from headrace.streaming.cuda_device import GpuDescription
-    from headrace.streaming.progress import Progress
+    from headrace.streaming.probe.progress import Progress
 
 EXAMPLES = (
     "headrace probe > machine.toml",
@@ -67,8 +67,8 @@ def probe(
     output = Output(as_json=as_json)
     with output.reserved():
         from headrace.streaming.cuda_device import list_gpus
-        from headrace.streaming.opening import open_device
-        from headrace.streaming.probe import probe_machine
+        from headrace.streaming.devices import open_device
+        from headrace.streaming.probe.machine import probe_machine
 
         opened = open_device(device)
         gpus = list_gpus()

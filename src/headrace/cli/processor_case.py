@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from headrace.cli.planning_case import Asked, PlanningCase, constants_of
+from headrace.machine.probed_machine import ProbedMachine
+from headrace.model.blocks import ModelSpec
 from headrace.planning.estimate import Pace, Prediction, predict
 from headrace.planning.estimate_interval import PredictionInterval, prediction_interval
 from headrace.planning.load_options import compute_dtypes, reserve_bytes, work_seconds
-from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import Plan, Strategy, Workload
 from headrace.planning.planner import Candidate, Request, minimum_bytes, plan_fastest, plan_strategy
-from headrace.planning.probed_machine import ProbedMachine
 from headrace.units import format_bytes, format_rate
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from headrace.accuracy.published import read_rows
+from headrace.accuracy.published_metrics import FamilyAccuracy, PredictedRow, accuracy_by_family, predict_row
 from headrace.cli.output import Output, table
-from headrace.planning.published import read_rows
-from headrace.planning.published_metrics import FamilyAccuracy, PredictedRow, accuracy_by_family, predict_row
 
 _WORST = 12
 

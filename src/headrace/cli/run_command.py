@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from headrace.cli.command import Command
-from headrace.cli.generation import DEFAULT_DRAFT_TOKENS, DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
 from headrace.cli.history_file import add_to_history
 from headrace.cli.options import (
     CacheOnHostOption,
@@ -29,9 +28,10 @@ from headrace.cli.options import (
 from headrace.cli.output import Output
 from headrace.cli.prompt import read_prompts
 from headrace.cli.run_report import draft_summary, run_json, run_summary, run_table
+from headrace.cli.run_session import DEFAULT_DRAFT_TOKENS, DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
 from headrace.cli.sampling import Sampling
 from headrace.cli.trace_file import check_writable, write_trace
-from headrace.planning.probed_machine import ProbedMachine
+from headrace.machine.probed_machine import ProbedMachine
 
 EXAMPLES = (
     "headrace run ./my-model --memory 4GiB --prompt 'Name three rivers of Europe.'",

@@ -7,8 +7,8 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from headrace import __version__
-from headrace.cli.generation import DraftReport, RunResult
 from headrace.cli.output import table, three_digits
+from headrace.cli.run_session import DraftReport, RunResult
 from headrace.planning.plan import Place
 from headrace.units import format_bytes, format_rate, format_seconds
 

@@ -1,1 +1,1 @@
-"""Floor three, transformers models whose blocks stream."""
+"""transformers models whose blocks stream."""

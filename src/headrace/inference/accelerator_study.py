@@ -11,8 +11,12 @@ from typing import Any, NamedTuple
 import torch
 
 from headrace.errors import BudgetError, HeadraceError
-from headrace.inference.rehearsal import rehearse
+from headrace.inference.layer_timing import rehearse
 from headrace.inference.study import DTYPES, largest_shape, reader_settings, rehearsed_pace
+from headrace.machine.compute_curve import ComputeCurve
+from headrace.machine.probed_accelerator import ProbedAccelerator
+from headrace.model.blocks import WORK_SPACE_CONSTANT_BYTES, ModelSpec
+from headrace.model.layout import align_down
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.accelerator_planner import (
@@ -20,21 +24,17 @@ from headrace.planning.accelerator_planner import (
     plan_on_accelerator,
     refuse_below_minimum_on_accelerator,
 )
-from headrace.planning.compute_curve import ComputeCurve
-from headrace.planning.draft_length import DraftLength
 from headrace.planning.estimate import LayerTimes, Pace
-from headrace.planning.extents import align_down
+from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.load_options import Options
-from headrace.planning.model_spec import WORK_SPACE_CONSTANT_BYTES, ModelSpec
 from headrace.planning.plan import STORED_AS, Plan, Strategy
 from headrace.planning.planner import Candidate
-from headrace.planning.probed_accelerator import ProbedAccelerator
-from headrace.streaming import probe as machine_probe
-from headrace.streaming.accelerator_probe import probe_accelerator
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
-from headrace.streaming.probe_sizes import ProbeSizes
+from headrace.streaming.probe import machine as machine_probe
+from headrace.streaming.probe.link import probe_accelerator
+from headrace.streaming.probe.sizes import ProbeSizes
 from headrace.units import format_rate
 
 QUICK = ProbeSizes(

@@ -19,19 +19,19 @@ from headrace.inference.assembly import assemble
 from headrace.inference.model_source import resolve_model
 from headrace.inference.skeleton import read_transformers_config
 from headrace.inference.study import Studied, choose, compare, study
-from headrace.planning.draft_length import DraftLength
+from headrace.machine.probed_machine import ProbedMachine
+from headrace.model.blocks import ModelSpec
 from headrace.planning.estimate import Pace
-from headrace.planning.job_forecast import PackedCosts, PassLoad, PassTimes
+from headrace.planning.jobs.draft_length import DraftLength
+from headrace.planning.jobs.forecast import PackedCosts, PassLoad, PassTimes
 from headrace.planning.load_options import Options, make_options
-from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import Place, Plan
 from headrace.planning.planner import Candidate
-from headrace.planning.probed_machine import ProbedMachine
-from headrace.streaming import probe as machine_probe
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.device_budget import device_budget_bytes, host_budget_bytes, refuse_what_is_not_free
-from headrace.streaming.opening import open_device
+from headrace.streaming.devices import open_device
+from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.system_memory import keep_heap_small
 from headrace.units import format_bytes
 

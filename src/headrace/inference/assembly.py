@@ -16,14 +16,14 @@ from headrace.errors import InvalidRequestError, UnsupportedModelError
 from headrace.inference.accelerator_study import AcceleratorStudied
 from headrace.inference.block_weights import BlockWeights, ConversionBuffer
 from headrace.inference.compiling import compile_layers
-from headrace.inference.ends import EmbeddingRows, StreamedHead, TableSource, head_rows
+from headrace.inference.cpu_blocks import HostInputs, compute_on_host
+from headrace.inference.embedding_and_head import EmbeddingRows, StreamedHead, TableSource, head_rows
 from headrace.inference.handle import Handle
-from headrace.inference.processor_blocks import HostInputs, compute_on_host
 from headrace.inference.skeleton import HOST, attach_generation_config, build_skeleton
 from headrace.inference.study import DTYPES, Studied, reader_settings
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
+from headrace.model.blocks import BlockSpec, ModelSpec
 from headrace.planning.load_options import Options
-from headrace.planning.model_spec import BlockSpec, ModelSpec
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Place, Plan, Strategy
 from headrace.planning.planner import Candidate
 from headrace.streaming.arena import Arena

@@ -12,7 +12,7 @@ import torch
 from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
 
 from headrace.inference.kv_cache import build_cache
-from headrace.planning.draft_length import DraftLength
+from headrace.planning.jobs.draft_length import DraftLength
 
 
 class AdaptiveCandidates(CandidateGenerator):  # type: ignore[misc]  # transformers is untyped

@@ -15,8 +15,8 @@ from headrace.errors import BudgetError, InvalidRequestError
 from headrace.inference.host_cache import Visits
 from headrace.inference.kv_cache import build_cache
 from headrace.planning.accelerator_memory import cache_bytes, cache_sides
-from headrace.planning.draft_length import DraftLength
 from headrace.planning.estimate import Pace, Prediction
+from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.plan import ELEMENT_BYTES, Place, Plan
 from headrace.planning.timeline import Timeline
 from headrace.streaming.checkpoint import Checkpoint

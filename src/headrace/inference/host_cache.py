@@ -19,7 +19,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from headrace.errors import InvalidRequestError
-from headrace.planning.extents import align_up
+from headrace.model.layout import align_up
 from headrace.streaming.arena import Arena, Piece
 from headrace.streaming.device import CACHE_LANE, COMPLETE, CopyPart, Device, DeviceEvent
 

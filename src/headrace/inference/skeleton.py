@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from headrace.errors import CheckpointError, UnsupportedModelError
 from headrace.inference.streamed_model import StreamedModel
-from headrace.planning.architectures import architecture_of
+from headrace.model.architectures import architecture_of
 
 HOST = torch.device("cpu")
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 
 from headrace.errors import HeadraceError, UnsupportedModelError
-from headrace.inference.rehearsal import Rehearsed, Timed, rehearse
+from headrace.inference.layer_timing import Rehearsed, Timed, rehearse
+from headrace.machine.probed_machine import ComputeCurve, CurvePoint
+from headrace.model.blocks import ModelSpec
 from headrace.planning.estimate import Pace
 from headrace.planning.load_options import Options, compute_dtypes, work_seconds
-from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import Strategy
 from headrace.planning.planner import (
     Candidate,
@@ -24,9 +25,8 @@ from headrace.planning.planner import (
     plan_strategy,
     refuse_below_minimum,
 )
-from headrace.planning.probed_machine import ComputeCurve, CurvePoint
-from headrace.streaming import probe as machine_probe
 from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
+from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.stream import StreamSettings
 from headrace.units import format_rate
 

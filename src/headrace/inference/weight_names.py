@@ -22,7 +22,7 @@ from transformers.core_model_loading import (
 )
 
 from headrace.errors import CheckpointCorruptError, UnsupportedModelError
-from headrace.planning.tensor_index import TensorEntry
+from headrace.model.safetensors_index import TensorEntry
 
 
 class Ingredient(NamedTuple):

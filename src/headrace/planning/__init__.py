@@ -1,1 +1,1 @@
-"""Floor one, pure values: model, machine, plan, cost, simulation, timeline. No torch, no threads."""
+"""Scenario to plans to predictions: placements, memory, simulation, closed forms. Pure values: no torch, no threads."""

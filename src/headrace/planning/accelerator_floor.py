@@ -9,7 +9,7 @@ from typing import NamedTuple
 from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement
 from headrace.planning.accelerator_pace import AcceleratorPace, tiered_times
 from headrace.planning.plan import TRAVELLING, Place, Strategy
-from headrace.planning.tiered_simulator import TieredTimes
+from headrace.planning.simulation.one_copy import TieredTimes
 
 
 class Shares(NamedTuple):

@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError
-from headrace.planning.extents import PAGE_BYTES, align_device, align_up
-from headrace.planning.model_spec import BlockSpec, ModelSpec
+from headrace.model.blocks import BlockSpec, ModelSpec
+from headrace.model.layout import PAGE_BYTES, align_device, align_up
 from headrace.planning.plan import (
     ELEMENT_BYTES,
     STORED_AS,

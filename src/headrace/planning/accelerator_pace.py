@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from headrace.errors import MachineError
+from headrace.model.blocks import ModelSpec
 from headrace.planning.accelerator_memory import CHUNK_BYTES, cache_bytes, visits
 from headrace.planning.estimate import (
     DECODE_PASSES_SIMULATED,
@@ -17,9 +18,8 @@ from headrace.planning.estimate import (
     block_times,
     break_even_tokens,
 )
-from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Place, Plan, Strategy, Workload
-from headrace.planning.tiered_simulator import TieredScenario, TieredTimes, simulate_tiers
+from headrace.planning.simulation.one_copy import TieredScenario, TieredTimes, simulate_tiers
 
 
 @dataclass(frozen=True, kw_only=True)

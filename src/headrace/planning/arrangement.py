@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.errors import InvalidRequestError
-from headrace.planning.machine import Tier
+from headrace.machine.machine import Tier
 
 
 @dataclass(frozen=True, kw_only=True)

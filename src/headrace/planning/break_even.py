@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headrace.errors import HeadraceError
+from headrace.machine.machine import Tier
+from headrace.machine.quantity import Interval, interval_of
+from headrace.model.formats import requantised
+from headrace.model.model import ModelShape
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Question
 from headrace.planning.cost import PassTokens, load_seconds
-from headrace.planning.machine import Tier
 from headrace.planning.memory_need import memory_need, usable_bytes
-from headrace.planning.model_shape import ModelShape
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Interval, Rates, interval_of, quantities
-from headrace.planning.weight_format import requantised
+from headrace.planning.rates import Rates, quantities
 from headrace.units import format_bytes
 
 MOST_DRAFT_TOKENS = 16

@@ -6,17 +6,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from headrace.errors import HeadraceError, InvalidRequestError, MachineError
+from headrace.errors import HeadraceError, InvalidRequestError, MachineError, near_names
+from headrace.machine.engine import PRESENT, Engine
+from headrace.machine.machine import Machine, Tier
+from headrace.machine.quantity import Interval, interval_of
+from headrace.model.model import ModelShape
 from headrace.planning.arrangement import Arrangement, Speculation
-from headrace.planning.candidates import STRATEGIES, candidates
 from headrace.planning.cost import PassCost, WorkCost, work_cost
-from headrace.planning.engine import PRESENT, Engine
-from headrace.planning.machine import Machine, Tier
 from headrace.planning.memory_need import MemoryNeed, memory_need, usable_bytes
-from headrace.planning.model_shape import ModelShape
-from headrace.planning.near_names import near_names
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Interval, Rates, interval_of, quantities
+from headrace.planning.rates import Rates, quantities
+from headrace.planning.strategies import STRATEGIES, candidates
 from headrace.units import format_bytes
 
 
@@ -266,7 +266,7 @@ def _fewest_devices(question: Question, strategy: str) -> int:
 
 def _gentlest_format(question: Question, strategy: str) -> str:
     """The widest of a few narrower weight formats with which the strategy fits."""
-    from headrace.planning.weight_format import requantised
+    from headrace.model.formats import requantised
 
     for name in ("int8", "int4"):
         try:

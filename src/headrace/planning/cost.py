@@ -1,6 +1,6 @@
 """Closed forms: seconds of a pass for every arrangement, by what they are spent on (docs/formulas.md).
 
-Each form agrees with the simulation of the same arrangement (`headrace.planning.simulations`) to the tolerance that
+Each form agrees with the simulation of the same arrangement (`headrace.planning.simulation`) to the tolerance that
 its test states. A pass of T tokens over a layer takes
 
     max(2 x active parameters x T / flops, weight bytes / memory rate)      the matrix products
@@ -17,10 +17,10 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from headrace.machine.machine import Machine, Tier
+from headrace.model.model import LayerShape, ModelShape
 from headrace.planning import collectives
 from headrace.planning.arrangement import Arrangement, Speculation
-from headrace.planning.machine import Machine, Tier
-from headrace.planning.model_shape import LayerShape, ModelShape
 from headrace.planning.plan import Workload
 from headrace.planning.rates import Rates
 

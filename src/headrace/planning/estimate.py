@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from headrace.planning.model_spec import BlockSpec, ModelSpec
+from headrace.machine.probed_machine import ComputeCurve, ProbedMachine
+from headrace.model.blocks import BlockSpec, ModelSpec
 from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
-from headrace.planning.probed_machine import ComputeCurve, ProbedMachine
-from headrace.planning.simulator import BlockTimes, Scenario, Simulated, least_s, simulate
+from headrace.planning.simulation.simulator import BlockTimes, Scenario, Simulated, least_s, simulate
 from headrace.planning.timeline import Timeline
 
 DECODE_PASSES_SIMULATED = 5

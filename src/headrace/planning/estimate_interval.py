@@ -12,12 +12,11 @@ from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
+from headrace.machine.quantity import Interval, Quantity, interval_of
+from headrace.model.blocks import ModelSpec
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.estimate import LayerTimes, Pace, Prediction, predict
-from headrace.planning.model_spec import ModelSpec
 from headrace.planning.planner import Candidate
-from headrace.planning.quantity import Quantity
-from headrace.planning.rates import Interval, interval_of
 
 READ_RANGE = Quantity(1.0, 0.7, 1.25, "bench/results: raw reads of one file within an hour, against their median")
 LIMITED_READ_RANGE = Quantity(1.0, 0.97, 1.01, "bench/results/prediction-steady: reads held at a limit")

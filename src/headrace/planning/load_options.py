@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError, MachineError
-from headrace.planning.model_spec import ModelSpec
+from headrace.machine.probed_machine import ComputeCurve, ProbedMachine
+from headrace.model.blocks import ModelSpec
 from headrace.planning.plan import COMPUTE_DTYPES, STORED_AS, Strategy, Workload
-from headrace.planning.probed_machine import ComputeCurve, ProbedMachine
 from headrace.units import parse_rate, parse_size
 
 DEFAULT_MAX_TOKENS = 1024

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from headrace.machine.machine import Machine, Tier
+from headrace.model.model import ModelShape
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import cache_parts
-from headrace.planning.machine import Machine, Tier
-from headrace.planning.model_shape import ModelShape
 from headrace.planning.plan import Workload
 
 DEVICE_RESERVE_SHARE = 0.06

@@ -15,9 +15,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import BudgetError
+from headrace.model.blocks import HEAD_CHUNK_ROWS, BlockSpec, ModelSpec, product_slices
+from headrace.model.layout import PAGE_BYTES, align_up
 from headrace.planning.estimate import Pace, Prediction, TimeFloor, block_times, predict
-from headrace.planning.extents import PAGE_BYTES, align_up
-from headrace.planning.model_spec import HEAD_CHUNK_ROWS, BlockSpec, ModelSpec, product_slices
 from headrace.planning.plan import (
     ELEMENT_BYTES,
     STORED_AS,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from headrace.machine.compute_curve import STORED_BYTES, ComputeCurve, CurvePoint
+from headrace.machine.probed_accelerator import ProbedAccelerator
+from headrace.machine.probed_machine import ProbedMachine
+from headrace.model.blocks import ModelSpec
 from headrace.planning.accelerator_pace import AcceleratorPace
-from headrace.planning.compute_curve import STORED_BYTES, ComputeCurve, CurvePoint
 from headrace.planning.estimate import LayerTimes, Pace
-from headrace.planning.model_spec import ModelSpec
 from headrace.planning.plan import ELEMENT_BYTES, Workload
-from headrace.planning.probed_accelerator import ProbedAccelerator
-from headrace.planning.probed_machine import ProbedMachine
 
 KERNELS_PER_LAYER = 40
 """A decoder layer enqueues about so many where none are fused: seven products, and around them norms, rotary positions,

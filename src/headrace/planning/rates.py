@@ -7,29 +7,20 @@ choice of values into effective rates. The interval of a prediction is found by 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.errors import MachineError
+from headrace.machine.engine import Engine
+from headrace.machine.machine import Machine, Tier
+from headrace.machine.quantity import Quantity
 from headrace.planning.arrangement import Arrangement
-from headrace.planning.engine import Engine
-from headrace.planning.machine import Machine, Tier
-from headrace.planning.quantity import Quantity
 
 _SIXTEEN_BIT = ("bf16", "fp16")
 _ATTENTION_FLOPS_SHARE = 0.5
 """of the matrix rate, in the products of attention proper; estimate"""
 _HOST_MEMORY_SHARE = Quantity(0.7, 0.5, 0.85, "hardware facts: 60-85 % of the channels' rate is achieved")
 _HOST_FLOPS_SHARE = Quantity(0.5, 0.25, 0.8, "estimate")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A predicted value between what the constants' ranges allow."""
-
-    expected: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,28 +158,3 @@ def _link(machine: Machine, role: str, *, sharers: int = 1) -> Quantity:
             + (", ".join(machine.links) or "none")
         )
     return machine.rate(role, sharers=sharers)
-
-
-def interval_of(constants: Mapping[str, Quantity], predict: Callable[[Mapping[str, float]], float]) -> Interval:
-    """The prediction at the expected values, and how far it moves.
-
-    Each constant is moved to its low and its high end, the others kept; the logarithms of the resulting factors are
-    added in quadrature, upwards and downwards apart, as the constants are wrong independently of one another.
-    """
-    values = {name: constant.expected for name, constant in constants.items()}
-    expected = predict(values)
-    if not 0 < expected < math.inf:
-        return Interval(expected=expected, low=expected, high=expected)
-    up = down = 0.0
-    for name, constant in constants.items():
-        for end in (constant.low, constant.high):
-            if end == constant.expected:
-                continue
-            moved = math.log(max(predict(values | {name: max(end, 1e-30)}), 1e-300) / expected)
-            if moved > 0:
-                up += moved**2
-            else:
-                down += moved**2
-    return Interval(
-        expected=expected, low=expected * math.exp(-math.sqrt(down)), high=expected * math.exp(math.sqrt(up))
-    )

@@ -1,1 +1,1 @@
-"""Floor two, bytes on the move: checkpoint extents, direct reads, slots, devices, the stream, the probe."""
+"""Bytes on the move: checkpoint extents, direct reads, slots, devices, the stream."""

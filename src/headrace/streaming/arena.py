@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 
 from headrace.errors import BudgetError
-from headrace.planning.extents import DEVICE_ALIGNMENT_BYTES, PAGE_BYTES
+from headrace.model.layout import DEVICE_ALIGNMENT_BYTES, PAGE_BYTES
 from headrace.units import format_bytes
 
 HUGE_PAGE_BYTES = 2 << 20

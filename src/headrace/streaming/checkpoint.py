@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 
 from headrace.errors import CheckpointError
-from headrace.planning.extents import PAGE_BYTES, align_down, align_up
-from headrace.planning.model_config import read_config
-from headrace.planning.model_spec import BlockSpec, ModelSpec, build_spec
-from headrace.planning.tensor_index import TensorEntry, TensorIndex
+from headrace.model.blocks import BlockSpec, ModelSpec, build_spec
+from headrace.model.layout import PAGE_BYTES, align_down, align_up
+from headrace.model.model_config import read_config
+from headrace.model.safetensors_index import TensorEntry, TensorIndex
 from headrace.streaming.arena import Arena, Piece
 from headrace.streaming.source import DirectFiles
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from headrace.planning.extents import PAGE_BYTES, Layout, align_down
+from headrace.model.layout import PAGE_BYTES, Layout, align_down
 from headrace.streaming.arena import Piece
 from headrace.streaming.device import COMPLETE, Copied, DeviceEvent
 

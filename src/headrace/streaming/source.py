@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from headrace.errors import CheckpointChangedError, CheckpointError
-from headrace.planning.tensor_index import ShardFile
+from headrace.model.safetensors_index import ShardFile
 
 
 class ByteSource(Protocol):

@@ -27,16 +27,16 @@ from typing import NamedTuple
 import torch
 
 from headrace.errors import HeadraceError, StreamError
-from headrace.planning.extents import PAGE_BYTES, AlignedLayout, Layout, align_up
+from headrace.model.layout import PAGE_BYTES, AlignedLayout, Layout, align_up
 from headrace.planning.plan import TRAVELLING, Place
 from headrace.planning.timeline import Lane, Timeline
 from headrace.streaming.arena import Arena, Memory, Piece
 from headrace.streaming.device import COMPLETE, Device, DeviceEvent
 from headrace.streaming.event_log import EventLog
 from headrace.streaming.fetch import Chunk, Fetch, Slot, cut, cut_store
-from headrace.streaming.landing import InPlace, Landing, ThroughRing
 from headrace.streaming.ring import Ring
 from headrace.streaming.source import ByteSource, RateLimit
+from headrace.streaming.transfer import InPlace, Landing, ThroughRing
 
 POISON = 0xFF
 """Bytes of a released slot in debug mode: not-a-number in every floating point format."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.errors import InvalidRequestError
-from headrace.inference.batching.batch_request import BatchRequest, Defaults, RequestError, parse_line
 from headrace.inference.batching.common_prefixes import CommonPrefixes
 from headrace.inference.batching.output_file import line_id
-from headrace.planning.packing import Need
+from headrace.inference.batching.request import BatchRequest, Defaults, RequestError, parse_line
+from headrace.planning.jobs.packing import Need
 
 SHARED_MIN_TOKENS = 32
 

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from headrace.errors import UnsupportedModelError
-from headrace.planning.packing import Copy, Turn
+from headrace.planning.jobs.packing import Copy, Turn
 
 ATTENTION = "headrace_ragged"
 _OWN_POSITIONS = ("bloom", "falcon", "mpt")

@@ -1,0 +1,1 @@
+"""Predictions against measurements: of the runs here, and of published ones."""

@@ -1,0 +1,428 @@
+"""From a published row to what the planner understands: shape, machine, arrangement, engine, work; or why not.
+
+Texts are read generously, since sources write as they please, but nothing is made up: a batch that is not stated, a
+model that is not named, a computer that is not described leave the row out, with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from headrace.accuracy.published import Row
+from headrace.errors import HeadraceError
+from headrace.machine.catalogue import find_machine, with_parts
+from headrace.machine.engine import Engine
+from headrace.machine.engines import ENGINES, engine_named
+from headrace.machine.machine import Machine, Tier
+from headrace.machine.quantity import Quantity
+from headrace.model.catalogue import named_model
+from headrace.model.formats import find_format, requantised
+from headrace.model.model import ModelShape
+from headrace.planning.arrangement import Arrangement, Speculation
+from headrace.planning.memory_need import memory_need, usable_bytes
+from headrace.planning.plan import Workload
+
+_ON_HOSTS = Quantity(1.0, 0.5, 5.0, "how much of a host's memory rate its processors reach is known of few computers")
+FAMILIES = ("stream", "resident", "tensor", "pipeline", "cpu", "moe", "other")
+
+
+class Excluded(Exception):  # noqa: N818 - no error: the answer to whether a row can be predicted
+    """A row that is not predicted; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A row as the planner understands it."""
+
+    row: Row
+    family: str
+    shape: ModelShape
+    machine: Machine
+    arrangement: Arrangement
+    engine: Engine
+    work: Workload
+    speculation: Speculation | None = None
+    unstated: bool = False
+    """something that matters is not stated by the source and was assumed: the interval is widened"""
+    assumed_batch: bool = False
+    estimate_only: str | None = None
+    """why the row is predicted with an interval but not counted among the errors"""
+
+
+def family_of(row: Row) -> str:
+    """The family that a row is counted in; times to the first token under load are queueing, and count as other."""
+    strategy = row.strategy
+    if row.metric == "ttft_serving":
+        return "other"
+    if "speculative" in strategy or "microbench" in strategy or strategy in {"memory", "hot/cold neuron split"}:
+        return "other"
+    if "HBM shards" in strategy:
+        return "other"
+    if strategy.startswith(("stream", "partial_resident")):
+        return "stream"
+    if strategy.startswith("moe"):
+        return "moe"
+    if "cpu" in strategy or (strategy == "resident" and row.weight_tier in {"cpu", "ram"}):
+        return "cpu"
+    if strategy.startswith("tensor"):
+        return "tensor"
+    if strategy in {"pipeline", "tp+pp"}:
+        return "pipeline"
+    return "resident" if strategy == "resident" else "other"
+
+
+def case_of(row: Row) -> Case:
+    """Read a row. Raises Excluded with the reason where it cannot be predicted."""
+    _refuse(row)
+    shape = _shape(row)
+    machine, stated = _machine(row)
+    family = family_of(row)
+    engine = engine_named(row.engine)
+    if family == "moe":
+        engine = ENGINES["moe-offload"]
+    elif family == "cpu":
+        engine = replace(engine, spread=_ON_HOSTS)
+    batch, assumed = _batch(row)
+    unstated = assumed
+    prompt = row.prompt_tokens if row.prompt_tokens is not None else 16
+    generate = row.generate_tokens if row.generate_tokens else 128
+    if row.metric in {"prefill_throughput", "prefill_latency"}:
+        generate = 1
+    if row.prompt_tokens is None and row.batch is not None and row.batch > 8:
+        unstated = True
+    arrangement = _arrangement(row, shape, machine, batch)
+    machine = _with_room(machine, arrangement)
+    replicas = arrangement.replicas if row.per_device or arrangement.sharded else 1
+    work = Workload(sequences=batch * replicas, prompt_tokens=max(1, prompt), generate_tokens=max(1, generate))
+    speculation = None
+    if "speculative" in row.strategy:
+        speculation = Speculation(draft_tokens=16, acceptance=0.85)
+        unstated = True
+    arrangement = _filled(row, shape, machine, arrangement, work)
+    return Case(
+        row=row,
+        family=family,
+        shape=replace(shape, context_tokens=max(shape.context_tokens, work.context_tokens + 1)),
+        machine=machine,
+        arrangement=arrangement,
+        engine=engine,
+        work=work,
+        speculation=speculation,
+        unstated=unstated or not stated,
+        assumed_batch=assumed,
+        estimate_only=_estimate_only(row, family, unstated=unstated or not stated, assumed=assumed),
+    )
+
+
+def _estimate_only(row: Row, family: str, *, unstated: bool, assumed: bool) -> str | None:
+    """Say why a row says too little for an error to mean anything, though an interval can be given."""
+    if assumed:
+        return "the source does not state the batch"
+    if "flexgen" in row.engine.lower() and family == "stream":
+        return "FlexGen places weights, cache and attention by percentages that the row does not state"
+    if "+-50%" in row.notes.replace(" ", ""):
+        return "the source prints one digit"
+    if unstated:
+        return "the source leaves out the length of prompts or the rate of the disk"
+    if family == "stream" and row.prompt_tokens is None and row.generate_tokens is None:
+        return "the source describes neither work nor links"
+    return None
+
+
+def machine_of(row: Row) -> Machine | None:
+    """The machine that a row names; None where none is understood."""
+    try:
+        return _machine(row)[0]
+    except (Excluded, HeadraceError):
+        return None
+
+
+def is_fitted(row: Row) -> bool:
+    """Whether the figure is a constant that its source fitted."""
+    return "fit" in row.engine.lower().split() or "FITTED" in row.notes
+
+
+def _refuse(row: Row) -> None:
+    notes = row.notes.lower()
+    if "lower bound" in notes or "upper bound" in notes:
+        raise Excluded("a bound, not a measurement")
+    if "swarm" in row.parallelism.lower() or "swarm" in row.hardware.lower() or "Petals" in row.hardware:
+        raise Excluded("a swarm over the internet, whose members and links are not described")
+    if row.strategy == "hot/cold neuron split":
+        raise Excluded("depends on the sparsity of ReLU models")
+    if "write" in row.engine:
+        raise Excluded("writing to disk is no part of the model")
+    if row.metric in {"decode_steps", "effective_bandwidth"}:
+        raise Excluded(f"{row.metric} is fitted or an average, not one measured run")
+    if is_fitted(row):
+        raise Excluded("a fitted constant, not a measurement")
+    if row.hardware in {"?", "", "(see issue)"} or re.fullmatch(r"\d+ ?GB( VRAM)? GPU.*", row.hardware):
+        raise Excluded("the source does not name the device")
+
+
+# -- model --------------------------------------------------------------------------------------------------------
+
+
+def _shape(row: Row) -> ModelShape:
+    try:
+        shape = named_model(row.model)
+    except HeadraceError:
+        raise Excluded(f"no shape is known of {row.model!r}") from None
+    total = shape.parameters
+    if row.params_total and not 0.7 < row.params_total / total < 1.4:
+        raise Excluded(f"{row.model} has {row.params_total / 1e9:.4g} billion in the source, {total / 1e9:.4g} here")
+    name = _weight_format(row, shape)
+    if name is not None and name != shape.weight_format:
+        shape = requantised(shape, name)
+    if "kv" in row.weight_dtype:
+        shape = shape.with_kv_element_bytes(0.5625)
+    return shape
+
+
+def _weight_format(row: Row, shape: ModelShape) -> str | None:
+    text = row.weight_dtype.lower()
+    text = re.sub(r"\(.*?\)|\?", "", text).strip()
+    text = text.split("/")[0].split()[0] if text.split() else ""
+    text = re.sub(r"-(int\d)$", r" \1", text).split(" ")[-1] if text.startswith(("awq-", "gptq-")) else text
+    if shape.weight_format == "mxfp4" and text in {"fp4", "mxfp4"}:
+        return None
+    named = re.search(r"[_-](q\d_k_[sml]|q\d_[01k]|iq\d_\w+)\b", row.model.lower())
+    if text in {"quant", "q4", ""} and named is not None:
+        text = named[1]
+    engine = row.engine.lower()
+    special = {
+        "quant": "q4_k_m",
+        "q40": "q4_0",
+        "-": None,
+        "": None,
+        "fp4": "nvfp4",
+        "4bit": "int4-g32",
+        "8bit": "q8_0",
+    }
+    if text == "int4" and ("zero" in engine or "flexgen" in engine):
+        text = "int4-g32"
+    if text == "q4":
+        text = "q4_k_m" if "mlx" not in engine else "int4-g32"
+    if text in special:
+        return special[text]
+    try:
+        return find_format(text).name
+    except HeadraceError:
+        raise Excluded(f"weights stored as {row.weight_dtype!r}, which has no known size") from None
+
+
+# -- machine ------------------------------------------------------------------------------------------------------
+
+_STORAGE = (
+    (r"hdd", 0.15e9, "hard disk"),
+    (r"ramdisk", 5e9, "memory disk"),
+    (r"pcie3.*nvme|nvme.*pcie3", 3.0e9, "NVMe, PCIe 3"),
+)
+
+
+def _machine(row: Row) -> tuple[Machine, bool]:
+    """Return the machine, and whether all that matters of it is stated."""
+    text = row.hardware
+    count = row.num_devices or 1
+    low = text.lower()
+    if "dgx-2" in low or "v100" in low:
+        return find_machine(f"{count}xv100-32@dgx-2" if "dgx-2" in low else f"{count}xv100-32"), True
+    if "superpod" in low or ("a100" in low and "8x" in low):
+        base = find_machine("dgx-a100-80")
+        return replace(base, nodes=-(-count // 8)) if count > 8 else _few(base, count), True
+    name = _device_name(text)
+    try:
+        machine = find_machine(f"{count}x{name}" if count > 1 else name)
+    except HeadraceError:
+        raise Excluded(f"no device of the catalogue is meant by {text!r}") from None
+    stated = True
+    if memory := re.search(r"\((\d+) ?GB (?:host )?(?:RAM|DRAM)", text) or re.search(r"RAM (\d+(?:\.\d+)?) ?GB", text):
+        machine = with_parts(machine, host_memory_bytes=float(memory[1]) * 1e9)
+    if "gcp" in low and "t4" in low:
+        machine = replace(find_machine("gcp-t4"), devices=1)
+    if "252 gb host ram" in low:
+        machine = replace(find_machine("a6000-workstation"), devices=1)
+    if disk := re.search(r"NVMe (\d+(?:\.\d+)?) ?GB/s", text):
+        rate = float(disk[1]) * 1e9
+        machine = with_parts(machine, storage=Quantity(rate, rate * 0.8, rate, "stated by the source"))
+    for pattern, rate, what in _STORAGE:
+        if re.search(pattern, low):
+            machine = with_parts(machine, storage=Quantity(rate, rate / 2, rate * 2, f"{what}; not measured"))
+            stated = False
+    if "pcie4" in low:
+        machine = with_parts(machine, host_link=Quantity(24e9, 20e9, 26e9, "PCIe 4 x16"))
+    if "thunderbolt" in low or "tb5" in low:
+        rate = 6e9 if "tb5" in low else 2.8e9
+        machine = with_parts(machine, network=Quantity(rate * 0.8, rate * 0.4, rate, "Thunderbolt"))
+    if "raspberry" in low:
+        machine = with_parts(machine, network=Quantity(0.11e9, 0.09e9, 0.12e9, "Ethernet 1G"))
+    if (owned := re.search(r"(\d+(?:\.\d+)?)GB x\d", text)) and machine.processor.kind == "gpu":
+        memory_bytes = max(float(owned[1]) / max(1, count), machine.processor.memory_bytes / 1e9) * 1e9
+        machine = with_parts(machine, device_memory_bytes=memory_bytes)
+    if cpu := re.search(r"CPU .*?(i9-10900X|i7-12700H)", text):
+        beside = find_machine(cpu[1].lower()).processor
+        if machine.host is not None:
+            host = replace(machine.host, memory_bytes_per_s=beside.memory_bytes_per_s, flops=beside.flops["bf16"])
+            machine = replace(machine, host=host)
+    if "xeon gold 6454s" in low and machine.host is not None:
+        rate_both = Quantity(614e9, 250e9, 614e9, "two sockets of eight DDR5-4800 channels")
+        flops = Quantity(8e12, 3e12, 30e12, "estimate: two sockets of 32 cores")
+        machine = replace(
+            machine, host=replace(machine.host, memory_bytes_per_s=rate_both, flops=flops, memory_bytes=1e12)
+        )
+    return machine, stated
+
+
+def _few(machine: Machine, count: int) -> Machine:
+    return replace(machine, devices=count)
+
+
+def _device_name(text: str) -> str:
+    """Bring a source's words for a device into a catalogue name."""
+    name = re.split(r",| \+ |\(", text)[0]
+    name = re.sub(r"^\d+ ?x ", "", name.strip())
+    name = re.sub(r"\bx\d+\b", "", name)
+    name = re.sub(r"^(NVIDIA GeForce|NVIDIA|AMD Radeon|AMD|Tesla)\s+", "", name)
+    name = re.sub(r"\b\d+(?:\.\d+)? ?GB\b", lambda match: match[0] if "A100" in name else "", name)
+    name = re.sub(r"\b(SXM\d?|NVLink\d?|one GCD|\d+-core GPU|Mac Studio|Mac|CPU|NVSwitch|SUPER POD)\b", " ", name)
+    name = re.sub(r"\s+", " ", name).strip(" -")
+    name = re.sub(r"^TPU ", "tpu-", name)
+    known = {
+        "A100": "a100-80",
+        "A100-40GB": "a100-40",
+        "A100-80GB": "a100-80",
+        "A100 80GB": "a100-80",
+        "A100 PCIe 80GB": "a100-pcie",
+        "H100 PCIe": "h100-pcie",
+        "DGX Spark GB10": "gb10",
+        "RTX PRO 6000 Blackwell": "rtx-pro-6000",
+        "RTX 4090D": "rtx-4090",
+        "T4-16GB": "t4",
+        "T4-": "t4",
+        "T4": "t4",
+        "A6000-48GB": "a6000",
+        "A6000-": "a6000",
+    }
+    if name in known:
+        return known[name]
+    apple = re.match(r"(?:Apple )?(M\d)( Pro| Max| Ultra)?", name)
+    if apple is not None:
+        return "apple-" + (apple[1] + (apple[2] or "")).lower().replace(" ", "-")
+    return name.strip("-")
+
+
+# -- strategy -----------------------------------------------------------------------------------------------------
+
+
+def _batch(row: Row) -> tuple[int, bool]:
+    """Return the batch, and whether it had to be assumed."""
+    if row.batch is not None:
+        return row.batch, "not stated" in row.notes.lower()
+    if row.batch_text.startswith("max"):
+        return 1, False  # as many as fit: found by the metric
+    if row.batch_text in {"", "-"}:
+        return 1, False
+    return (64 if row.metric == "throughput" else 1), True
+
+
+def _arrangement(row: Row, shape: ModelShape, machine: Machine, batch: int) -> Arrangement:
+    strategy, count = row.strategy, row.num_devices or 1
+    tier = row.weight_tier.lower()
+    source = Tier.DISK if re.search(r"nvme|disk|ssd|hdd", tier) and "cpu/ssd" not in tier else Tier.HOST
+    if machine.host is None and strategy.startswith(("stream", "partial")):
+        source = Tier.DISK
+    if strategy in {"resident", "cpu_resident"} and count == 1:
+        if tier in {"cpu", "ram"} and machine.host is not None:
+            return Arrangement(strategy="cpu", source=Tier.HOST, resident_share=0.0, cpu_share=1.0)
+        return Arrangement(strategy="resident")
+    if strategy.startswith("tensor"):
+        width = re.search(r"TP(\d+)", row.parallelism)
+        n = int(width[1]) if width else count
+        return Arrangement(strategy="tensor", tensor=n, two_dimensional=strategy.endswith("2d"))
+    if strategy == "tp+pp" or (strategy == "pipeline" and count > 1):
+        both = re.search(r"TP(\d+)xPP(\d+)", row.parallelism)
+        stages = re.search(r"PP(\d+)", row.parallelism)
+        width_n, depth = (int(both[1]), int(both[2])) if both else (1, int(stages[1]) if stages else count)
+        batches = min(batch, depth) if row.metric == "throughput" or both else 1
+        return Arrangement(
+            strategy="pipeline" if width_n == 1 else "tensor+pipeline",
+            tensor=width_n,
+            pipeline=depth,
+            micro_batches=max(1, batches),
+        )
+    if strategy == "pipeline":
+        return Arrangement(strategy="resident")
+    if "bandwidth_centric" in strategy:
+        if "HBM" in strategy:
+            return Arrangement(strategy="sharded", replicas=count, sharded=True, resident_share=1.0)
+        return Arrangement(
+            strategy="sharded", source=source, slots=2, resident_share=0.0, replicas=count, sharded=count > 1
+        )
+    if strategy.startswith(("stream_sequential", "stream_overlap", "stream", "partial_resident")):
+        if "selectively" in row.notes and any(group.layer.num_experts for group in shape.groups):
+            return Arrangement(strategy="experts", source=source, expert_hit_rate=0.0, overlap=False)
+        overlap = "sequential" not in strategy
+        kv = Tier.HOST if re.search(r"kv (?:offload|cache in cpu)", (row.engine + row.notes).lower()) else Tier.DEVICE
+        return Arrangement(
+            strategy="overlap" if overlap else "sequential",
+            source=source,
+            overlap=overlap,
+            slots=2 if overlap else 1,
+            resident_share=0.0,
+            kv_tier=kv,
+        )
+    if strategy == "partial_offload_cpu_compute":
+        return Arrangement(strategy="hybrid", source=Tier.HOST, slots=0, resident_share=0.5, cpu_share=0.5)
+    if strategy in {"moe_offload", "moe_cpu_compute"}:
+        if not any(group.layer.num_experts for group in shape.groups):
+            raise Excluded("no mixture of experts")
+        if strategy == "moe_cpu_compute":
+            return Arrangement(strategy="hybrid", source=Tier.HOST, slots=0, resident_share=0.5, cpu_share=0.5)
+        return Arrangement(strategy="experts", source=Tier.HOST, expert_hit_rate=0.0)
+    if strategy == "resident" or strategy.endswith("speculative"):
+        return Arrangement(strategy="resident")
+    raise Excluded(f"the strategy {strategy!r} is none that is planned")
+
+
+def _with_room(machine: Machine, arrangement: Arrangement) -> Machine:
+    """Give a machine the links that the row's arrangement needs and its description lacks."""
+    if arrangement.devices_per_copy > 1 and machine.devices > 1 and "scale_up" not in machine.links:
+        rate = Quantity(12e9, 5e9, 25e9, "assumed: device to device over the host's bus")
+        machine = with_parts(machine, scale_up=rate)
+    if arrangement.devices_per_copy > machine.devices and "network" not in machine.links:
+        machine = with_parts(machine, network=Quantity(1e9, 0.1e9, 10e9, "assumed: an ordinary network"))
+    return machine
+
+
+def _filled(row: Row, shape: ModelShape, machine: Machine, arrangement: Arrangement, work: Workload) -> Arrangement:
+    """Decide what stays on the device where the source leaves that to the software."""
+    if row.strategy == "partial_resident":
+        held = re.search(r"gpu(\d+(?:\.\d+)?)B", row.weight_tier)
+        if held is not None:
+            share = min(0.99, float(held[1]) * 1e9 / shape.parameters)
+            return replace(arrangement, resident_share=share)
+    room = usable_bytes(machine, Tier.DEVICE)
+    if arrangement.streamed_share > 0 and machine.host is not None:
+        alone = memory_need(shape, machine, replace(arrangement, kv_tier=Tier.DEVICE), work)
+        if alone.device_bytes > room:
+            return replace(arrangement, kv_tier=Tier.HOST)
+    if arrangement.strategy == "hybrid":
+        low, high = 0.0, 1.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            tried = replace(arrangement, resident_share=middle, cpu_share=1 - middle)
+            low, high = (
+                (middle, high) if memory_need(shape, machine, tried, work).device_bytes <= room else (low, middle)
+            )
+        return replace(arrangement, resident_share=low, cpu_share=1 - low)
+    if arrangement.expert_hit_rate is not None:
+        low, high = 0.0, 1.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            tried = replace(arrangement, expert_hit_rate=middle)
+            low, high = (
+                (middle, high) if memory_need(shape, machine, tried, work).device_bytes <= room else (low, middle)
+            )
+        return replace(arrangement, expert_hit_rate=low)
+    return arrangement

@@ -1,0 +1,267 @@
+"""What a published figure should be by the formulas: each kind of metric from the times of a workload."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from headrace.accuracy.published import Row
+from headrace.accuracy.published_case import FAMILIES, Case, Excluded, case_of, family_of, is_fitted, machine_of
+from headrace.accuracy.published_operations import operation_of
+from headrace.errors import HeadraceError
+from headrace.machine.machine import Tier
+from headrace.machine.quantity import Interval, Quantity, interval_of
+from headrace.planning.cost import PassTokens, WorkCost, pass_cost, work_cost
+from headrace.planning.memory_need import memory_need, usable_bytes
+from headrace.planning.plan import Workload
+from headrace.planning.rates import Rates, quantities
+
+_SERVED_LENGTH_SHARE = 0.9
+"""lengths of a serving benchmark are drawn from 80 to 100 % of the nominal ones"""
+_UNSTATED = Quantity(1.0, 0.5, 2.0, "something that matters is not stated by the source")
+_UNSTATED_BATCH = Quantity(1.0, 0.2, 6.0, "the source does not state the batch; one was assumed")
+_QUEUE = Quantity(1.8, 0.7, 7.0, "queueing and chunking of prompts, which no source describes")
+_REQUEST_S = 0.02
+"""taking a request and sending its first token: estimate"""
+_MOST_SEQUENCES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedRow:
+    """A row's prediction beside its measurement, in the row's unit; or why there is none.
+
+    A row may be both: predicted with an interval, and excluded from the errors because its source says too little.
+    """
+
+    row: Row
+    family: str
+    predicted: Interval | None
+    excluded: str | None
+
+    @property
+    def error(self) -> float | None:
+        """Absolute relative error of the expected value; None where excluded or measured as zero."""
+        if self.predicted is None or self.excluded is not None or self.row.value <= 0:
+            return None
+        return abs(self.predicted.expected / self.row.value - 1.0)
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the measurement lies in the interval."""
+        return None if self.predicted is None else self.predicted.low <= self.row.value <= self.predicted.high
+
+
+def predict_row(row: Row) -> PredictedRow:
+    """Predict one row, or say why it is excluded. Nothing that a row holds makes this fail."""
+    family = family_of(row)
+    try:
+        operation = operation_of(row, machine_of(row))
+        if operation is not None and not is_fitted(row):
+            return PredictedRow(row=row, family=family, predicted=operation, excluded=None)
+        case = case_of(row)
+        predicted = predict_case(case)
+        return PredictedRow(row=row, family=case.family, predicted=predicted, excluded=case.estimate_only)
+    except Excluded as reason:
+        return PredictedRow(row=row, family=family, predicted=None, excluded=str(reason))
+    except HeadraceError as error:
+        return PredictedRow(row=row, family=family, predicted=None, excluded=f"cannot be planned: {error}")
+
+
+def predict_case(case: Case, *, expected_only: bool = False) -> Interval:
+    """The metric of a case with its interval. Raises Excluded for metrics that are not times of a model."""
+    metric, unit = case.row.metric, case.row.unit
+    if metric not in METRICS:
+        raise Excluded(f"{metric} is no time that the planner predicts")
+    factor = _UNITS.get(unit)
+    if factor is None:
+        raise Excluded(f"the unit {unit!r} is not known")
+    if case.row.batch_text.startswith("max"):
+        case = _filled_batch(case)
+    constants = dict(quantities(case.machine, case.engine, case.arrangement, weight_format=case.shape.weight_format))
+    constants["engine.spread"] = case.engine.spread
+    if case.unstated:
+        constants["unstated"] = _UNSTATED_BATCH if case.assumed_batch else _UNSTATED
+    if metric == "ttft_serving":
+        constants["queue"] = _QUEUE
+    by_rate = unit == "tok/s"
+
+    def value(values: Mapping[str, float]) -> float:
+        seconds = METRICS[metric](case, Rates.of(values))
+        off = values["engine.spread"] * values.get("unstated", 1.0) * values.get("queue", 1.0)
+        return seconds / off / factor if by_rate else seconds * off / factor
+
+    if expected_only:
+        expected = value({name: constant.expected for name, constant in constants.items()})
+        return Interval(expected=expected, low=expected, high=expected)
+    return interval_of(constants, value)
+
+
+def _filled_batch(case: Case) -> Case:
+    """As many sequences at once as memory holds: unlimited concurrency."""
+    room = usable_bytes(case.machine, Tier.DEVICE)
+
+    def fits(sequences: int) -> bool:
+        work = replace(case.work, sequences=sequences)
+        return memory_need(case.shape, case.machine, case.arrangement, work).device_bytes <= room
+
+    low, high = 1, _MOST_SEQUENCES
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    # Sequences end at different times: on the average a little less than all places are taken by full contexts.
+    return replace(case, work=replace(case.work, sequences=low), unstated=True)
+
+
+def _work(case: Case, rates: Rates) -> WorkCost:
+    return work_cost(case.shape, case.machine, case.arrangement, case.work, rates, speculation=case.speculation)
+
+
+def _throughput(case: Case, rates: Rates) -> float:
+    """Generated tokens per second of the whole work, prefill included."""
+    cost = _work(case, rates)
+    if case.row.batch_text.startswith("max"):
+        return _steady(case, rates)
+    copies = case.arrangement.devices if case.row.per_device else 1
+    return case.work.sequences * case.work.generate_tokens / copies / cost.total_s
+
+
+def _steady(case: Case, rates: Rates) -> float:
+    """Tokens per second where prompts come all the time: each decode pass carries its share of a prefill."""
+    step_s = _served_step_s(case, rates)
+    return case.work.sequences / step_s
+
+
+def _served_step_s(case: Case, rates: Rates) -> float:
+    """A decode pass of all sequences and the share of a prefill that comes with it on the average."""
+    work = _served(case)
+    step_s = work_cost(case.shape, case.machine, case.arrangement, work, rates).decode_s_per_pass
+    prefill_s = _prefill_s(case, rates, work.prompt_tokens)
+    return step_s + work.sequences / work.generate_tokens * prefill_s
+
+
+def _served(case: Case) -> Workload:
+    drawn = 1.0 if case.row.batch_text.startswith("max") else _SERVED_LENGTH_SHARE
+    return replace(
+        case.work,
+        prompt_tokens=max(1, round(case.work.prompt_tokens * drawn)),
+        generate_tokens=max(1, round(case.work.generate_tokens * drawn)),
+    )
+
+
+def _prefill_s(case: Case, rates: Rates, tokens: int) -> float:
+    """Prefill of one sequence beside running ones: its arithmetic; the weights are read by the pass anyhow."""
+    carried = PassTokens(sequences=1, new_tokens=tokens, context_tokens=tokens)
+    cost = pass_cost(case.shape, case.machine, case.arrangement, carried, rates)
+    fixed_s = cost.overhead_s
+    return max(0.0, cost.total_s - fixed_s)
+
+
+def _first_token(case: Case, rates: Rates) -> float:
+    work = _served(case)
+    alone_s = pass_cost(
+        case.shape,
+        case.machine,
+        case.arrangement,
+        PassTokens(sequences=1, new_tokens=work.prompt_tokens, context_tokens=work.prompt_tokens),
+        rates,
+    ).total_s
+    # Where all ask at once the prompts queue; in a steady state few do.
+    waiting = 1.0 + 0.15 * (work.sequences - 1)
+    return _REQUEST_S + alone_s * min(waiting, 4.0) + _served_step_s(case, rates)
+
+
+def _decode_rate(case: Case, rates: Rates) -> float:
+    return _work(case, rates).tokens_per_s
+
+
+def _per_token_over_batch(case: Case, rates: Rates) -> float:
+    cost = _work(case, rates)
+    if "world_size" in case.row.notes or "world size" in case.row.notes:
+        # Every device holds a copy of the batch, and the source counts all of them.
+        gather = case.shape.weights_bytes / rates.peer_bytes_per_s
+        return (cost.decode_s_per_pass + gather) / case.work.sequences
+    return cost.total_s / case.work.generate_tokens / case.work.sequences
+
+
+def _total(case: Case, rates: Rates) -> float:
+    return _work(case, rates).total_s
+
+
+def _prefill_latency(case: Case, rates: Rates) -> float:
+    return _work(case, rates).prefill_s
+
+
+def _prefill_rate(case: Case, rates: Rates) -> float:
+    return case.work.sequences * case.work.prompt_tokens / _work(case, rates).prefill_s
+
+
+def _decode_latency(case: Case, rates: Rates) -> float:
+    return _work(case, rates).decode_s_per_pass
+
+
+def _decode_total(case: Case, rates: Rates) -> float:
+    return _work(case, rates).decode_s_per_pass * case.work.generate_tokens
+
+
+def _single_stream(case: Case, rates: Rates) -> float:
+    one = replace(case, work=replace(case.work, sequences=1), arrangement=replace(case.arrangement, micro_batches=1))
+    return _work(one, rates).tokens_per_s
+
+
+METRICS: dict[str, Callable[[Case, Rates], float]] = {
+    "throughput": _throughput,
+    "decode_throughput": _decode_rate,
+    "decode_throughput_single_stream": _single_stream,
+    "prefill_throughput": _prefill_rate,
+    "total_latency": _total,
+    "prefill_latency": _prefill_latency,
+    "decode_latency_per_token": _decode_latency,
+    "decode_latency_total": _decode_total,
+    "ms_per_token_divided_by_batch": _per_token_over_batch,
+    "tpot_serving": _served_step_s,
+    "ttft_serving": _first_token,
+}
+_UNITS = {"ms": 1e-3, "s": 1.0, "us": 1e-6, "tok/s": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyAccuracy:
+    """Errors of one family: shares of the measured value."""
+
+    family: str
+    n: int
+    excluded: int
+    median_abs_error: float | None
+    p90_abs_error: float | None
+    inside_interval: float | None
+
+
+def accuracy_by_family(rows: list[PredictedRow]) -> list[FamilyAccuracy]:
+    """Median and 90th percentile of the absolute relative error, and the share of rows inside their interval."""
+    found = []
+    for family in FAMILIES:
+        members = [item for item in rows if item.family == family]
+        errors = sorted(item.error for item in members if item.error is not None)
+        inside = [item.inside for item in members if item.inside is not None]
+        found.append(
+            FamilyAccuracy(
+                family=family,
+                n=len(errors),
+                excluded=len(members) - len(errors),
+                median_abs_error=_quantile(errors, 0.5),
+                p90_abs_error=_quantile(errors, 0.9),
+                inside_interval=sum(inside) / len(inside) if inside else None,
+            )
+        )
+    return found
+
+
+def _quantile(ordered: list[float], share: float) -> float | None:
+    """Quantile by linear interpolation; None of nothing."""
+    if not ordered:
+        return None
+    at = share * (len(ordered) - 1)
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])

@@ -1,0 +1,203 @@
+"""`headrace plan` for a checkpoint on a machine that was measured: the runtime's own planner, block by block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace import __version__
+from headrace.cli.break_even import NO_BREAK_EVEN, break_even_of
+from headrace.cli.output import Output, table, three_digits
+from headrace.cli.planning_case import PlanningCase
+from headrace.cli.remedy import remedy
+from headrace.errors import HeadraceError
+from headrace.model.blocks import ModelSpec
+from headrace.planning.accelerator_memory import AcceleratorRequest
+from headrace.planning.estimate import DECODE_PASSES_SIMULATED
+from headrace.planning.plan import EmbeddingPlacement, Place, Plan
+from headrace.planning.planner import Candidate
+from headrace.planning.timeline import text_chart
+from headrace.units import format_bytes, format_seconds
+
+_HELD = ("fits", "blocks resident", "slots", "memory")
+_HELD_ON_ACCELERATOR = ("where blocks live", "device + host")
+"""columns between the strategy's name and its times"""
+
+Compared = dict[str, Candidate | HeadraceError]
+
+
+def recommended(compared: Compared) -> Candidate | None:
+    """Return the fastest that fits, by the time of the whole workload."""
+    fitting = [item for item in compared.values() if isinstance(item, Candidate)]
+    return min(fitting, key=lambda item: item.prediction.total_s, default=None)
+
+
+# -- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def plan_json(case: PlanningCase, compared: Compared, best: Candidate | None) -> dict[str, Any]:
+    """Build the object that `headrace plan --json` prints."""
+    spec = case.request.spec
+    even = NO_BREAK_EVEN if best is None else break_even_of(case, best)
+    return {
+        "model": _model(spec),
+        "machine": {**case.machine, **_budgets(case)},
+        "workload": case.request.workload.__dict__,
+        "strategies": [_strategy(case, name, item) for name, item in compared.items()],
+        "recommended": None if best is None else best.plan.strategy.value,
+        "break_even": {
+            "tokens_per_pass": even.tokens_per_pass,
+            "kv_cache_bytes": even.kv_cache_bytes,
+            "reachable_by": [way.name for way in even.ways],
+            "how": [way.how for way in even.ways],
+        },
+        "advice": None if best is None else remedy(case, best),
+        "notes": list(case.notes),
+        "headrace_version": __version__,
+    }
+
+
+def _budgets(case: PlanningCase) -> dict[str, int]:
+    request = case.request
+    if isinstance(request, AcceleratorRequest):
+        return {"budget_bytes": request.budget_bytes, "host_budget_bytes": request.host_budget_bytes}
+    return {"budget_bytes": request.budget_bytes}
+
+
+def _model(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "model_type": spec.config.architecture.model_type,
+        "parameters": spec.parameters,
+        "weights_bytes": spec.weights_bytes,
+        "stored_dtype": spec.stored_dtype,
+        "num_layers": spec.config.num_layers,
+        "num_blocks": len(spec.blocks),
+        "largest_block_bytes": max(block.size_bytes for block in spec.blocks),
+        "context_tokens": spec.config.context_tokens,
+    }
+
+
+def _strategy(case: PlanningCase, name: str, item: Candidate | HeadraceError) -> dict[str, Any]:
+    spec = case.request.spec
+    no_price: dict[str, Any] = {"usd_per_750_words": None, "usd_per_million_tokens": None}
+    if not isinstance(item, Candidate):
+        unknown: dict[str, Any] = {
+            **no_price,
+            "low": {"prefill_s": None, "decode_s_per_pass": None},
+            "high": {"prefill_s": None, "decode_s_per_pass": None},
+        }
+        times = dict.fromkeys(("prefill_s", "decode_s_per_pass", "tokens_per_s", "memory_bytes", "binds"))
+        needed = getattr(item, "required_bytes", None)
+        return {"name": name, "fits": False, **times, **unknown, "why_not": str(item), "required_bytes": needed}
+    chosen, predicted = item
+    ends = case.interval(item)
+    return {
+        "name": name,
+        "fits": True,
+        "prefill_s": predicted.prefill_s,
+        "decode_s_per_pass": predicted.decode_s_per_pass,
+        "tokens_per_s": predicted.tokens_per_s,
+        "memory_bytes": _memory_by_tier(spec, chosen),
+        "binds": predicted.binds,
+        **no_price,
+        "low": {field: interval.low for field, interval in ends._asdict().items()},
+        "high": {field: interval.high for field, interval in ends._asdict().items()},
+        "why_not": None,
+        "total_s": predicted.total_s,
+        "load_s_per_pass": predicted.load_s_per_pass,
+        "compute_s_per_pass": predicted.compute_s_per_pass,
+        "possible_decode_s": predicted.possible_decode_s,
+        "break_even_tokens_per_pass": predicted.break_even_tokens_per_pass,
+        "resident_blocks": chosen.resident_blocks,
+        "streamed_blocks": chosen.streamed_blocks,
+        "slots": chosen.slots,
+        "streamed_bytes_per_pass": chosen.streamed_bytes_per_pass,
+        "kv_cache_bytes": chosen.memory.kv_cache_bytes,
+        "compute_dtype": chosen.compute_dtype,
+        **_on_accelerator(chosen),
+    }
+
+
+def _on_accelerator(plan: Plan) -> dict[str, Any]:
+    """What a plan says beyond the processor's own, by the names that a run's report has for it."""
+    if plan.accelerator is None:
+        return {}
+    return {
+        "device": plan.device,
+        "host_stored_blocks": plan.places.count(Place.HOST),
+        "disk_blocks": plan.places.count(Place.DISK),
+        "processor_blocks": plan.processor_blocks,
+        "embedding": plan.embedding.value,
+        "cache_on_host": plan.accelerator.cache_on_host,
+    }
+
+
+def _memory_by_tier(spec: ModelSpec, plan: Plan) -> dict[str, int]:
+    """Bytes held in each memory, and bytes of weights that stay on the disk: blocks, and a table read row by row."""
+    table_bytes = 0 if spec.tied or plan.embedding is not EmbeddingPlacement.ROWS else spec.embedding.size_bytes
+    blocks = zip(spec.blocks, plan.places, strict=True)
+    disk = table_bytes + sum(block.size_bytes for block, place in blocks if place is Place.DISK)
+    if plan.accelerator is None:
+        return {"host": plan.memory.total_bytes, "disk": disk}
+    return {"device": plan.memory.total_bytes, "host": plan.accelerator.host.total_bytes, "disk": disk}
+
+
+# -- for people ---------------------------------------------------------------------------------------------------
+
+
+def show_plan(output: Output, case: PlanningCase, compared: Compared, best: Candidate | None) -> None:
+    """Print the comparison for people."""
+    spec, work = case.request.spec, case.request.workload
+    output.text(
+        f"{spec.name}: {spec.parameters / 1e9:.3g} billion parameters, {format_bytes(spec.weights_bytes)} of weights "
+        f"in {len(spec.blocks)} blocks; {work.sequences} x ({work.prompt_tokens} + {work.generate_tokens}) tokens, "
+        f"computed in {case.request.compute_dtype}\n"
+        f"{case.machine['name']}: {case.describe_machine()}\n\n"
+    )
+    on_accelerator = isinstance(case.request, AcceleratorRequest)
+    held = _HELD_ON_ACCELERATOR if on_accelerator else _HELD
+    columns = ("strategy", *held, "first pass", "per pass (low - high)", "tokens/s", "waits for")
+    output.show(table(columns, [_row(case, name, item, best) for name, item in compared.items()]))
+    for name, item in compared.items():
+        if isinstance(item, HeadraceError):
+            output.text(f"{name}: {item}\n")
+    if best is not None:
+        output.text(f"{break_even_of(case, best).describe()}\n{remedy(case, best)}\n\n")
+        chart = text_chart(best.prediction.timeline, pass_index=(DECODE_PASSES_SIMULATED + 1) // 2)
+        output.text(f"one pass of {best.plan.strategy.value}, as predicted:\n{chart}\n")
+    for note in case.notes:
+        output.text(f"note: {note}\n")
+
+
+def _row(case: PlanningCase, name: str, item: Candidate | HeadraceError, best: Candidate | None) -> list[str]:
+    on_accelerator = isinstance(case.request, AcceleratorRequest)
+    if not isinstance(item, Candidate):
+        return [name, "does not fit", *[""] * 5] if on_accelerator else [name, "no", *[""] * 7]
+    plan, predicted = item
+    span = case.interval(item).decode_s_per_pass
+    memory = format_bytes(plan.memory.total_bytes)
+    if plan.accelerator is None:
+        held = ["yes", f"{plan.resident_blocks} of {plan.num_blocks}", str(plan.slots), memory]
+    else:
+        held = [where_blocks_live(plan), f"{memory} + {format_bytes(plan.accelerator.host.total_bytes)}"]
+    return [
+        f"{name} *" if item is best else name,
+        *held,
+        format_seconds(predicted.prefill_s),
+        f"{format_seconds(span.expected)} ({format_seconds(span.low)} - {format_seconds(span.high)})",
+        three_digits(predicted.tokens_per_s),
+        _waits_for(predicted.binds, on_accelerator=on_accelerator),
+    ]
+
+
+def where_blocks_live(plan: Plan) -> str:
+    """Count an accelerator's blocks by place; those that the processor computes are the cpu's."""
+    words = {Place.DEVICE: "device", Place.HOST: "host", Place.DISK: "disk", Place.PROCESSOR: "cpu"}
+    counts = {place: plan.places.count(place) for place in words}
+    return ", ".join(f"{counts[place]} {word}" for place, word in words.items() if counts[place])
+
+
+def _waits_for(binds: str, *, on_accelerator: bool) -> str:
+    if binds == "compute" and on_accelerator:
+        return "accelerator"
+    return "both in turn" if binds == "both" else binds

@@ -1,0 +1,1 @@
+"""What many plans cost: services, fleets, sampling, the installed stock. Pure values."""

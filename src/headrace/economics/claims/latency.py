@@ -1,0 +1,221 @@
+"""Claims about time per token: streaming, overlap, pipelines, split widths, and size itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from headrace.economics.claims.facts import (
+    DEVICES,
+    expected_rates,
+    larger_fact,
+    machine,
+    machine_fact,
+    memory_name,
+    memory_rate,
+    memory_rate_name,
+    model,
+    model_fact,
+)
+from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, count
+from headrace.machine.machine import Tier
+from headrace.model.model import LayerGroup, LayerShape, ModelShape
+from headrace.planning.arrangement import Arrangement
+from headrace.planning.cost import PassTokens, pass_cost
+from headrace.units import format_bytes, format_seconds
+
+_FLOORS = ("V100-32", "A100-80", "H100", "B200", "GB300")
+_STREAMER = "v100-32"
+_PARALLEL = "8xa100-80"
+
+
+ASSUMPTIONS: dict[str, Default] = {
+    "stream_bytes_per_s": Assumption(10.9e9, "host memory to one V100, implied by ZeRO-Inference's 175B rows"),
+    "stream_4_bytes_per_s": Assumption(33.9e9, "host memory to four V100 together, implied by the same rows"),
+    "gpt3_kv_bytes_per_token": model_fact("gpt-3", "kv_bytes_per_token"),
+    "gpt3_layers": model_fact("gpt-3", "num_layers"),
+    "larger_layers": larger_fact("num_layers"),
+    "break_even_flops": machine_fact(
+        _STREAMER, "peak 16-bit arithmetic", lambda found: max(rate.expected for rate in found.processor.flops.values())
+    ),
+    "break_even_link_bytes_per_s": Assumption(12e9, "PCIe 3 x16 as achieved"),
+    "weight_element_bytes": Assumption(2, "16-bit weights"),
+    "break_even_context_tokens": Assumption(2048, "GPT-3's context"),
+    "reachable_kv_bytes": Assumption(1.5e12, "host memory of a large server: what a cache could take at most"),
+    "latency_batch": Assumption(1, "one reader"),
+    "latency_context_tokens": Assumption(1024, "half of GPT-3's context"),
+    "pipeline_devices": Assumption(8, "one node"),
+    "width_devices": Assumption(8, "one node"),
+    "width_growth": Assumption(2, "hidden size over GPT-3's"),
+    "width_batch": Assumption(16, "sequences at once"),
+    "four_small_computers_s": Assumption(0.494, "seconds per token, four Raspberry Pis split by width: measured"),
+    "eight_small_computers_s": Assumption(0.588, "the same with eight, 0.29 of it communication: measured"),
+    "width_8_speedup": Assumption(3.2, "eight H200 split by width over one: measured"),
+    "prefetch_gain_disk": Assumption(0.17, "from NVMe: 13 to 21 % measured (ZeRO-Inference)"),
+    "layer_overhead_low_s": Assumption(53e-6, "per layer, H200 with TensorRT-LLM, implied by published steps"),
+    "layer_overhead_high_s": Assumption(316e-6, "per layer, split over nodes by FasterTransformer (MT-NLG 530B)"),
+    **{memory_rate_name(device): memory_rate(DEVICES[device]) for device in _FLOORS},
+}
+
+
+def _streaming(given: Ledger) -> Outcome:
+    shape, place = model("gpt-3"), machine(_STREAMER)
+    arrangement = Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.0)
+    rates = expected_rates(place, arrangement, shape)
+    carried = _carried(given, "latency_batch")
+    weights = given("gpt3_weights_bytes")
+    factor = weights / shape.weights_bytes
+
+    def token_s(link: float) -> float:
+        linked = replace(rates, host_link_bytes_per_s=link / factor)
+        return pass_cost(shape, place, arrangement, carried, linked).total_s
+
+    one, four = token_s(given("stream_bytes_per_s")), token_s(given("stream_4_bytes_per_s"))
+    floor = given(memory_name("V100-32")) / given(memory_rate_name("V100-32"))
+    held = Arrangement(strategy="resident")
+    roomy = pass_cost(shape, place, held, carried, expected_rates(place, held, shape)).total_s
+    return Outcome(
+        f"{'holds' if one > 10 * roomy else 'false'}: {one / roomy:.3g} times that of weights that stay",
+        f"{format_bytes(weights)} / {given('stream_bytes_per_s') / 1e9:g} GB/s: {one:.3g} s per token on one V100; "
+        "over "
+        f"{given('stream_4_bytes_per_s') / 1e9:g} GB/s {four:.3g} s on four. Were there room, one would take "
+        f"{format_seconds(roomy)}; spread over as many as have it, their memory is read in {format_seconds(floor)}",
+        {"s_per_token_1": one, "s_per_token_4": four, "resident_s": roomy, "resident_floor_s": floor},
+    )
+
+
+def _overlap(given: Ledger) -> Outcome:
+    link, flops = given("break_even_link_bytes_per_s"), given("break_even_flops")
+    tokens = flops * given("weight_element_bytes") / 2 / link
+    context = given("break_even_context_tokens")
+    cache = tokens * context * given("gpt3_kv_bytes_per_token")
+    prompts = tokens / context
+    reached = cache <= given("reachable_kv_bytes")
+    where = "in decoding and prefill" if reached else "in prefill; a batch of decoding sequences has no room"
+    return Outcome(
+        f"holds from {tokens:,.0f} tokens per pass on: {where}",
+        f"arithmetic / link = {count(flops)} x {given('weight_element_bytes'):g} / 2 / {link / 1e9:g} GB/s = "
+        f"{tokens:,.0f} tokens per pass. As many sequences of {context:,.0f} tokens: {format_bytes(cache)} of cache, "
+        f"{cache / given('gpt3_weights_bytes'):.3g} times the weights; or {prompts:.2g} prompts of that length at "
+        "once. Below that, prefetching was measured to gain nothing from host memory at batches of 64 to 256, and "
+        f"{given('prefetch_gain_disk'):.0%} from NVMe",
+        {"tokens_per_pass": tokens, "kv_cache_bytes": cache, "kv_over_weights": cache / given("gpt3_weights_bytes")},
+    )
+
+
+def _pipeline(given: Ledger) -> Outcome:
+    stages = max(1, round(given("pipeline_devices")))
+    one = _decode_s(given, Arrangement(strategy="resident"))
+    many = _decode_s(given, Arrangement(strategy="pipeline", pipeline=stages))
+    return Outcome(
+        "holds" if many >= 0.99 * one else f"false: {one / many:.3g} times faster",
+        f"GPT-3 at batch {given('latency_batch'):g}: {format_seconds(one)} per token on one device (had it the room), "
+        f"{format_seconds(many)} on a pipeline of {stages}: each token still passes every layer, and {stages} hops",
+        {"one_device_s": one, "pipeline_s": many},
+    )
+
+
+def _width(given: Ledger) -> Outcome:
+    devices, growth = max(2, round(given("width_devices"))), given("width_growth")
+    shape, wide = model("gpt-3"), _widened(model("gpt-3"), growth)
+    few = _exchange_share(given, shape, 2)
+    many = _exchange_share(given, shape, devices)
+    wider = _exchange_share(given, wide, devices)
+    by_devices, by_width = many > few, wider > many
+    slower = given("eight_small_computers_s") / given("four_small_computers_s")
+    verdict = "holds" if by_devices and by_width else "half right" if by_devices or by_width else "false"
+    if verdict == "half right":
+        part = "fewer neurons per device" if by_devices else "width"
+        other = "width" if by_devices else "fewer neurons per device"
+        verdict += f": its share grows with {part} and falls with {other}"
+    return Outcome(
+        verdict,
+        f"seconds of exchange per second of a layer's products: {few:.3g} on 2 devices, {many:.3g} on {devices}; with "
+        f"{growth:g} times the width {wider:.3g}. Volume grows with width, a device's products with its square over "
+        "the devices. What limits in practice is the time of each exchange, not its volume: eight small computers take "
+        f"{slower:.3g} times as long as four, eight H200 are {given('width_8_speedup'):g} times as fast as one",
+        {"share_2_devices": few, "share_many_devices": many, "share_wider": wider, "eight_over_four": slower},
+    )
+
+
+def _larger(given: Ledger) -> Outcome:
+    floors = {device: given(memory_name(device)) / given(memory_rate_name(device)) for device in _FLOORS}
+    layers, more = given("gpt3_layers"), given("larger_layers")
+    low, high = given("layer_overhead_low_s"), given("layer_overhead_high_s")
+    floor = floors["H100"]
+    growths = [(floor + more * each) / (floor + layers * each) for each in (low, high)]
+    parameters = given("growth")
+    mild = max(growths) < parameters / 10
+    verdict = "false" if max(growths) <= 1 else "holds, mildly" if mild else "holds"
+    slower = f"{min(growths):.3g} to {max(growths):.3g} times the latency"
+    return Outcome(
+        f"{verdict}: {slower} for {parameters:,.0f} times the parameters",
+        "reading a full memory once: "
+        + ", ".join(f"{device} {format_seconds(seconds)}" for device, seconds in floors.items())
+        + ", however many devices hold the model; what grows is layers x overhead: "
+        + f"{layers:,.0f} x {low * 1e6:g} to {high * 1e6:g} us = {format_seconds(layers * low)} to "
+        + f"{format_seconds(layers * high)}, and {more:,.0f} x the same = {format_seconds(more * low)} to "
+        + format_seconds(more * high),
+        {
+            **{f"floor_s {device}": seconds for device, seconds in floors.items()},
+            "overhead_low_s": layers * low,
+            "overhead_high_s": layers * high,
+            "overhead_1000x_low_s": more * low,
+            "overhead_1000x_high_s": more * high,
+        },
+    )
+
+
+def _carried(given: Ledger, batch: str) -> PassTokens:
+    return PassTokens(sequences=given(batch), new_tokens=1, context_tokens=given("latency_context_tokens"))
+
+
+def _decode_s(given: Ledger, arrangement: Arrangement) -> float:
+    shape, place = model("gpt-3"), machine(_PARALLEL)
+    rates = expected_rates(place, arrangement, shape)
+    return pass_cost(shape, place, arrangement, _carried(given, "latency_batch"), rates).total_s
+
+
+def _exchange_share(given: Ledger, shape: ModelShape, devices: int) -> float:
+    """Exchange over products, per pass."""
+    place, arrangement = machine(_PARALLEL), Arrangement(strategy="tensor", tensor=devices)
+    rates = expected_rates(place, arrangement, shape)
+    cost = pass_cost(shape, place, arrangement, _carried(given, "width_batch"), rates)
+    return cost.communication_s / (cost.compute_s + cost.memory_s)
+
+
+def _widened(shape: ModelShape, times: float) -> ModelShape:
+    """The same depth, `times` the hidden size: matrices grow with the square."""
+
+    def wide(layer: LayerShape) -> LayerShape:
+        return replace(
+            layer,
+            attention_parameters=round(layer.attention_parameters * times**2),
+            attention_bytes=layer.attention_bytes * times**2,
+            feed_forward_parameters=round(layer.feed_forward_parameters * times**2),
+            feed_forward_bytes=layer.feed_forward_bytes * times**2,
+        )
+
+    return replace(
+        shape,
+        hidden_size=round(shape.hidden_size * times),
+        head_parameters=round(shape.head_parameters * times),
+        head_bytes=shape.head_bytes * times,
+        groups=tuple(LayerGroup(layer=wide(group.layer), count=group.count) for group in shape.groups),
+    )
+
+
+CLAIMS = (
+    Claim(name="streaming-latency", says="streaming the weights through a device has a high latency", check=_streaming),
+    Claim(
+        name="overlap",
+        says="(revised) loading while computing removes it, if loading is no slower than computing",
+        check=_overlap,
+    ),
+    Claim(name="pipeline-latency", says="spreading layers over devices does not lower the latency", check=_pipeline),
+    Claim(
+        name="width-exchange",
+        says="splitting layers by width, communication grows with width and with fewer neurons per device",
+        check=_width,
+    ),
+    Claim(name="larger-is-slower", says="larger networks have a higher latency in general", check=_larger),
+)

@@ -1,0 +1,157 @@
+"""Claims about the world's devices: how many there are, and how many copies for eight billion readers would need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from headrace.economics.claims.facts import equivalents, model_fact, predicted_service, stock, stock_power
+from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, count
+from headrace.planning.price import HOURS_PER_YEAR
+
+
+class _Case(NamedTuple):
+    """A model whose throughput per device was measured in offline batches."""
+
+    key: str
+    called: str
+    device: str
+    tokens_per_s: Assumption
+    predicted: Default
+
+
+_CASES = (
+    _Case(
+        key="llama70b",
+        called="Llama-3.3-70B in 4 bits",
+        device="b200",
+        tokens_per_s=Assumption(7007, "per B200, best offline rate published"),
+        predicted=predicted_service("llama-3.3-70b", "nvfp4", "b200", prompt_tokens=1024, generate_tokens=1024),
+    ),
+    _Case(
+        key="deepseek_r1",
+        called="DeepSeek-R1",
+        device="gb300",
+        tokens_per_s=Assumption(5842, "per GPU of a GB300 NVL72, best offline rate published"),
+        predicted=predicted_service("deepseek-v3", "nvfp4", "72xgb300", prompt_tokens=1024, generate_tokens=1024),
+    ),
+    _Case(
+        key="llama405b",
+        called="Llama-3.1-405B in 4 bits",
+        device="b200",
+        tokens_per_s=Assumption(1302, "per GPU, best offline rate published"),
+        predicted=predicted_service("llama-3.1-405b", "nvfp4", "8xb200", prompt_tokens=1024, generate_tokens=1024),
+    ),
+)
+
+ASSUMPTIONS: dict[str, Default] = {
+    "readers": Assumption(8e9, "one for every person"),
+    "reader_tokens_per_s": Assumption(10, "a little faster than people read"),
+    "stock_h100_equivalents": stock,
+    "stock_power_w": stock_power,
+    "b200_h100_equivalents": equivalents("b200"),
+    "gb300_h100_equivalents": equivalents("gb300"),
+    "llama405b_parameters": model_fact("llama-3.1-405b", "parameters"),
+    "interactive_factor": Assumption(
+        4, "promised speed or long contexts cost 2 to 10 times the offline rate; estimate"
+    ),
+    "sessions_low": Assumption(20.0e6, "concurrent sessions of frontier agents that 2026's devices allow, low (Epoch)"),
+    "sessions_high": Assumption(40.1e6, "the same, high (Epoch)"),
+    **{f"{case.key}_tokens_per_s": case.tokens_per_s for case in _CASES},
+    **{f"{case.key}_predicted_tokens_per_s": case.predicted for case in _CASES},
+    "datacentres_2024_twh": Assumption(415, "electricity of all data centres in 2024 (IEA)"),
+    "gb300_equivalents_2026": Assumption(24.0e6, "Epoch, September 2026: installed through 2026"),
+    "gb300_equivalents_2027": Assumption(60.4e6, "Epoch, September 2026: expected through 2027"),
+}
+
+
+def _verdict(times: float) -> str:
+    if times <= 1:
+        return f"false: {times:.2g} of what is installed would do"
+    return f"holds: {count(float(f'{times:.2g}'))} times what is installed"
+
+
+def _needed(given: Ledger, rate: float, device: str) -> tuple[float, float, str]:
+    """Devices, times the stock, and the arithmetic."""
+    readers, each = given("readers"), given("reader_tokens_per_s")
+    stocked, worth = given("stock_h100_equivalents"), given(f"{device}_h100_equivalents")
+    devices, held = readers * each / rate, stocked / worth
+    text = (
+        f"{count(readers)} x {each:g} tokens/s / {rate:.4g} per device = {count(devices)} {device.upper()}; the stock "
+        f"of {count(stocked)} H100 equivalents / {worth:.3g} is {count(held)} of them: {devices / held:.4g} times"
+    )
+    return devices, devices / held, text
+
+
+def _copies(case: _Case) -> Callable[[Ledger], Outcome]:
+    def check(given: Ledger) -> Outcome:
+        devices, times, text = _needed(given, given(f"{case.key}_tokens_per_s"), case.device)
+        factor, predicted = given("interactive_factor"), given(f"{case.key}_predicted_tokens_per_s")
+        return Outcome(
+            _verdict(times),
+            f"{text}; answering at a promised speed, about {times * factor:.3g} times. Predicted instead of measured: "
+            f"{predicted:.4g} tokens/s per device",
+            {
+                "devices": devices,
+                "times_stock": times,
+                "times_stock_interactive": times * factor,
+                "predicted_tokens_per_s_per_device": predicted,
+            },
+        )
+
+    return check
+
+
+def _copies_larger(given: Ledger) -> Outcome:
+    parameters = given("growth") * given("gpt3_parameters")
+    rate = given("llama405b_tokens_per_s") * given("llama405b_parameters") / parameters
+    devices, times, text = _needed(given, rate, "b200")
+    return Outcome(
+        _verdict(times),
+        f"{count(parameters)} dense parameters, in proportion to Llama-3.1-405B: {rate:.3g} tokens/s per B200. {text}",
+        {"tokens_per_s_per_device": rate, "devices": devices, "times_stock": times},
+    )
+
+
+def _stock(given: Ledger) -> Outcome:
+    total, watts = given("stock_h100_equivalents"), given("stock_power_w")
+    worth = given("gb300_h100_equivalents")
+    later = [given(f"gb300_equivalents_{year}") * worth for year in (2026, 2027)]
+    twh = watts * HOURS_PER_YEAR / 1e12
+    all_twh = given("datacentres_2024_twh")
+    return Outcome(
+        f"{total / 1e6:.3g} million H100 equivalents, {watts / 1e9:.3g} GW of devices",
+        f"sum over makers; {watts / total:.3g} W each; run all year {twh:.3g} TWh, {twh / all_twh:.0%} of the "
+        f"{all_twh:g} TWh of all data centres in 2024. Through 2026 {count(later[0])}, through 2027 {count(later[1])} "
+        "are expected",
+        {"h100_equivalents": total, "power_w": watts, "twh_per_year": twh, "h100_equivalents_2027": later[1]},
+    )
+
+
+def _sessions(given: Ledger) -> Outcome:
+    readers, fewest, most = given("readers"), given("sessions_low"), given("sessions_high")
+    low, high = readers / most, readers / fewest
+    return Outcome(
+        f"holds: {low:,.0f} to {high:,.0f} times too few" if low > 1 else "false: there is room for all",
+        f"{count(readers)} readers / {count(fewest)} to {count(most)} sessions at once",
+        {"times_low": low, "times_high": high},
+    )
+
+
+CLAIMS = (
+    Claim(name="world-stock", says="(added) the accelerators installed in the world", check=_stock),
+    *(
+        Claim(
+            name=f"copies-{case.key.replace('_', '-')}",
+            says=f"a copy for everybody needs far more devices than there are ({case.called})",
+            check=_copies(case),
+        )
+        for case in _CASES
+    ),
+    Claim(
+        name="copies-1000x",
+        says="a copy for everybody needs far more devices than there are (a model a thousand times GPT-3)",
+        check=_copies_larger,
+    ),
+    Claim(name="agent-sessions", says="(added) an agent at work for everybody", check=_sessions),
+)

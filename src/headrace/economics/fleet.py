@@ -1,0 +1,240 @@
+"""N copies of a model writing at r tokens per second: devices, share of the world's, power, dollars, against a writer.
+
+A copy is one reader's conversation; many share one set of weights in a batch. `private_devices` is what it would
+take if they did not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headrace.economics.service import Promise, Service, best_service
+from headrace.errors import HeadraceError, InvalidRequestError
+from headrace.machine.machine import Processor
+from headrace.machine.quantity import Interval, Quantity, interval_of
+from headrace.planning import price
+from headrace.planning.comparison import Question
+from headrace.planning.price import DEFAULT_TERMS, HOURS_PER_YEAR, Terms
+from headrace.planning.rates import arithmetic_format
+
+H100_FLOPS = 989e12
+"""dense 16-bit operations per second of an H100, the unit in which devices are added up"""
+TOKENS_PER_PARAMETER = 20.0
+"""training tokens that are assumed where none are given (Hoffmann et al. 2022, compute-optimal)"""
+TRAINING_SHARE = Quantity(0.4, 0.3, 0.55, "share of peak arithmetic that large training runs report; estimate")
+HUMAN_USD_PER_PAGE = Quantity(
+    75.0,
+    32.27,
+    375.0,
+    "from one hour at the median wage of writers in the United States (BLS 2020: 32.27 $/h) to freelance rates of 0.10 "
+    "to 0.50 $ per word",
+)
+_SECONDS_PER_DAY = 86_400.0
+_WAITS_FOR_LINKS = ("host link", "disk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stock:
+    """Installed accelerators, in H100 equivalents."""
+
+    h100_equivalents: Quantity
+    date: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetAsked:
+    """What the fleet is for. `question.work.sequences` is not used: the batch is found, or `sequences` fixes it."""
+
+    question: Question
+    copies: float
+    tokens_per_s: float
+    """that each copy writes, on average"""
+    promise: Promise
+    sequences: int | None = None
+    training_tokens: float | None = None
+    terms: Terms = DEFAULT_TERMS
+    stock: Stock | None = None
+
+    def __post_init__(self) -> None:
+        for what, value in (("copies", self.copies), ("tokens per second", self.tokens_per_s)):
+            if not 0 < value < 1e18:
+                raise InvalidRequestError(f"{value} {what} cannot be meant; it must be more than 0")
+        if self.training_tokens is not None and not 0 < self.training_tokens < 1e24:
+            raise InvalidRequestError(f"{self.training_tokens} training tokens cannot be meant; more than 0 are needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bill:
+    """What it costs one way, rented or owned (then with the devices that stand idle for their share of the time)."""
+
+    usd_per_device_hour: Interval
+    usd_per_year: Interval
+    usd_per_million_tokens: Interval
+    usd_per_million_prompt_tokens: Interval
+    usd_per_750_words: Interval
+    human_times_dearer: Interval
+    """a writer's price over this one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """The answer. Dollars and joules per token are those of devices that are busy; those per year of all of them."""
+
+    service: Service
+    devices: Interval
+    """whole groups of as many as one batch takes"""
+    copies_per_device: Interval
+    devices_per_copy_of_weights: int
+    private_devices: float
+    """where no two copies share weights, at the fewest devices that hold them"""
+    h100_equivalents: Interval
+    stock_share: Interval | None
+    device_power_w: Interval | None
+    site_power_w: Interval | None
+    joules_per_token: Interval | None
+    rented: Bill | str
+    """or why it cannot be reckoned"""
+    owned: Bill | str
+    training_tokens: float
+    crossover_tokens: float
+    """operation for operation: three times the training tokens"""
+    crossover_days: float
+    inference_share: float
+    """share of the peak arithmetic that this service reaches, prompts included"""
+    crossover_tokens_in_money: float
+    """counting device hours, in which training reaches `TRAINING_SHARE` of the peak"""
+    tokens_per_day: float
+    """read and written"""
+
+
+def plan_fleet(asked: FleetAsked) -> Fleet:
+    """Size it. Raises MachineError where the model does not fit or the promise cannot be kept."""
+    question = asked.question
+    service = best_service(question, asked.promise, sequences=asked.sequences)
+    rate = service.tokens_per_s_per_device
+    wanted = asked.copies * asked.tokens_per_s
+    devices = Interval(
+        expected=_whole(wanted / rate.expected, service),
+        low=_whole(wanted / rate.high, service),
+        high=_whole(wanted / rate.low, service),
+    )
+    equivalents = price.scaled(devices, h100_equivalents(question.machine.processor))
+    work = question.work
+    per_day = wanted * _SECONDS_PER_DAY * work.context_tokens / work.generate_tokens
+    training = asked.training_tokens or TOKENS_PER_PARAMETER * question.shape.parameters
+    crossover = price.crossover_tokens(training)
+    reached = _inference_share(question, service)
+    chips, site = _power(asked, service, devices)
+    rated = question.machine.processor.power_w
+    held = service.answer.arrangement
+    return Fleet(
+        service=service,
+        devices=devices,
+        copies_per_device=price.scaled(rate, 1 / asked.tokens_per_s),
+        devices_per_copy_of_weights=held.devices_per_copy,
+        private_devices=asked.copies * _fewest_devices(question, held.devices_per_copy),
+        h100_equivalents=equivalents,
+        stock_share=None if asked.stock is None else _share(equivalents, asked.stock.h100_equivalents),
+        device_power_w=chips,
+        site_power_w=site,
+        joules_per_token=None
+        if rated is None
+        else price.joules_per_token(rated, rate, drawn_share=drawn_share(service)),
+        rented=_bill(lambda: _interval(price.rent_usd_per_h(question.machine.processor)), service, devices),
+        owned=_bill(
+            lambda: price.owned_usd_per_h(
+                question.machine.processor, terms=asked.terms, drawn_share=drawn_share(service)
+            ),
+            service,
+            devices,
+        ),
+        training_tokens=training,
+        crossover_tokens=crossover,
+        crossover_days=price.days_until(crossover, tokens_per_day=per_day),
+        inference_share=reached,
+        crossover_tokens_in_money=price.crossover_tokens(
+            training, training_share=TRAINING_SHARE.expected, inference_share=reached
+        ),
+        tokens_per_day=per_day,
+    )
+
+
+def h100_equivalents(processor: Processor) -> float:
+    """Dense 16-bit arithmetic over that of an H100, as the count of installed devices is made."""
+    return processor.flops[arithmetic_format("bf16", processor.flops)].expected / H100_FLOPS
+
+
+def drawn_share(service: Service) -> Quantity:
+    """Share of the rated power that a device draws in this service."""
+    if service.answer.binds in _WAITS_FOR_LINKS:
+        return price.STREAMING_POWER_SHARE
+    return price.power_share(service.filled_share)
+
+
+def _whole(devices: float, service: Service) -> float:
+    return float(math.ceil(devices / service.devices * (1 - 1e-12)) * service.devices)
+
+
+def _inference_share(question: Question, service: Service) -> float:
+    work, flops = question.work, question.machine.processor.flops
+    tokens = service.tokens_per_s_per_device.expected * work.context_tokens / work.generate_tokens
+    operations = price.FLOPS_PER_PARAMETER_INFERRED * question.shape.active_parameters * tokens
+    return min(1.0, operations / flops[arithmetic_format(question.shape.weight_format, flops)].expected)
+
+
+def _power(asked: FleetAsked, service: Service, devices: Interval) -> tuple[Interval | None, Interval | None]:
+    """Return the devices' power, and the site's with hosts and cooling."""
+    rated = asked.question.machine.processor.power_w
+    if rated is None:
+        return None, None
+    constants = {
+        "devices": _quantity(devices),
+        "rated": rated,
+        "drawn": drawn_share(service),
+        "server_w": asked.terms.server_w,
+        "pue": asked.terms.pue,
+    }
+    chips = interval_of(constants, lambda v: v["devices"] * v["rated"] * v["drawn"])
+    site = interval_of(constants, lambda v: v["devices"] * (v["rated"] * v["drawn"] + v["server_w"]) * v["pue"])
+    return chips, site
+
+
+def _bill(reckon: Callable[[], Interval], service: Service, devices: Interval) -> Bill | str:
+    try:
+        hour = reckon()
+    except HeadraceError as error:
+        return str(error)
+    million = price.usd_per_million_tokens(hour, service.tokens_per_s_per_device)
+    page = price.usd_per_page(million)
+    return Bill(
+        usd_per_device_hour=hour,
+        usd_per_year=interval_of(
+            {"devices": _quantity(devices), "hour": _quantity(hour)},
+            lambda v: v["devices"] * v["hour"] * HOURS_PER_YEAR,
+        ),
+        usd_per_million_tokens=million,
+        usd_per_million_prompt_tokens=price.usd_per_million_tokens(hour, service.prompt_tokens_per_s_per_device),
+        usd_per_750_words=page,
+        human_times_dearer=interval_of(
+            {"human": HUMAN_USD_PER_PAGE, "page": _quantity(page)}, lambda v: v["human"] / v["page"]
+        ),
+    )
+
+
+def _fewest_devices(question: Question, most: int) -> int:
+    """Fewest devices whose memory holds the weights (or those that stay, where the service streams)."""
+    return min(most, math.ceil(question.shape.weights_bytes / question.device_bytes))
+
+
+def _share(amount: Interval, of: Quantity) -> Interval:
+    return interval_of({"amount": _quantity(amount), "of": of}, lambda v: v["amount"] / v["of"])
+
+
+def _quantity(interval: Interval) -> Quantity:
+    return Quantity(interval.expected, interval.low, interval.high, "predicted")
+
+
+def _interval(quantity: Quantity) -> Interval:
+    return Interval(expected=quantity.expected, low=quantity.low, high=quantity.high)

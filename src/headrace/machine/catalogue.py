@@ -1,0 +1,433 @@
+"""Machines by name: `h100`, `8xa100-80`, `4x8xh100` (four computers of eight), `dgx-2`, `4xv100-32@dgx-2`, or a file.
+
+The facts lie in `processors.toml`, `links.toml` and `systems.toml`, each with its source. A processor that is
+named alone gets the computer that such processors are usually found in.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import MachineError, near_names
+from headrace.machine.machine import Host, Link, Machine, Processor
+from headrace.machine.machine_file import load_machine
+from headrace.machine.machine_name import MachineName, entry_named, name_key, parse_machine_name
+from headrace.machine.quantity import Quantity
+from headrace.machine.unit_text import read_number, read_quantity
+
+_ASSUMED_ACHIEVABLE = Quantity(0.7, 0.5, 0.9, "assumed: large products reach 50-90 % of the peak")
+_ASSUMED_HOST_LINK = Quantity(52e9, 24e9, 225e9, "assumed: no source names the link; between PCIe 4 and NVLink-C2C")
+_CONSUMER = re.compile(r"^(RTX|RX|GTX|Titan|Quadro|Arc)")
+_HOST_LATENCY = Quantity(10e-6, 3e-6, 30e-6, "estimate: one asynchronous copy")
+_DISK_LATENCY = Quantity(100e-6, 20e-6, 500e-6, "estimate: one read request")
+_PEER_LATENCY = Quantity(4e-6, 2e-6, 10e-6, "formulas.md section 5: 4-7 us per collective within a node")
+_NETWORK_LATENCY = Quantity(12e-6, 8e-6, 50e-6, "0.6 us on the wire, 10-15 us of software")
+_PCIE_PEER_SHARE = 0.5
+"""devices without a link of their own exchange over the host's bus, in and out of its memory"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorEntry:
+    """A processor of the catalogue with the names it goes by and the links it comes with."""
+
+    processor: Processor
+    aliases: tuple[str, ...]
+    source: str
+    notes: str
+    scale_up_name: str | None
+    scale_up: Quantity | None
+    host_link_name: str | None
+    host_link: Quantity | None
+    usual_class: str | None = None
+    """class of computers in `systems.toml`, where its kind does not tell"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkEntry:
+    """A link, memory, disk or network of the catalogue: achieved rate."""
+
+    name: str
+    kind: str
+    rate: Quantity
+    nominal_bytes_per_s: float
+    notes: str
+
+
+def find_machine(text: str) -> Machine:
+    """Resolve a name, a count of it, or the path of a machine file.
+
+    Raises MachineError with near matches for what is unknown, and for counts that cannot be meant.
+    """
+    asked = text.strip()
+    path = _existing_file(asked)
+    if path is not None:
+        return load_machine(path)
+    if asked.endswith(".toml"):
+        raise MachineError(f"the machine file {asked} does not exist")
+    written = parse_machine_name(asked)
+    system = entry_named(written.name, _systems())
+    if written.system is not None:
+        return _counted(_held_by(written), written, usual=False)
+    if system is not None:
+        if written.nodes is not None:
+            times = written.nodes * (written.count or 1)
+            raise MachineError(f"{asked!r}: {written.name} is a whole computer; write {times}x{written.name}")
+        return replace(_system(system, None), nodes=written.count or 1, name=asked)
+    if (cpu := entry_named(written.name, _cpus())) is not None:
+        return _counted(_cpu(cpu), written)
+    if (entry := entry_named(written.name, _processors())) is not None:
+        return _counted(_usual(entry), written)
+    known = [*_systems(), *_cpus(), *_processors()]
+    raise MachineError(
+        f"there is no machine {_short(written.name)} in the catalogue; {near_names(name_key(written.name), known)}"
+        "`headrace machines` lists them"
+    )
+
+
+def _held_by(written: MachineName) -> Machine:
+    """Return the system behind the @ with the processor before it."""
+    system = entry_named(written.system or "", _systems())
+    if system is None:
+        raise MachineError(
+            f"there is no system {_short(written.system or '')} in the catalogue; "
+            f"{near_names(name_key(written.system or ''), _systems())}"
+            f"known: {', '.join(sorted({entry['name'] for entry in _systems().values()}))}"
+        )
+    entry = entry_named(written.name, _processors())
+    if entry is None:
+        raise MachineError(
+            f"{written.text!r}: {_short(written.name)} is no processor that a computer could hold; "
+            f"{near_names(name_key(written.name), _processors())}`headrace machines` lists them"
+        )
+    own = _system(system, None)
+    if entry.processor.name == own.processor.name:
+        return own
+    note = f"{system['name']} with {entry.processor.name} in place of its {own.processor.name}"
+    return replace(_system(system, entry), notes=(note,))
+
+
+def _existing_file(text: str) -> Path | None:
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # too long for a path, nobody's home, a zero byte
+        return None
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 60 else f"{name[:57]}...")
+
+
+def processor_entries() -> tuple[ProcessorEntry, ...]:
+    """All processors, in the file's order."""
+    return tuple({id(entry): entry for entry in _processors().values()}.values())
+
+
+def link_entries() -> tuple[LinkEntry, ...]:
+    """All links, memories, disks and networks."""
+    return tuple(_links().values())
+
+
+def system_names() -> tuple[str, ...]:
+    """Names of whole computers, by their first alias."""
+    named = [entry["aliases"][0] for entry in _catalogue("systems")["system"] + _catalogue("systems")["cpu"]]
+    return tuple(named)
+
+
+def with_parts(
+    machine: Machine,
+    *,
+    host_link: Quantity | None = None,
+    storage: Quantity | None = None,
+    scale_up: Quantity | None = None,
+    network: Quantity | None = None,
+    host_memory_bytes: float | None = None,
+    device_memory_bytes: float | None = None,
+) -> Machine:
+    """The same machine with some parts exchanged: what a source states about its own computer."""
+    links = dict(machine.links)
+    latencies = {
+        "host": _HOST_LATENCY,
+        "storage": _DISK_LATENCY,
+        "scale_up": _PEER_LATENCY,
+        "network": _NETWORK_LATENCY,
+    }
+    for role, rate in (("host", host_link), ("storage", storage), ("scale_up", scale_up), ("network", network)):
+        if rate is not None:
+            former = links.get(role)
+            uplink = None if former is None else former.uplink
+            latency = latencies[role] if former is None else former.latency_s
+            links[role] = Link(name=role, bytes_per_s=rate, latency_s=latency, uplink=uplink)
+    host = machine.host
+    if host is not None and host_memory_bytes is not None:
+        host = replace(host, memory_bytes=host_memory_bytes)
+    processor = machine.processor
+    if device_memory_bytes is not None:
+        processor = replace(processor, memory_bytes=device_memory_bytes)
+    return replace(machine, links=links, host=host, processor=processor)
+
+
+# -- counts -------------------------------------------------------------------------------------------------------
+
+
+def _counted(machine: Machine, written: MachineName, *, usual: bool = True) -> Machine:
+    """Give a machine its number of devices: so many in each of its nodes, or spread evenly over nodes.
+
+    `usual`: the computer was not named, so it may hold more devices than most of its kind do; else it may not.
+    """
+    full, nodes, count = machine.devices, written.nodes, written.count
+    machine = replace(machine, name=written.text)
+    if not usual and count is not None and count > full:
+        raise MachineError(
+            f"{written.text!r}: {written.system} holds {full} devices; write {math.ceil(count / full)}x{full}x"
+            f"{written.name}@{written.system} for as many computers"
+        )
+    if count is None:
+        count = 1 if usual else full
+    if nodes is not None:
+        return _with_devices(replace(machine, nodes=nodes), count)
+    if machine.host is None and count > full:
+        return replace(_with_devices(machine, 1), nodes=count)  # computers, joined by their network
+    if count <= full:
+        return _with_devices(machine, count)
+    per_node = next((n for n in range(full, 0, -1) if count % n == 0 and 2 * n > full), None)
+    if per_node is not None:
+        note = f"{count} devices taken as {count // per_node} computers of {per_node}"
+        return _with_devices(replace(machine, nodes=count // per_node, notes=(*machine.notes, note)), per_node)
+    if count > 2 * full:
+        raise MachineError(
+            f"{written.text!r}: {count} devices do not fill equal computers of up to {full}; {count // full * full} or "
+            f"{math.ceil(count / full) * full} do, or write how many are in each, as in 2x{full}x{written.name}"
+        )
+    note = f"{count} devices taken to be in one computer, though {full} are usual"
+    return _with_devices(replace(machine, notes=(*machine.notes, note)), count)
+
+
+def _with_devices(machine: Machine, devices: int) -> Machine:
+    """Set the devices per node; where they have no link of their own they exchange over the host's bus."""
+    links = dict(machine.links)
+    if devices > 1 and "scale_up" not in links and "host" in links:
+        rate = links["host"].bytes_per_s.times(_PCIE_PEER_SHARE, "device to device over the host's bus")
+        links["scale_up"] = Link(
+            name="scale_up",
+            bytes_per_s=Quantity(rate.expected, rate.low / 2, rate.high * 1.8, rate.source),
+            latency_s=Quantity(12e-6, 6e-6, 30e-6, "estimate: over the host's bus"),
+        )
+    return replace(machine, devices=devices, links=links)
+
+
+# -- making machines ----------------------------------------------------------------------------------------------
+
+
+def _usual(entry: ProcessorEntry) -> Machine:
+    """Return the computer that such a processor is usually found in, with one device."""
+    if entry.usual_class is not None:
+        return _assemble(entry.processor.name, entry, _class(entry.usual_class), {})
+    for made in _catalogue("systems")["class"]:
+        if entry.processor.kind in made.get("kinds", ()) and not _CONSUMER.match(entry.processor.name):
+            return _assemble(entry.processor.name, entry, made, {})
+    return _assemble(entry.processor.name, entry, _class("desktop"), {})
+
+
+def _system(raw: Mapping[str, Any], entry: ProcessorEntry | None) -> Machine:
+    held = entry if entry is not None else _processors()[name_key(raw["processor"])]
+    return _assemble(raw["name"], held, _class(raw["class"]), raw)
+
+
+def _class(name: str) -> Mapping[str, Any]:
+    return next(entry for entry in _catalogue("systems")["class"] if entry["name"] == name)
+
+
+def _assemble(name: str, entry: ProcessorEntry, usual: Mapping[str, Any], own: Mapping[str, Any]) -> Machine:
+    raw = {**usual, **own}
+    where = f"catalogue, {name}"
+    host = None
+    links: dict[str, Link] = {}
+    if "host_memory" in raw:
+        rate = read_quantity(raw["host_memory_rate"], "rate", field=f"{where}: host_memory_rate", source=where)
+        host = Host(
+            memory_bytes=read_number(raw["host_memory"], "size", field=f"{where}: host_memory"),
+            memory_bytes_per_s=rate,
+            flops=read_quantity(raw["host_flops"], "flops", field=f"{where}: host_flops", source=where),
+        )
+        bridge = (
+            read_quantity(raw["bridge"], "rate", field=f"{where}: bridge", source=where)
+            if "bridge" in raw
+            else rate.times(float(raw["bridge_share"]), "what all host links together draw from host memory")
+        )
+        links["bridge"] = Link(name="bridge", bytes_per_s=bridge, latency_s=Quantity.of(0.0, "part of the links"))
+        links["host"] = Link(
+            name="host", bytes_per_s=entry.host_link or _ASSUMED_HOST_LINK, latency_s=_HOST_LATENCY, uplink="bridge"
+        )
+    if "storage" in raw:
+        disk = _links()[raw["storage"]]
+        count = int(raw.get("storage_count", 1)) if "storage" not in own or "storage_count" in own else 1
+        links["storage"] = Link(
+            name="storage",
+            bytes_per_s=disk.rate.times(count, f"{count} x {disk.name}" if count > 1 else disk.name),
+            latency_s=_DISK_LATENCY,
+        )
+    devices = int(raw.get("devices", 1))
+    if entry.scale_up is not None:
+        links["scale_up"] = Link(name="scale_up", bytes_per_s=entry.scale_up, latency_s=_PEER_LATENCY)
+    if "network" in raw:
+        line = _links()[raw["network"]]
+        links["network"] = Link(name="network", bytes_per_s=line.rate, latency_s=_NETWORK_LATENCY)
+    machine = Machine(
+        name=name,
+        processor=entry.processor,
+        devices=devices,
+        host=host,
+        disk_bytes=read_number(raw["disk"], "size", field=f"{where}: disk") if "disk" in raw else None,
+        links=links,
+    )
+    return _with_devices(machine, devices)
+
+
+def _cpu(raw: Mapping[str, Any]) -> Machine:
+    where = f"catalogue, {raw['name']}"
+    rate = read_quantity(raw["memory_rate"], "rate", field=f"{where}: memory_rate", source=where)
+    disk = _links()[raw["storage"]]
+    line = _links()[raw.get("network", "Ethernet 10G")]
+    return Machine(
+        name=raw["name"],
+        processor=Processor(
+            name=raw["name"],
+            kind="cpu",
+            memory_bytes=read_number(raw["memory"], "size", field=f"{where}: memory"),
+            memory_bytes_per_s=rate,
+            flops={"bf16": read_quantity(raw["flops"], "flops", field=f"{where}: flops", source=where)},
+            achievable=Quantity(0.6, 0.4, 0.9, "estimate: share of the peak that products reach on CPUs"),
+        ),
+        devices=1,
+        links={
+            "storage": Link(name="storage", bytes_per_s=disk.rate, latency_s=_DISK_LATENCY),
+            "network": Link(name="network", bytes_per_s=line.rate, latency_s=Quantity(60e-6, 30e-6, 200e-6, "TCP")),
+        },
+    )
+
+
+# -- the files ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _catalogue(name: str) -> dict[str, Any]:
+    text = resources.files("headrace.machine").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+@functools.cache
+def _processors() -> dict[str, ProcessorEntry]:
+    found: dict[str, ProcessorEntry] = {}
+    for raw in _catalogue("processors")["processor"]:
+        entry = _processor_entry(raw)
+        for alias in {name_key(raw["name"]), *(name_key(alias) for alias in raw["aliases"])}:
+            if alias in found:
+                raise MachineError(f"the catalogue has two processors {alias!r}")
+            found[alias] = entry
+    return found
+
+
+@functools.cache
+def _systems() -> dict[str, dict[str, Any]]:
+    return {
+        key: raw
+        for raw in _catalogue("systems")["system"]
+        for key in {name_key(raw["name"]), *(name_key(alias) for alias in raw["aliases"])}
+    }
+
+
+@functools.cache
+def _cpus() -> dict[str, dict[str, Any]]:
+    return {
+        key: raw
+        for raw in _catalogue("systems")["cpu"]
+        for key in {name_key(raw["name"]), *(name_key(alias) for alias in raw["aliases"])}
+    }
+
+
+@functools.cache
+def _links() -> dict[str, LinkEntry]:
+    found = {}
+    for raw in _catalogue("links")["link"]:
+        field = f"catalogue, {raw['name']}"
+        found[raw["name"]] = LinkEntry(
+            name=raw["name"],
+            kind=raw["kind"],
+            rate=read_quantity(raw["rate"], "rate", field=field, source=f"{raw['name']}: {raw['source']}"),
+            nominal_bytes_per_s=read_number(raw["nominal"], "rate", field=field),
+            notes=raw.get("notes", ""),
+        )
+    return found
+
+
+def _processor_entry(raw: Mapping[str, Any]) -> ProcessorEntry:
+    where, source = f"catalogue, {raw['name']}", str(raw["source"])
+
+    def quantity(name: str, kind: str) -> Quantity | None:
+        if name not in raw:
+            return None
+        return read_quantity(raw[name], kind, field=f"{where}: {name}", source=source)
+
+    memory_rate = quantity("memory_rate", "rate")
+    if memory_rate is None:
+        raise MachineError(f"{where} has no memory_rate")
+    scale_up, host_link = raw.get("scale_up"), raw.get("host_link")
+    return ProcessorEntry(
+        processor=Processor(
+            name=raw["name"],
+            kind=raw["kind"],
+            memory_bytes=read_number(raw["memory"], "size", field=f"{where}: memory"),
+            memory_bytes_per_s=memory_rate,
+            flops={
+                name: read_quantity(value, "flops", field=f"{where}: flops.{name}", source=source)
+                for name, value in raw["flops"].items()
+            },
+            achievable=quantity("achievable", "share") or _ASSUMED_ACHIEVABLE,
+            power_w=quantity("power", "power"),
+            rent_usd_per_h=quantity("rent", "rent"),
+            price_usd=quantity("price", "price"),
+        ),
+        aliases=tuple(raw["aliases"]),
+        source=source,
+        notes=str(raw.get("notes", "")),
+        scale_up_name=None if scale_up is None else scale_up["name"],
+        scale_up=None if scale_up is None else _peer_rate(scale_up, where),
+        host_link_name=None if host_link is None else host_link["name"],
+        host_link=None if host_link is None else _host_rate(host_link, where),
+        usual_class=raw.get("class"),
+    )
+
+
+def _achieved(raw: Mapping[str, Any], expected: float, low: float, high: float, where: str) -> Quantity:
+    """Return what is reached of a nominal rate."""
+    rate = read_number(raw["rate"], "rate", field=where)
+    return Quantity(rate * expected, rate * low, rate * high, f"{raw['name']}: {expected:.0%} of the nominal rate")
+
+
+def _peer_rate(raw: Mapping[str, Any], where: str) -> Quantity:
+    """Return the achieved rate of NVLink where the catalogue has it, else a share of the nominal."""
+    known = _links().get(str(raw["name"]).split()[0])
+    return known.rate if known is not None else _achieved(raw, 0.75, 0.6, 0.9, where)
+
+
+def _host_rate(raw: Mapping[str, Any], where: str) -> Quantity:
+    """Return the achieved rate of PCI Express where it was measured, else a share of the nominal."""
+    names = {
+        "PCIe3 x16": "PCIe 3.0 x16",
+        "PCIe4 x16": "PCIe 4.0 x16",
+        "PCIe5 x16": "PCIe 5.0 x16",
+        "PCIe6 x16": "PCIe 6.0 x16",
+    }
+    measured = names.get(" ".join(str(raw["name"]).split()[:2]))
+    if measured is not None:
+        return _links()[measured].rate
+    return _achieved(raw, 0.85, 0.7, 0.95, where)

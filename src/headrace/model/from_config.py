@@ -1,0 +1,473 @@
+"""The shape of a model from its config.json: parameters counted matrix by matrix, to the last one.
+
+Field names are those of the transformers library. What a config does not determine is refused, not guessed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from headrace.errors import CheckpointError, UnsupportedModelError, near_names
+from headrace.model.config_fields import Fields
+from headrace.model.formats import requantised
+from headrace.model.model import LayerGroup, LayerShape, ModelShape
+from headrace.model.quantized import quantised_as_stored
+
+_MOST_LAYERS = 100_000
+_INNER_WIDTH = {
+    "gpt2": "n_inner",
+    "gptj": "n_inner",
+    "opt": "ffn_dim",
+    "gpt_neox": "intermediate_size",
+    "falcon": "ffn_hidden_size",
+}
+_LLAMA = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
+
+
+class _Attention(NamedTuple):
+    matrices: int
+    other: int
+    query_heads: int
+    key_dim: int
+    value_dim: int
+    kv_elements: int
+    kv_heads: int
+
+
+class _FeedForward(NamedTuple):
+    dense: int
+    other: int
+    expert: int = 0
+    num_experts: int = 0
+    per_token: int = 0
+
+
+def shape_from_config(raw: Mapping[str, Any], *, name: str, origin: str) -> ModelShape:
+    """Translate a config. Raises CheckpointError or UnsupportedModelError naming `origin`, the field and the fault."""
+    if not isinstance(raw, Mapping):
+        raise CheckpointError(f"{origin} holds {type(raw).__name__} where an object is expected")
+    outer = raw
+    if isinstance(raw.get("text_config"), Mapping) and "num_hidden_layers" not in raw:
+        raw = {**raw["text_config"], "model_type": raw["text_config"].get("model_type", raw.get("model_type"))}
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{origin} names no model_type, so the architecture is unknown")
+    if model_type not in _BUILDERS:
+        alike = (
+            "its fields look like llama's, but matrices may differ, so nothing is guessed; "
+            if set(raw) >= _LLAMA
+            else ""
+        )
+        raise UnsupportedModelError(
+            f"{origin}: headrace does not know the shape of models of type {model_type!r}; {alike}"
+            f"{near_names(model_type, _BUILDERS)}known: {', '.join(sorted(_BUILDERS))}"
+        )
+    fields = Fields(raw, origin)
+    shape = _BUILDERS[model_type](fields, name)
+    stored = str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
+    if stored.removeprefix("torch.") in {"float32", "float16"}:
+        shape = requantised(shape, stored.removeprefix("torch."))
+    quantization = outer.get("quantization_config") or raw.get("quantization_config")
+    return quantised_as_stored(shape, quantization, fields) if quantization else shape
+
+
+# -- architectures ------------------------------------------------------------------------------------------------
+
+
+def _gated(fields: Fields, name: str) -> ModelShape:
+    """Llama and its kin: grouped-query attention, gated feed-forward, RMS norms; dense or with experts."""
+    kind = str(fields.raw["model_type"])
+    hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
+    heads = fields.count("num_attention_heads")
+    kv_heads = fields.count("num_key_value_heads", default=heads)
+    head_dim = _head_dim(fields, hidden, heads, default={"gemma": 256, "gemma2": 256, "gemma3_text": 256}.get(kind))
+    _divides(fields, heads, kv_heads)
+    qkv_bias = fields.flag("attention_bias", default=kind in {"qwen2", "qwen2_moe", "gpt_oss"})
+    if kind in {"qwen2", "qwen2_moe"}:
+        qkv_bias = True
+    out_bias = qkv_bias and kind in {"llama", "gpt_oss", "mistral"}
+    attention_other = (heads + 2 * kv_heads) * head_dim * qkv_bias + hidden * out_bias
+    if kind in {"qwen3", "qwen3_moe", "gemma3_text"}:
+        attention_other += 2 * head_dim  # norms of queries and keys
+    if kind == "gpt_oss":
+        attention_other += heads  # sinks
+    attention = _Attention(
+        matrices=hidden * (heads + 2 * kv_heads) * head_dim + heads * head_dim * hidden,
+        other=attention_other,
+        query_heads=heads,
+        key_dim=head_dim,
+        value_dim=head_dim,
+        kv_elements=2 * kv_heads * head_dim,
+        kv_heads=kv_heads,
+    )
+    norms = {"gemma2": 4, "gemma3_text": 4}.get(kind, 2) * hidden
+    dense = _FeedForward(3 * hidden * fields.count("intermediate_size"), 0)
+    if kind == "llama" and fields.flag("mlp_bias", default=False):
+        dense = dense._replace(other=2 * fields.count("intermediate_size") + hidden)
+    feeds = _expert_layers(fields, kind, hidden, layers, dense)
+    windows = _windows(fields, kind, layers)
+    return _assemble(
+        fields,
+        name,
+        hidden=hidden,
+        layers=[(attention, feed, norms, window) for feed, window in zip(feeds, windows, strict=True)],
+        vocab=fields.count("vocab_size"),
+        context=fields.count("max_position_embeddings", default=2048),
+        final=hidden,
+        tied=fields.flag("tie_word_embeddings", default=kind.startswith("gemma")),
+    )
+
+
+def _expert_layers(fields: Fields, kind: str, hidden: int, layers: int, dense: _FeedForward) -> list[_FeedForward]:
+    """One feed-forward per layer: experts, where the config says so."""
+    if kind not in {"mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"}:
+        return [dense] * layers
+    experts = fields.count("num_local_experts", "num_experts")
+    per_token = fields.count("num_experts_per_tok", "experts_per_token")
+    if per_token > experts:
+        raise fields.wrong(f"num_experts_per_tok is {per_token}, but there are {experts} experts")
+    if kind == "mixtral":
+        routed = _FeedForward(hidden * experts, 0, 3 * hidden * fields.count("intermediate_size"), experts, per_token)
+        return [routed] * layers
+    if kind == "gpt_oss":
+        inner = fields.count("intermediate_size")
+        biases = experts * (2 * inner + hidden) + experts
+        return [_FeedForward(hidden * experts, biases, 3 * hidden * inner, experts, per_token)] * layers
+    inner = fields.count("moe_intermediate_size")
+    shared = 0
+    if kind == "qwen2_moe":
+        shared = 3 * hidden * fields.count("shared_expert_intermediate_size") + hidden  # and its gate
+    routed = _FeedForward(hidden * experts + shared, 0, 3 * hidden * inner, experts, per_token)
+    step = fields.count("decoder_sparse_step", default=1)
+    only = fields.raw.get("mlp_only_layers") or []
+    if not isinstance(only, list) or any(type(index) is not int or not 0 <= index < layers for index in only):
+        raise fields.wrong(f"mlp_only_layers is {only!r:.80}; a list of layer numbers below {layers} is expected")
+    return [dense if index in only or (index + 1) % step else routed for index in range(layers)]
+
+
+def _latent(fields: Fields, name: str) -> ModelShape:
+    """DeepSeek V2 and V3, Kimi K2: latent attention, shared and routed experts after a few dense layers."""
+    kind = str(fields.raw["model_type"])
+    hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
+    heads = fields.count("num_attention_heads")
+    latent, rope = fields.count("kv_lora_rank"), fields.count("qk_rope_head_dim")
+    nope, value = fields.count("qk_nope_head_dim"), fields.count("v_head_dim")
+    query_latent = fields.count("q_lora_rank", default=0) if fields.raw.get("q_lora_rank") else 0
+    query = heads * (nope + rope)
+    query_matrices = hidden * query_latent + query_latent * query if query_latent else hidden * query
+    attention = _Attention(
+        matrices=query_matrices + hidden * (latent + rope) + latent * heads * (nope + value) + heads * value * hidden,
+        other=query_latent + latent,
+        query_heads=heads,
+        key_dim=latent + rope,
+        value_dim=latent,
+        kv_elements=latent + rope,
+        kv_heads=1,
+    )
+    dense = _FeedForward(3 * hidden * fields.count("intermediate_size"), 0)
+    experts, per_token = fields.count("n_routed_experts"), fields.count("num_experts_per_tok")
+    if per_token > experts:
+        raise fields.wrong(f"num_experts_per_tok is {per_token}, but there are {experts} experts")
+    inner = fields.count("moe_intermediate_size")
+    shared = fields.count("n_shared_experts", default=0, zero=True)
+    correction = experts if kind in {"deepseek_v3", "kimi_k2"} else 0
+    routed = _FeedForward(
+        hidden * experts + 3 * hidden * inner * shared, correction, 3 * hidden * inner, experts, per_token
+    )
+    first = fields.count("first_k_dense_replace", default=0, zero=True)
+    every = fields.count("moe_layer_freq", default=1)
+    feeds = [routed if index >= first and index % every == 0 else dense for index in range(layers)]
+    return _assemble(
+        fields,
+        name,
+        hidden=hidden,
+        layers=[(attention, feed, 2 * hidden, 0) for feed in feeds],
+        vocab=fields.count("vocab_size"),
+        context=fields.count("max_position_embeddings", default=4096),
+        final=hidden,
+        tied=fields.flag("tie_word_embeddings", default=False),
+    )
+
+
+def _glm4_moe(fields: Fields, name: str) -> ModelShape:
+    """GLM 4.5 and its kin: grouped-query attention, shared and routed experts after a few dense layers."""
+    hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
+    heads = fields.count("num_attention_heads")
+    kv_heads = fields.count("num_key_value_heads", default=heads)
+    head_dim = _head_dim(fields, hidden, heads)
+    _divides(fields, heads, kv_heads)
+    bias = fields.flag("attention_bias", default=False)
+    norm = fields.flag("use_qk_norm", default=False)
+    attention = _grouped(hidden, heads, kv_heads, head_dim)._replace(
+        other=(heads + 2 * kv_heads) * head_dim * bias + 2 * head_dim * norm
+    )
+    experts, per_token = fields.count("n_routed_experts"), fields.count("num_experts_per_tok")
+    inner = fields.count("moe_intermediate_size")
+    shared = fields.count("n_shared_experts", default=1, zero=True)
+    routed = _FeedForward(
+        hidden * experts + 3 * hidden * inner * shared, experts, 3 * hidden * inner, experts, per_token
+    )
+    dense = _FeedForward(3 * hidden * fields.count("intermediate_size"), 0)
+    first = fields.count("first_k_dense_replace", default=1, zero=True)
+    return _assemble(
+        fields,
+        name,
+        hidden=hidden,
+        layers=[(attention, routed if index >= first else dense, 2 * hidden, 0) for index in range(layers)],
+        vocab=fields.count("vocab_size"),
+        context=fields.count("max_position_embeddings", default=4096),
+        final=hidden,
+        tied=fields.flag("tie_word_embeddings", default=False),
+    )
+
+
+def _plain(fields: Fields, name: str) -> ModelShape:
+    """The older decoders: two-matrix feed-forward, layer norms with biases."""
+    kind = str(fields.raw["model_type"])
+    hidden = fields.count("hidden_size", "n_embd", "d_model")
+    layers = _layers(fields, "num_hidden_layers", "n_layer", "num_layers")
+    heads = fields.count("num_attention_heads", "n_head", "num_heads")
+    if hidden % heads:
+        raise fields.wrong(f"hidden size {hidden} is no multiple of {heads} attention heads")
+    head_dim = hidden // heads
+    # Each has its own name for the inner width; another's name in its config means nothing to it.
+    inner_name = _INNER_WIDTH.get(kind)
+    inner = 4 * hidden if inner_name is None else fields.count(inner_name, default=4 * hidden)
+    vocab = fields.count("vocab_size")
+    kv_heads, context, positions, final = heads, 2048, 0, 2 * hidden
+    attention_bias, feed_bias, norms = 4 * hidden, inner + hidden, 4 * hidden
+    tied, extra_embedding, extra_other, head_bias = True, 0, 0, 0
+    if kind in {"gpt2", "openai-gpt"}:
+        context = fields.count("n_positions", "max_position_embeddings", "n_ctx", default=1024)
+        positions = context
+        final = 0 if kind == "openai-gpt" else final
+    elif kind == "opt":
+        context = fields.count("max_position_embeddings", default=2048)
+        positions = context + 2
+        projection = fields.count("word_embed_proj_dim", default=hidden)
+        final = 0 if fields.flag("_remove_final_layer_norm", default=False) else final
+        if not fields.flag("do_layer_norm_before", default=True):
+            final = 0
+        if projection != hidden:
+            extra_embedding = vocab * (projection - hidden)
+            extra_other = 2 * projection * hidden
+        tied = fields.flag("tie_word_embeddings", default=True)
+    elif kind == "bloom":
+        context = fields.count("seq_length", "n_positions", default=2048)
+        extra_other = 2 * hidden  # norm after the embedding
+    elif kind == "gpt_neox":
+        context = fields.count("max_position_embeddings", default=2048)
+        tied = fields.flag("tie_word_embeddings", default=False)
+    elif kind == "gptj":
+        context = fields.count("n_positions", default=2048)
+        attention_bias, norms, tied, head_bias = 0, 2 * hidden, False, vocab
+    elif kind == "falcon":
+        context = fields.count("max_position_embeddings", default=2048)
+        bias = fields.flag("bias", default=False)
+        new = fields.flag("new_decoder_architecture", default=False)
+        multi = fields.flag("multi_query", default=True)
+        kv_heads = fields.count("num_kv_heads", default=heads) if new else 1 if multi else heads
+        norms = 4 * hidden if new or not fields.flag("parallel_attn", default=True) else 2 * hidden
+        attention_bias = ((heads + 2 * kv_heads) * head_dim + hidden) * bias
+        feed_bias = (inner + hidden) * bias
+    _divides(fields, heads, kv_heads)
+    attention = _grouped(hidden, heads, kv_heads, head_dim)._replace(other=attention_bias)
+    shape = _assemble(
+        fields,
+        name,
+        hidden=hidden,
+        layers=[(attention, _FeedForward(2 * hidden * inner, feed_bias), norms, 0)] * layers,
+        vocab=vocab,
+        context=context,
+        final=final + extra_other + head_bias,
+        tied=fields.flag("tie_word_embeddings", default=tied),
+        extra_embedding=positions * hidden + extra_embedding,
+    )
+    return shape
+
+
+def _phi3(fields: Fields, name: str) -> ModelShape:
+    """Phi 3 and 4: as llama, with its matrices joined and no biases."""
+    hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
+    heads = fields.count("num_attention_heads")
+    kv_heads = fields.count("num_key_value_heads", default=heads)
+    _divides(fields, heads, kv_heads)
+    attention = _grouped(hidden, heads, kv_heads, _head_dim(fields, hidden, heads))
+    feed = _FeedForward(3 * hidden * fields.count("intermediate_size"), 0)
+    return _assemble(
+        fields,
+        name,
+        hidden=hidden,
+        layers=[(attention, feed, 2 * hidden, window) for window in _windows(fields, "phi3", layers)],
+        vocab=fields.count("vocab_size"),
+        context=fields.count("max_position_embeddings", default=4096),
+        final=hidden,
+        tied=fields.flag("tie_word_embeddings", default=False),
+    )
+
+
+def _palm(fields: Fields, name: str) -> ModelShape:
+    """PaLM: one key-value head, attention and gated feed-forward side by side, no biases, tied embedding."""
+    hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
+    heads = fields.count("num_attention_heads")
+    kv_heads = fields.count("num_key_value_heads", default=1)
+    attention = _grouped(hidden, heads, kv_heads, _head_dim(fields, hidden, heads))
+    feed = _FeedForward(3 * hidden * fields.count("intermediate_size"), 0)
+    return _assemble(
+        fields,
+        name,
+        hidden=hidden,
+        layers=[(attention, feed, hidden, 0)] * layers,
+        vocab=fields.count("vocab_size"),
+        context=fields.count("max_position_embeddings", default=2048),
+        final=hidden,
+        tied=True,
+    )
+
+
+_BUILDERS = {
+    **dict.fromkeys(
+        (
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "mixtral",
+            "qwen2_moe",
+            "qwen3_moe",
+            "gpt_oss",
+        ),
+        _gated,
+    ),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2"), _latent),
+    **dict.fromkeys(("gpt2", "openai-gpt", "opt", "bloom", "gpt_neox", "gptj", "falcon"), _plain),
+    "phi3": _phi3,
+    "palm": _palm,
+    "glm4_moe": _glm4_moe,
+}
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+def _layers(fields: Fields, *names: str) -> int:
+    layers = fields.count(*names)
+    if layers > _MOST_LAYERS:
+        raise fields.wrong(f"{names[0]} is {layers}; at most {_MOST_LAYERS} make sense")
+    return layers
+
+
+def _head_dim(fields: Fields, hidden: int, heads: int, default: int | None = None) -> int:
+    if fields.raw.get("head_dim") is None and default is None and hidden % heads:
+        raise fields.wrong(f"hidden_size {hidden} is no multiple of {heads} attention heads")
+    return fields.count("head_dim", default=default or hidden // heads)
+
+
+def _divides(fields: Fields, heads: int, kv_heads: int) -> None:
+    if heads % kv_heads:
+        raise fields.wrong(f"{heads} attention heads are no multiple of {kv_heads} key-value heads")
+
+
+def _grouped(hidden: int, heads: int, kv_heads: int, head_dim: int) -> _Attention:
+    return _Attention(
+        matrices=hidden * (heads + 2 * kv_heads) * head_dim + heads * head_dim * hidden,
+        other=0,
+        query_heads=heads,
+        key_dim=head_dim,
+        value_dim=head_dim,
+        kv_elements=2 * kv_heads * head_dim,
+        kv_heads=kv_heads,
+    )
+
+
+def _windows(fields: Fields, kind: str, layers: int) -> list[int]:
+    """Window in tokens of each layer; 0 where the whole context is seen."""
+    window = fields.count("sliding_window", default=0, zero=True)
+    kinds = fields.raw.get("layer_types")
+    if kinds is not None:
+        return [window if name == "sliding_attention" else 0 for name in _layer_types(fields, kinds, layers, window)]
+    if not window or (kind.startswith("qwen") and not fields.flag("use_sliding_window", default=False)):
+        return [0] * layers
+    if kind == "gemma3_text":
+        pattern = fields.count("sliding_window_pattern", default=6)
+        return [0 if (index + 1) % pattern == 0 else window for index in range(layers)]
+    if kind in {"gemma2", "gpt_oss"}:
+        return [window if index % 2 == 0 else 0 for index in range(layers)]
+    if kind.startswith("qwen"):
+        first = fields.count("max_window_layers", default=layers, zero=True)
+        return [0 if index < first else window for index in range(layers)]
+    return [window] * layers
+
+
+def _layer_types(fields: Fields, kinds: Any, layers: int, window: int) -> list[str]:
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        found = f"{len(kinds)} entries" if isinstance(kinds, list) else f"{kinds!r:.80}, not one entry each,"
+        raise fields.wrong(f"layer_types has {found} for {layers} layers")
+    for kind in kinds:
+        if kind not in ("sliding_attention", "full_attention"):
+            raise UnsupportedModelError(
+                f"{fields.origin}: layer_types names {kind!r:.80}; headrace knows the cache of full_attention and of "
+                "sliding_attention"
+            )
+    if "sliding_attention" in kinds and not window:
+        raise fields.wrong("layer_types names sliding_attention, but sliding_window gives it no width")
+    return kinds
+
+
+def _assemble(
+    fields: Fields,
+    name: str,
+    *,
+    hidden: int,
+    layers: list[tuple[_Attention, _FeedForward, int, int]],
+    vocab: int,
+    context: int,
+    final: int,
+    tied: bool,
+    extra_embedding: int = 0,
+) -> ModelShape:
+    groups = [
+        LayerGroup(layer=_layer(*described), count=len(list(run))) for described, run in itertools.groupby(layers)
+    ]
+    return ModelShape(
+        name=name,
+        groups=tuple(groups),
+        hidden_size=hidden,
+        vocab_size=vocab,
+        context_tokens=context,
+        embedding_parameters=vocab * hidden + extra_embedding,
+        embedding_bytes=2.0 * (vocab * hidden + extra_embedding),
+        head_parameters=vocab * hidden,
+        head_bytes=2.0 * vocab * hidden,
+        tied=tied,
+        other_parameters=final,
+        other_bytes=2.0 * final,
+        source=fields.origin,
+    )
+
+
+def _layer(attention: _Attention, feed: _FeedForward, norms: int, window: int) -> LayerShape:
+    other = attention.other + feed.other + norms
+    return LayerShape(
+        attention_parameters=attention.matrices,
+        attention_bytes=2.0 * attention.matrices,
+        feed_forward_parameters=feed.dense,
+        feed_forward_bytes=2.0 * feed.dense,
+        expert_parameters=feed.expert,
+        expert_bytes=2.0 * feed.expert,
+        num_experts=feed.num_experts,
+        experts_per_token=feed.per_token,
+        other_parameters=other,
+        other_bytes=2.0 * other,
+        query_heads=attention.query_heads,
+        key_dim=attention.key_dim,
+        value_dim=attention.value_dim,
+        kv_elements_per_token=attention.kv_elements,
+        kv_heads=attention.kv_heads,
+        window_tokens=window,
+    )

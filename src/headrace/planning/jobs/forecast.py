@@ -1,0 +1,335 @@
+"""How long a job of many requests takes, and how to pack it: sequences in flight, tokens per pass, positions of cache.
+
+The forecast plays the very scheduler that the runtime uses, pass by pass, and gives each pass its time: what its
+tokens take to compute at this machine's pace against what the plan streams, by the simulator of passes. The packing is
+chosen by a closed form over all that fits the budget, the best few of which are then played through.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import random
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from headrace.errors import BudgetError
+from headrace.model.blocks import ModelSpec
+from headrace.planning.estimate import Pace, distinct_rows
+from headrace.planning.jobs.packing import Need, PackedPass, PassScheduler, PositionPool
+from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
+from headrace.planning.planner import Candidate, Packed, Request, minimum_bytes, plan_fastest, plan_strategy
+from headrace.planning.simulation.simulator import BlockTimes, Scenario, least_s, simulate
+
+MOST_SEQUENCES = 1024
+PASS_TOKENS = (16, 32, 64, 128, 256, 512, 1024)
+POSITIONS_SLACK = 1.15
+"""ranges of unlike lengths do not fill a pool to the last position"""
+PLAYED_TURNS_MAX = 300_000
+"""longer jobs are forecast from a part of their sequences"""
+PLAYED_PACKINGS = 6
+SAME = 1.01
+
+
+class PassLoad(NamedTuple):
+    """What one packed pass asks for."""
+
+    tokens: int
+    samples: int
+    turns: int
+    """sequences in the pass"""
+    keys: int
+    """positions that are attended to, summed over sequences"""
+    products: int
+    """queries times keys, summed over sequences with several tokens"""
+
+    @classmethod
+    def of(cls, packed: PackedPass) -> PassLoad:
+        """Count a packed pass."""
+        tokens = samples = keys = products = 0
+        for turn in packed.turns:
+            length = turn.first + turn.tokens
+            tokens += turn.tokens
+            samples += turn.samples
+            keys += length
+            if turn.tokens > 1:
+                products += turn.tokens * length
+        return cls(tokens, samples, len(packed.turns), keys, products)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedCosts:
+    """Seconds, measured on this machine, of what a packed pass does beside matrix products."""
+
+    turn_s: float
+    """per layer and sequence"""
+    key_s: float
+    """per layer and position that one query attends to"""
+    product_s: float
+    """per layer, query and key of a chunk"""
+    sample_s: float
+    """per sampled token, its logits and its text included"""
+    bookkeeping_s: float
+    """per sequence and pass, outside of the model"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How a job is packed into passes."""
+
+    sequences: int
+    """in flight at most"""
+    pass_tokens: int
+    """tokens of a pass at most"""
+    positions: int
+    """of keys and values, in all"""
+
+
+class JobForecast(NamedTuple):
+    """What a job will take."""
+
+    total_s: float
+    passes: int
+    tokens: int
+    """computed, shared beginnings once"""
+    generated_tokens: int
+    first_pass_s: float
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Mean."""
+        return self.tokens / self.passes if self.passes else 0.0
+
+    @property
+    def generated_per_s(self) -> float:
+        """Answer tokens per second."""
+        return self.generated_tokens / self.total_s if self.total_s else 0.0
+
+
+class PassTimes:
+    """Seconds of a packed pass under a plan. Playing passes is slow, so it is done once on a grid of loads."""
+
+    def __init__(self, spec: ModelSpec, plan: Plan, pace: Pace, costs: PackedCosts, *, pass_tokens: int) -> None:
+        self._spec, self._pace, self._costs, self._plan = spec, pace, costs, plan
+        self._layers = sum(block.head_rows is None for block in spec.blocks)
+        self._products: dict[tuple[int, int], float] = {}
+        self.load_s = plan.streamed_bytes_per_pass / pace.read_bytes_per_s
+        self._grid: list[tuple[float, float]] = []
+        """compute seconds -> seconds of a steady pass"""
+        if plan.streamed_blocks:
+            counts = sorted({max(1, round(pass_tokens ** (step / 7))) for step in range(8)})
+            scales = [1.0] * len(counts) + [4.0]
+            for tokens, scale in zip([*counts, counts[-1]], scales, strict=True):
+                self._grid.append(self._steady(tokens, scale))
+            self._grid.sort()
+
+    def compute_s(self, load: PassLoad) -> float:
+        """Seconds to compute a pass, when nothing is waited for."""
+        key = (load.tokens, load.samples)
+        products_s = self._products.get(key)
+        if products_s is None:
+            products_s = sum(self._blocks(load.tokens, max(1, load.samples)))
+            self._products[key] = products_s
+        costs = self._costs
+        rows_s = 0.0
+        if self._plan.embedding is EmbeddingPlacement.ROWS:
+            rows_s = self._pace.row_s * distinct_rows(self._spec.embedding.shape[0], load.tokens)
+        attention_s = costs.turn_s * load.turns + costs.key_s * load.keys + costs.product_s * load.products
+        outside_s = costs.sample_s * load.samples + costs.bookkeeping_s * load.turns
+        return products_s + self._pace.pass_overhead_s + rows_s + self._layers * attention_s + outside_s
+
+    def seconds(self, load: PassLoad) -> float:
+        """Seconds of a pass among others like it."""
+        compute_s = self.compute_s(load)
+        if not self._grid:
+            return compute_s
+        place = min(max(1, bisect.bisect_left(self._grid, (compute_s, 0.0))), len(self._grid) - 1)
+        (low, low_s), (high, high_s) = self._grid[place - 1], self._grid[place]
+        if high <= low:
+            return max(high_s, compute_s)
+        share = max(0.0, (compute_s - low) / (high - low))
+        return max(low_s + share * (high_s - low_s), compute_s)
+
+    def first_s(self, load: PassLoad) -> float:
+        """Seconds of the first pass, which also brings what stays."""
+        whole = sum(block.footprint_bytes for block in self._spec.blocks) / self._pace.read_bytes_per_s
+        slowdowns = self._pace.read_slowdown, self._pace.compute_slowdown
+        return max(self.seconds(load), least_s(whole, self.compute_s(load), *slowdowns))
+
+    def _blocks(self, tokens: int, samples: int) -> list[float]:
+        return [self._pace.block_seconds(block, tokens=tokens, head_tokens=samples) for block in self._spec.blocks]
+
+    def _steady(self, tokens: int, scale: float) -> tuple[float, float]:
+        blocks = [seconds * scale for seconds in self._blocks(tokens, tokens)]
+        reads = [block.footprint_bytes / self._pace.read_bytes_per_s for block in self._spec.blocks]
+        pace = self._pace
+        scenario = Scenario(
+            blocks=tuple(BlockTimes(read_s, time_s, time_s) for read_s, time_s in zip(reads, blocks, strict=True)),
+            resident=self._plan.resident,
+            slots=self._plan.slots,
+            overlap=self._plan.strategy is not Strategy.SEQUENTIAL,
+            decode_passes=5,
+            pass_overhead_s=pace.pass_overhead_s,
+            compute_slowdown=pace.compute_slowdown,
+            read_slowdown=pace.read_slowdown,
+            handover_s=pace.handover_s,
+            wake_s=pace.wake_s,
+        )
+        return sum(blocks) + pace.pass_overhead_s, simulate(scenario).decode_s_per_pass
+
+
+def forecast(
+    needs: Mapping[Hashable, Need],
+    prefixes: Mapping[Hashable, Need],
+    packing: Packing,
+    times: PassTimes,
+    *,
+    answer_share: float = 1.0,
+) -> JobForecast:
+    """Play a job. `answer_share`: how much of the tokens that they may have answers use, on average."""
+    part, scale = _part_of(needs)
+    scheduler = PassScheduler(
+        most_sequences=packing.sequences,
+        pass_tokens=packing.pass_tokens,
+        pool=PositionPool(packing.positions),
+        prefixes=prefixes,
+    )
+    for key in longest_first(part):
+        scheduler.add(key, part[key])
+    total_s = first_s = 0.0
+    passes = tokens = generated = 0
+    while (packed := scheduler.pack()) is not None:
+        load = PassLoad.of(packed)
+        seconds = times.seconds(load)
+        if not passes:
+            seconds = first_s = times.first_s(load)
+        total_s, passes = total_s + seconds, passes + 1
+        tokens, generated = tokens + load.tokens, generated + load.samples
+        scheduler.advance()
+        if answer_share < 1:
+            for turn in packed.turns:
+                if turn.samples:
+                    asked = part[turn.key]
+                    produced = turn.first + turn.tokens - asked.prompt_tokens + 1
+                    if produced >= asked.new_tokens * answer_share:
+                        scheduler.finish(turn.key)
+    steady_s = (total_s - first_s) * scale
+    return JobForecast(
+        first_s + steady_s, round(passes * scale), round(tokens * scale), round(generated * scale), first_s
+    )
+
+
+def choose_packing(
+    request: Request,
+    pace: Pace,
+    costs: PackedCosts,
+    needs: Mapping[Hashable, Need],
+    prefixes: Mapping[Hashable, Need],
+    *,
+    sequences: int | None = None,
+    pass_tokens: int | None = None,
+    strategy: Strategy | None = None,
+    answer_share: float = 1.0,
+) -> tuple[Packing, Candidate, JobForecast]:
+    """Return the packing and the plan with the shortest forecast.
+
+    `sequences` and `pass_tokens` fix what the user decided. Raises BudgetError where no packing fits.
+    """
+    pace = replace(pace, layer=None)
+    packings = _packings(needs, sequences, pass_tokens)
+    fitting = []
+    for packing in packings:
+        asked = _request(request, packing, needs, packing.sequences, 2)
+        if minimum_bytes(asked, strategy) <= request.budget_bytes:
+            fitting.append((_rough_s(asked, packing, pace, costs, needs), packing))
+    if not fitting:
+        smallest = min(packings, key=lambda item: (item.positions, item.pass_tokens))
+        asked = _request(request, smallest, needs, 1, 2)
+        plan_fastest(asked, pace) if strategy is None else plan_strategy(asked, strategy, pace)  # raises, with numbers
+        raise BudgetError("no packing of this job fits the budget")
+    fitting.sort(key=lambda item: (item[0], item[1].positions))
+    best: tuple[Packing, Candidate, JobForecast] | None = None
+    for _, packing in fitting[:PLAYED_PACKINGS]:
+        passes, mean_tokens = _rough_passes(packing, needs)
+        asked = _request(request, packing, needs, max(1, round(mean_tokens)), max(2, round(passes)))
+        found = plan_fastest(asked, pace) if strategy is None else plan_strategy(asked, strategy, pace)
+        times = PassTimes(request.spec, found.plan, pace, costs, pass_tokens=packing.pass_tokens)
+        played = forecast(needs, prefixes, packing, times, answer_share=answer_share)
+        if best is None or played.total_s * SAME < best[2].total_s:
+            best = packing, found, played
+    assert best is not None
+    return best
+
+
+def _packings(needs: Mapping[Hashable, Need], sequences: int | None, pass_tokens: int | None) -> list[Packing]:
+    count = len(needs)
+    positions = [need.positions for need in needs.values()]
+    largest, mean, total = max(positions), sum(positions) / count, sum(positions)
+    most = min(MOST_SEQUENCES, count)
+    in_flight = (
+        [min(sequences, count)]
+        if sequences is not None
+        else sorted({min(2**power, most) for power in range(math.ceil(math.log2(most)) + 1)} | {most})
+    )
+    packings = []
+    for number in in_flight:
+        held = min(total, max(largest, math.ceil(number * mean * POSITIONS_SLACK)))
+        wanted = (pass_tokens,) if pass_tokens is not None else PASS_TOKENS
+        packings += [
+            Packing(sequences=number, pass_tokens=tokens, positions=held)
+            for tokens in sorted({max(number, item) for item in wanted})
+        ]
+    return packings
+
+
+def _request(request: Request, packing: Packing, needs: Mapping[Hashable, Need], tokens: int, passes: int) -> Request:
+    longest = max(need.positions for need in needs.values())
+    return replace(
+        request,
+        workload=Workload(sequences=tokens, prompt_tokens=1, generate_tokens=passes),
+        packed=Packed(
+            positions=packing.positions, pass_tokens=packing.pass_tokens, samples=packing.sequences, longest=longest
+        ),
+    )
+
+
+def _rough_passes(packing: Packing, needs: Mapping[Hashable, Need]) -> tuple[float, float]:
+    """Number of passes and mean tokens of one: answers go on abreast, and the last ones alone."""
+    new = [need.new_tokens for need in needs.values()]
+    computed = sum(need.prompt_tokens - need.prefix_tokens for need in needs.values()) + sum(new)
+    passes = max(sum(new) / packing.sequences + 0.5 * max(new) * (len(new) > packing.sequences), float(max(new)))
+    passes = max(passes, computed / packing.pass_tokens)
+    return passes, computed / passes
+
+
+def _rough_s(asked: Request, packing: Packing, pace: Pace, costs: PackedCosts, needs: Mapping[Hashable, Need]) -> float:
+    spec = asked.spec
+    sizes = [block.footprint_bytes for block in spec.blocks]
+    room = asked.budget_bytes - asked.beside_blocks.total_bytes
+    streamed = 0 if sum(sizes) <= room else min(sum(sizes), sum(sizes) - (room - 2 * max(sizes)))
+    passes, tokens = _rough_passes(packing, needs)
+    layers = sum(block.head_rows is None for block in spec.blocks)
+    in_flight = min(packing.sequences, len(needs))
+    keys = sum(need.positions for need in needs.values()) / len(needs) * 0.75
+    compute_s = sum(
+        pace.block_seconds(block, tokens=tokens, head_tokens=in_flight) for block in spec.blocks
+    ) + layers * in_flight * (costs.turn_s + costs.key_s * keys)
+    compute_s += pace.pass_overhead_s + in_flight * (costs.sample_s + costs.bookkeeping_s)
+    return passes * least_s(streamed / pace.read_bytes_per_s, compute_s, pace.read_slowdown, pace.compute_slowdown)
+
+
+def _part_of(needs: Mapping[Hashable, Need]) -> tuple[Mapping[Hashable, Need], float]:
+    """A part of a long job that can be played in a moment, and by how much the whole is longer."""
+    turns = sum(need.new_tokens for need in needs.values())
+    if turns <= PLAYED_TURNS_MAX:
+        return needs, 1.0
+    # Drawn at random, the same in every start: files have patterns that every n-th line would hit or miss.
+    drawn = random.Random(0).sample(list(needs), max(1, len(needs) * PLAYED_TURNS_MAX // turns))
+    part = {key: needs[key] for key in drawn}
+    return part, turns / sum(need.new_tokens for need in part.values())
+
+
+def longest_first(needs: Mapping[Hashable, Need]) -> Sequence[Hashable]:
+    """The order in which sequences are best begun: long answers first, so that the end is not one of them alone."""
+    return sorted(needs, key=lambda key: -needs[key].new_tokens)

@@ -1,0 +1,114 @@
+"""One copy of a model: resident, streamed in turn or ahead, partly computed by the host; its width split or not.
+
+    disk lane:    read layer j into the host's ring            (waits for a place in the ring)
+    copy lane:    copy layer j to a slot of the device         (waits for its read and for a slot)
+    device lane:  compute layer j                              (waits for its copy and for layer j-1); frees the slot
+
+Loading goes on over the end of a pass into the next one. In sequence the three follow one another, layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from headrace.machine.machine import Machine, Tier
+from headrace.model.model import LayerShape, ModelShape
+from headrace.planning.arrangement import Arrangement
+from headrace.planning.cost import PassTokens, host_layer_s, layer_seconds, load_seconds, pass_ends_s
+from headrace.planning.rates import Rates
+from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
+from headrace.planning.timeline import Lane
+
+RING = 2
+"""layers that the host's ring holds between disk and device"""
+CACHES = 2
+"""layers whose cache is on the device at once where the host keeps it (`headrace.planning.memory_need`)"""
+
+
+def run(
+    shape: ModelShape, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
+) -> tuple[Outcome, list[float]]:
+    """Execute all passes; return what happened and when each pass ended."""
+    layers = list(shape.layers())
+    by_host = spread(len(layers), arrangement.cpu_share)
+    streamed = _others(by_host, arrangement.streamed_share)
+    schedule = Schedule(slots={"slot": max(1, arrangement.slots), "ring": RING, "cache": CACHES})
+    copy_lane = "copy" if rates.overlaps_copies else "device"
+    disk_lane = "disk" if rates.overlaps_hops else copy_lane
+    done: int | None = None
+    passes: list[int] = []
+    for pass_index, tokens in enumerate(carried):
+        for index, layer in enumerate(layers):
+            loads = _Loads.of(layer, shape, tokens, rates, arrangement)
+            before = () if done is None else (done,)
+            ready = list(before)
+            slot = None
+            turn = before if not arrangement.overlap else ()
+            if streamed[index]:
+                slot = "slot"
+                ring = None
+                if loads.disk_s:
+                    ring = "ring" if arrangement.overlap else None
+                    mark = Mark(Lane.READ, index, pass_index)
+                    turn = (schedule.add(disk_lane, loads.disk_s, after=turn, takes=ring, mark=mark),)
+                mark = Mark(Lane.READ, index, pass_index)
+                ready.append(schedule.add(copy_lane, loads.link_s, after=turn, takes=slot, gives=ring, mark=mark))
+            cache = None
+            if loads.cache_s and not by_host[index]:
+                cache = "cache"
+                ready.append(schedule.add(copy_lane, loads.cache_s, after=turn, takes=cache))
+            if loads.cold_s:
+                ready.append(schedule.add("device", loads.cold_s, after=ready))
+            if by_host[index]:
+                done = schedule.add("host", host_layer_s(layer, shape, tokens, rates), after=ready)
+                continue
+            seconds = layer_seconds(layer, shape, tokens, rates=rates, arrangement=arrangement, machine=machine)
+            products = schedule.add("device", seconds.total_s - seconds.communication_s, after=ready)
+            if seconds.communication_s:  # partial results are added up over the devices before they go on
+                products = schedule.add("exchange", seconds.communication_s, after=(products,))
+            done = schedule.add(
+                "device", 0.0, after=(products,), gives=slot, mark=Mark(Lane.COMPUTE, index, pass_index)
+            )
+            if cache is not None:
+                schedule.add(None, after=(done,), gives=cache)
+        ends_s = pass_ends_s(shape, tokens, rates, arrangement)
+        done = schedule.add("device", ends_s, after=() if done is None else (done,))
+        passes.append(done)
+    outcome = schedule.run()
+    return outcome, [outcome.ends[number] for number in passes]
+
+
+def spread(count: int, share: float) -> list[bool]:
+    """Choose this share of `count` layers, spread evenly."""
+    number = round(count * share)
+    return [(index + 1) * number // count > index * number // count for index in range(count)]
+
+
+def _others(taken: Sequence[bool], share: float) -> list[bool]:
+    """Choose a share of all layers among those that are not taken, spread evenly."""
+    free = [index for index, is_taken in enumerate(taken) if not is_taken]
+    number = min(len(free), round(len(taken) * share))
+    chosen = spread(len(free), number / len(free)) if free else []
+    found = [False] * len(taken)
+    for index, is_chosen in zip(free, chosen, strict=True):
+        found[index] = is_chosen
+    return found
+
+
+class _Loads:
+    """What a layer that travels takes on each hop, and what its cache and its missed experts take; seconds."""
+
+    def __init__(self, link_s: float, disk_s: float, cache_s: float, cold_s: float) -> None:
+        self.link_s, self.disk_s, self.cache_s, self.cold_s = link_s, disk_s, cache_s, cold_s
+
+    @classmethod
+    def of(
+        cls, layer: LayerShape, shape: ModelShape, tokens: PassTokens, rates: Rates, arrangement: Arrangement
+    ) -> _Loads:
+        """Take the averages over all layers apart: weights by the layers that travel, the cache by every layer."""
+        with_cache, disk_s, cold_s = load_seconds(layer, shape, tokens, rates=rates, arrangement=arrangement)
+        alone = replace(arrangement, kv_tier=Tier.DEVICE)
+        link_s, _, _ = load_seconds(layer, shape, tokens, rates=rates, arrangement=alone)
+        share = arrangement.streamed_share or 1.0
+        return cls(link_s / share, disk_s / share, with_cache - link_s, cold_s)

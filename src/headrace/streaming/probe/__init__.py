@@ -1,0 +1,1 @@
+"""Measures a machine: disk, arithmetic, link, and how they interfere."""

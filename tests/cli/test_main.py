@@ -1,0 +1,148 @@
+"""Whole commands in this process: what a run leaves behind, and what its options do to the text."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_checkpoints import write_model
+from headrace.cli import text_stream
+from headrace.cli.dependencies import require_run_libraries
+from headrace.cli.main import main
+from headrace.errors import DependencyError
+from headrace.streaming.probe import machine as machine_probe
+
+PROMPT = ["--prompt", "w5 w6 w7", "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _own_interrupt_handler() -> Iterator[None]:
+    former = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+def run_json(capsys: pytest.CaptureFixture[str], model: Path, *options: str) -> dict[str, Any]:
+    code = main(["run", str(model), *PROMPT, *options, "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    report: dict[str, Any] = json.loads(captured.out)
+    return report
+
+
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("headrace")]
+
+
+def test_ctrl_c_closes_the_stream_and_ends_its_threads(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[list[str]] = []
+
+    def interrupted(_self: object, _value: object) -> None:
+        seen.append(readers())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(text_stream.TextStream, "put", interrupted)
+    assert main(["run", str(model), *PROMPT, "--strategy", "overlap"]) == 130
+    assert any(name.startswith("headrace-reader") for name in seen[0])
+    assert readers() == []
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_what_model_code_prints_does_not_reach_standard_output(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def talkative(tokenizer: Any, tokens: list[int]) -> str:
+        print("a remark from a library")  # noqa: T201
+        return str(tokenizer.decode(tokens))
+
+    monkeypatch.setattr(text_stream, "decode", talkative)
+    report = run_json(capsys, model, "--max-new-tokens", "3")
+    assert len(report["text"].split()) == 3
+
+
+def test_the_end_of_text_ends_a_run_unless_ignored(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run_json(capsys, model, "--max-new-tokens", "6")
+    second = int(whole["text"].split()[1].removeprefix("w"))
+    config = model / "generation_config.json"
+    former = config.read_text()
+    config.write_text(json.dumps({"bos_token_id": 1, "eos_token_id": second}))
+    try:
+        ended = run_json(capsys, model, "--max-new-tokens", "6")
+        ignored = run_json(capsys, model, "--max-new-tokens", "6", "--ignore-eos")
+        forced = run_json(capsys, model, "--max-new-tokens", "6", "--min-new-tokens", "4")
+    finally:
+        config.write_text(former)
+    assert ended["generated_tokens"] == 2
+    assert ended["text"] == " ".join(whole["text"].split()[:2])
+    assert (ignored["generated_tokens"], ignored["text"]) == (6, whole["text"])
+    assert forced["generated_tokens"] >= 4
+
+
+def test_draws_are_repeatable_by_seed_and_differ_without_it(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hot = ["--max-new-tokens", "8", "--temperature", "5", "--top-k", "40000"]
+    first = run_json(capsys, model, *hot, "--seed", "1")["text"]
+    assert run_json(capsys, model, *hot, "--seed", "1")["text"] == first
+    assert run_json(capsys, model, *hot, "--seed", "2")["text"] != first
+    assert run_json(capsys, model, "--max-new-tokens", "8")["text"] != first
+
+
+def test_beams_are_planned_for_and_shown_at_the_end(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = run_json(capsys, model, "--max-new-tokens", "4")
+    beams = run_json(capsys, model, "--max-new-tokens", "4", "--num-beams", "3")
+    assert beams["plan"]["kv_cache_bytes"] == 3 * alone["plan"]["kv_cache_bytes"]
+    assert main(["run", str(model), *PROMPT, "--max-new-tokens", "4", "--num-beams", "3"]) == 0
+    assert capsys.readouterr().out == beams["text"] + "\n"
+
+
+def test_several_prompts_give_all_texts(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run_json(capsys, model, "--prompt", "w9", "--max-new-tokens", "3")
+    assert report["text"] == report["texts"][0]
+    assert [len(text.split()) for text in report["texts"]] == [3, 3]
+    assert (report["prompt_tokens_each"], report["generated_tokens_each"]) == ([3, 1], [3, 3])
+    assert (report["prompt_tokens"], report["generated_tokens"]) == (4, 6)
+
+
+def test_a_single_token_is_enough(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run_json(capsys, model, "--max-new-tokens", "1")
+    assert (report["generated_tokens"], report["measured"]["passes"]) == (1, 1)
+    assert main(["run", str(model), *PROMPT, "--max-new-tokens", "1"]) == 0  # the table has no further pass to show
+
+
+def test_one_missing_library_of_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(DependencyError, match=r"a test needs accelerate, .* pip install 'headrace\[run\]'"):
+        require_run_libraries("a test")
+
+
+def test_probe_writes_a_machine_that_plan_reads(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine_probe, "PROBE_FILE_BYTES", 16 << 20)
+    machine = tmp_path / "machine.toml"
+    assert main(["probe", "--dir", str(tmp_path), "--out", str(machine), "--json"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["disk"]["read_bytes_per_s"] > 0
+    assert report["out"] == str(machine)
+    assert "disk" in captured.err
+    assert main(["plan", str(model), "--machine", str(machine), "--memory", "100MB", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["machine"]["read_bytes_per_s"] == report["disk"]["read_bytes_per_s"]
+    assert planned["machine"]["name"] == report["name"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["machine.toml"]  # the probe's file is gone

@@ -1,0 +1,366 @@
+"""Configs of every supported architecture are read as published; what contradicts itself or is unknown is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.errors import CheckpointError, UnsupportedModelError
+from headrace.model.architectures import ARCHITECTURES
+from headrace.model.model_config import ModelConfig, parse_config, read_config
+
+Raw = dict[str, Any]
+
+
+def config(model_type: str, hidden: int, layers: int, heads: int, vocab: int, context: int, **fields: Any) -> Raw:
+    """Return a config with the field names that most architectures share."""
+    return {
+        "model_type": model_type,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": context,
+        **fields,
+    }
+
+
+def gqa(kv_heads: int, ffn: int, **fields: Any) -> Raw:
+    return {"num_key_value_heads": kv_heads, "intermediate_size": ffn, **fields}
+
+
+GEMMA_KINDS = ["sliding_attention"] * 5 + ["full_attention"]
+
+# As published on the model hub, cut down to what matters: the config, then (hidden, ffn, layers, heads, kv heads, head
+# dim, vocabulary, context), window of the first and of the last layer, experts, experts per token.
+PUBLISHED: dict[str, tuple[Raw, tuple[int, ...], tuple[int, int], tuple[int, int]]] = {
+    "llama": (
+        config("llama", 4096, 32, 32, 128256, 8192, **gqa(8, 14336), architectures=["LlamaForCausalLM"]),
+        (4096, 14336, 32, 32, 8, 128, 128256, 8192),
+        (0, 0),
+        (0, 0),
+    ),
+    "mistral": (
+        config("mistral", 4096, 32, 32, 32000, 32768, **gqa(8, 14336), sliding_window=4096),
+        (4096, 14336, 32, 32, 8, 128, 32000, 32768),
+        (4096, 4096),
+        (0, 0),
+    ),
+    "mistral-without-window": (
+        config("mistral", 4096, 32, 32, 32768, 32768, **gqa(8, 14336), sliding_window=None),
+        (4096, 14336, 32, 32, 8, 128, 32768, 32768),
+        (0, 0),
+        (0, 0),
+    ),
+    "qwen2": (
+        config("qwen2", 3584, 28, 28, 152064, 32768, **gqa(4, 18944), sliding_window=131072, use_sliding_window=False),
+        (3584, 18944, 28, 28, 4, 128, 152064, 32768),
+        (0, 0),
+        (0, 0),
+    ),
+    "qwen3": (
+        config("qwen3", 2560, 36, 32, 151936, 40960, **gqa(8, 9728), head_dim=128, sliding_window=None),
+        (2560, 9728, 36, 32, 8, 128, 151936, 40960),
+        (0, 0),
+        (0, 0),
+    ),
+    "gemma": (
+        config("gemma", 2048, 18, 8, 256000, 8192, **gqa(1, 16384), head_dim=256),
+        (2048, 16384, 18, 8, 1, 256, 256000, 8192),
+        (0, 0),
+        (0, 0),
+    ),
+    "gemma2": (
+        config(
+            "gemma2",
+            3584,
+            4,
+            16,
+            256000,
+            8192,
+            **gqa(8, 14336),
+            head_dim=256,
+            sliding_window=4096,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+        ),
+        (3584, 14336, 4, 16, 8, 256, 256000, 8192),
+        (4096, 0),
+        (0, 0),
+    ),
+    "gemma3_text": (
+        config(
+            "gemma3_text",
+            1152,
+            6,
+            4,
+            262144,
+            32768,
+            **gqa(1, 6912),
+            head_dim=256,
+            sliding_window=512,
+            layer_types=GEMMA_KINDS,
+        ),
+        (1152, 6912, 6, 4, 1, 256, 262144, 32768),
+        (512, 0),
+        (0, 0),
+    ),
+    "phi3": (
+        config("phi3", 3072, 32, 32, 32064, 4096, **gqa(32, 8192), sliding_window=2047),
+        (3072, 8192, 32, 32, 32, 96, 32064, 4096),
+        (2047, 2047),
+        (0, 0),
+    ),
+    "mixtral": (
+        config("mixtral", 4096, 32, 32, 32000, 32768, **gqa(8, 14336), num_local_experts=8, num_experts_per_tok=2),
+        (4096, 14336, 32, 32, 8, 128, 32000, 32768),
+        (0, 0),
+        (8, 2),
+    ),
+    "qwen3_moe": (
+        config(
+            "qwen3_moe",
+            2048,
+            48,
+            32,
+            151936,
+            40960,
+            **gqa(4, 6144),
+            head_dim=128,
+            num_experts=128,
+            num_experts_per_tok=8,
+            moe_intermediate_size=768,
+        ),
+        (2048, 6144, 48, 32, 4, 128, 151936, 40960),
+        (0, 0),
+        (128, 8),
+    ),
+    "gpt2": (
+        {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
+        (768, 3072, 12, 12, 12, 64, 50257, 1024),
+        (0, 0),
+        (0, 0),
+    ),
+    "opt": (
+        config("opt", 768, 12, 12, 50272, 2048, ffn_dim=3072),
+        (768, 3072, 12, 12, 12, 64, 50272, 2048),
+        (0, 0),
+        (0, 0),
+    ),
+    "gpt_neox": (
+        config("gpt_neox", 6144, 44, 64, 50432, 2048, intermediate_size=24576),
+        (6144, 24576, 44, 64, 64, 96, 50432, 2048),
+        (0, 0),
+        (0, 0),
+    ),
+    # Falcon's three forms. The grouped heads of the new one are repeated to all heads before they are cached.
+    "falcon": (
+        config("falcon", 8192, 60, 128, 65024, 2048, new_decoder_architecture=True, num_kv_heads=8),
+        (8192, 32768, 60, 128, 128, 64, 65024, 2048),
+        (0, 0),
+        (0, 0),
+    ),
+    "falcon-multi-query": (
+        config("falcon", 4544, 32, 71, 65024, 2048, new_decoder_architecture=False, multi_query=True),
+        (4544, 18176, 32, 71, 1, 64, 65024, 2048),
+        (0, 0),
+        (0, 0),
+    ),
+    "falcon-classic": (
+        config("falcon", 2048, 24, 32, 50304, 2048, multi_query=False, alibi=True),
+        (2048, 8192, 24, 32, 32, 64, 50304, 2048),
+        (0, 0),
+        (0, 0),
+    ),
+}
+
+
+def dimensions(parsed: ModelConfig) -> tuple[int, ...]:
+    return (
+        parsed.hidden_size,
+        parsed.intermediate_size,
+        parsed.num_layers,
+        parsed.num_heads,
+        parsed.num_kv_heads,
+        parsed.head_dim,
+        parsed.vocab_size,
+        parsed.context_tokens,
+    )
+
+
+def test_every_supported_architecture_has_a_published_config_here() -> None:
+    assert {raw["model_type"] for raw, *_ in PUBLISHED.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs(name: str) -> None:
+    raw, expected, windows, experts = PUBLISHED[name]
+    parsed = parse_config(raw, origin="config.json")
+    assert parsed.architecture is ARCHITECTURES[raw["model_type"]]
+    assert dimensions(parsed) == expected
+    assert (parsed.sliding_windows[0], parsed.sliding_windows[-1]) == windows
+    assert len(parsed.sliding_windows) == parsed.num_layers
+    assert (parsed.num_experts, parsed.experts_per_token) == experts
+
+
+def llama(**fields: Any) -> Raw:
+    """Return a small config; a field given as None is left out."""
+    raw = {**config("llama", 64, 4, 8, 320, 128, **gqa(4, 96)), **fields}
+    return {key: value for key, value in raw.items() if value is not None}
+
+
+# -- what may be left out ----------------------------------------------------------------------------------------------
+
+
+def test_defaults() -> None:
+    parsed = parse_config(
+        llama(num_key_value_heads=None, intermediate_size=None, max_position_embeddings=None), origin="c"
+    )
+    assert dimensions(parsed) == (64, 256, 4, 8, 8, 8, 320, 2048)
+
+
+def test_null_is_the_same_as_absent() -> None:
+    raw = {**llama(), "head_dim": None, "num_key_value_heads": None, "quantization_config": None, "architectures": None}
+    assert parse_config(raw, origin="c").num_kv_heads == 8
+
+
+def test_a_head_dim_of_its_own_need_not_divide_the_width() -> None:
+    parsed = parse_config(llama(hidden_size=100, num_attention_heads=6, num_key_value_heads=3, head_dim=32), origin="c")
+    assert (parsed.hidden_size, parsed.head_dim) == (100, 32)
+
+
+# -- sliding windows ---------------------------------------------------------------------------------------------------
+
+KINDS = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "windows"),
+    [
+        ({"sliding_window": 8}, (0, 0, 0, 0)),  # where the kinds are unknown, from above: the whole context
+        ({"sliding_window": 8, "layer_types": KINDS}, (0, 8, 0, 8)),
+        ({"sliding_window": 8, "layer_types": KINDS[:3]}, (0, 0, 0, 0)),
+        ({"sliding_window": 8, "layer_types": "sliding"}, (0, 0, 0, 0)),
+        ({"sliding_window": 8, "layer_types": KINDS, "use_sliding_window": False}, (0, 0, 0, 0)),
+        ({"sliding_window": 0, "layer_types": KINDS}, (0, 0, 0, 0)),
+        ({"sliding_window": -8, "layer_types": KINDS}, (0, 0, 0, 0)),
+        ({"sliding_window": True, "layer_types": KINDS}, (0, 0, 0, 0)),
+        ({"sliding_window": "8", "layer_types": KINDS}, (0, 0, 0, 0)),
+        ({"layer_types": KINDS}, (0, 0, 0, 0)),
+        ({"model_type": "mistral", "sliding_window": 8}, (8, 8, 8, 8)),
+        ({"model_type": "mistral", "sliding_window": 8, "layer_types": KINDS}, (0, 8, 0, 8)),
+        ({"model_type": "phi3", "sliding_window": 8}, (8, 8, 8, 8)),
+        ({"model_type": "qwen2", "sliding_window": 8, "layer_types": KINDS}, (0, 0, 0, 0)),  # off unless switched on
+        ({"model_type": "qwen2", "sliding_window": 8, "layer_types": KINDS, "use_sliding_window": True}, (0, 8, 0, 8)),
+        ({"model_type": "qwen3", "sliding_window": 8, "use_sliding_window": True}, (0, 0, 0, 0)),
+    ],
+)
+def test_sliding_windows(fields: Raw, windows: tuple[int, ...]) -> None:
+    assert parse_config(llama(**fields), origin="c").sliding_windows == windows
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "t5", "mamba", "deepseek_v3", "Llama", ""])
+def test_unknown_architectures_are_refused_by_name(model_type: str) -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        parse_config(llama(model_type=model_type), origin="c")
+    assert repr(model_type) in str(caught.value)
+    for supported in ARCHITECTURES:
+        assert supported in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", [None, 7, ["llama"]])
+def test_a_config_without_an_architecture_is_refused(model_type: object) -> None:
+    with pytest.raises(CheckpointError, match="the file names no model_type"):
+        parse_config(llama() | {"model_type": model_type}, origin="the file")
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"])
+@pytest.mark.parametrize("value", [None, 0, -4, 4.0, "4", True, [4], 2**40])
+def test_sizes_without_sense_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"the file: {field} is"):
+        parse_config(llama() | {field: value}, origin="the file")
+
+
+@pytest.mark.parametrize("field", ["num_key_value_heads", "intermediate_size", "head_dim", "max_position_embeddings"])
+@pytest.mark.parametrize("value", [0, -4, 4.5, "4", False])
+def test_optional_sizes_without_sense_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"the file: {field} is"):
+        parse_config(llama() | {field: value}, origin="the file")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"hidden_size": 65}, "hidden size 65 is no multiple of 8 attention heads"),
+        ({"num_key_value_heads": 3}, "8 attention heads are no multiple of 3 key-value heads"),
+        ({"num_key_value_heads": 16}, "no multiple of 16"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ({"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok is 5"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 2}, "num_experts is None"),
+        ({"model_type": "qwen3_moe", "num_experts": 4}, "num_experts_per_tok is None"),
+        ({"model_type": "qwen3_moe", "num_experts": -4, "num_experts_per_tok": 2}, "num_experts is -4"),
+    ],
+)
+def test_contradictions_are_refused(fields: Raw, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        parse_config(llama(**fields), origin="c")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised weights \(gptq\)"),
+        ({"quantization_config": {"bits": 4}}, r"quantised weights \(unknown\)"),
+        ({"quantization_config": "fp8"}, r"quantised weights \(fp8\)"),
+        ({"add_cross_attention": True}, "cross-attention"),
+        ({"is_encoder_decoder": True}, "cross-attention"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification is no causal"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration is no causal"),
+    ],
+)
+def test_forms_that_no_test_has_shown_right_are_refused(fields: Raw, words: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=words):
+        parse_config(llama(**fields), origin="c")
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "LlamaModel"])
+def test_causal_language_models_are_accepted(name: str) -> None:
+    parse_config(llama(architectures=[name]), origin="c")
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def test_reading_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(llama()))
+    assert read_config(tmp_path) == parse_config(llama(), origin="c")
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"{'model_type': 'llama'}"])
+def test_a_file_that_is_no_json_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(("content", "found"), [("[]", "list"), ("7", "int"), ("null", "NoneType"), ('"x"', "str")])
+def test_json_that_is_no_object_is_told(tmp_path: Path, content: str, found: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=f"holds {found} where an object is expected"):
+        read_config(tmp_path)
+
+
+def test_a_directory_in_place_of_the_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        read_config(tmp_path)

@@ -1,0 +1,127 @@
+"""What may be asked of a model, and what is refused with the numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from headrace.errors import InvalidRequestError, MachineError
+from headrace.machine.probed_machine import ComputeCurve, CurvePoint
+from headrace.model.blocks import ModelSpec, build_spec
+from headrace.model.model_config import parse_config
+from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
+from headrace.planning.load_options import Options, compute_dtypes, make_options, reserve_bytes, work_seconds
+from headrace.planning.plan import Strategy, Workload
+
+
+def small_model(*, context_tokens: int) -> ModelSpec:
+    """One layer of one matrix, a head, 16 bit."""
+    shapes = {
+        "model.embed_tokens.weight": (8, 4),
+        "model.layers.0.mlp.up_proj.weight": (8, 4),
+        "lm_head.weight": (8, 4),
+    }
+    entries = {
+        name: TensorEntry(name, "BF16", shape, 0, 64 * number, 64)
+        for number, (name, shape) in enumerate(shapes.items())
+    }
+    raw = {
+        "model_type": "llama",
+        "hidden_size": 4,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 8,
+        "max_position_embeddings": context_tokens,
+    }
+    files = (ShardFile(Path("model/0"), 4096, 0, 0, 0),)
+    index = TensorIndex(directory=Path("model"), files=files, entries=MappingProxyType(entries))
+    return build_spec("small", parse_config(raw, origin="config.json"), index)
+
+
+def made(spec: ModelSpec, **changes: Any) -> Options:
+    return make_options(spec, **({"memory": None, "default_budget_bytes": lambda: 12345} | changes))
+
+
+def test_defaults() -> None:
+    spec = small_model(context_tokens=4096)
+    options = made(spec)
+    assert options == Options(
+        budget_bytes=12345, workload=Workload(sequences=1, prompt_tokens=512, generate_tokens=512)
+    )
+    assert made(small_model(context_tokens=100)).workload == Workload(
+        sequences=1, prompt_tokens=50, generate_tokens=50
+    ), "no longer than the model's own context"
+
+
+def test_texts_become_numbers() -> None:
+    options = made(
+        small_model(context_tokens=64),
+        memory="3MiB",
+        strategy="overlap",
+        dtype="float32",
+        batch=3,
+        prompt_tokens=5,
+        max_tokens=7,
+        read_limit="20MB/s",
+    )
+    assert options == Options(
+        budget_bytes=3 << 20,
+        workload=Workload(sequences=3, prompt_tokens=5, generate_tokens=2),
+        strategy=Strategy.OVERLAP,
+        dtype="float32",
+        read_limit_bytes_per_s=20e6,
+    )
+    assert made(small_model(context_tokens=64), memory=77).budget_bytes == 77
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"strategy": "magic"}, "unknown strategy 'magic'; choose auto, resident, sequential, overlap"),
+        ({"dtype": "int8"}, "unsupported dtype 'int8'"),
+        ({"max_tokens": 65}, "65 tokens of context .* can do 2 to 64"),
+        ({"max_tokens": 1}, "1 tokens of context"),
+        ({"prompt_tokens": 9, "max_tokens": 9}, "a prompt of 9 tokens leaves nothing of 9"),
+        ({"prompt_tokens": 0}, "a prompt of 0 tokens"),
+        ({"batch": 0}, "batch must be at least 1, not 0"),
+        ({"read_limit": 0.0}, "read limit must be positive"),
+        ({"read_limit": float("inf")}, "read limit must be positive"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        made(small_model(context_tokens=64), **changes)
+
+
+def test_the_edges_are_allowed() -> None:
+    spec = small_model(context_tokens=64)
+    assert made(spec, max_tokens=64, prompt_tokens=63).workload.generate_tokens == 1
+    assert made(spec, max_tokens=2).workload.prompt_tokens == 1
+
+
+def test_what_is_left_alone() -> None:
+    assert reserve_bytes(0) == 160 << 20
+    assert reserve_bytes(100 << 30) == 5 << 30
+
+
+def test_dtypes_to_compare() -> None:
+    spec = small_model(context_tokens=64)
+    assert compute_dtypes(spec, None) == ("bfloat16", "float32")
+    assert compute_dtypes(spec, "float16") == ("float16",)
+    assert compute_dtypes(dataclasses.replace(spec, stored_dtype="F32"), None) == ("float32",)
+    with pytest.raises(MachineError, match="stored as I8"):
+        compute_dtypes(dataclasses.replace(spec, stored_dtype="I8"), "float32")
+
+
+def test_the_seconds_of_work() -> None:
+    curve = ComputeCurve(
+        compute_dtype="float32",
+        stored_dtype="F32",
+        points=(CurvePoint(1, 1.0), CurvePoint(2, 3.0), CurvePoint(10, 7.0)),
+    )
+    assert work_seconds(curve, Workload(sequences=2, prompt_tokens=5, generate_tokens=4)) == 7.0 + 3 * 3.0
