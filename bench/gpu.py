@@ -100,7 +100,7 @@ def _prepare(options: argparse.Namespace, folder: Path) -> Run:
     fake = options.device == "fake"
     case: Case = FAKE if fake else QUICK if options.quick else FULL
     device = FakeAccelerator() if fake else open_device(options.device)
-    if device.lands_in_place:
+    if device.uses_host_memory:
         raise InvalidRequestError(f"{device.name} is no accelerator; choose cuda, cuda:N or fake")
     gpu = describe(device)
     rack = CheckpointRack(folder, case.shapes)

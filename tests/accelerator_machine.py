@@ -33,7 +33,7 @@ ACCELERATOR = ProbedAccelerator(
 )
 REHEARSED = Rehearsed(
     layer=LayerTimes(prefill_s=2e-4, decode_s=1e-4),
-    wake_s=0.0,
+    stall_penalty_s=0.0,
     pass_overhead_s=1e-5,
     first_pass_overhead_s=1e-5,
     row_s=1e-6,
@@ -44,6 +44,6 @@ REHEARSED = Rehearsed(
 def make_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing be measured: speeds are the ones above, the disk does 100 MB/s."""
     monkeypatch.setattr(accelerator_study, "probe_accelerator", lambda *_args, **_options: ACCELERATOR)
-    monkeypatch.setattr(accelerator_study, "rehearse", lambda *_args, **_options: REHEARSED)
+    monkeypatch.setattr(accelerator_study, "time_layer", lambda *_args, **_options: REHEARSED)
     monkeypatch.setattr(accelerator_study, "_read_rate", lambda *_args: 1e8)
     monkeypatch.setattr(accelerator_study, "_memory_copy_rate", lambda: 1e10)

@@ -13,7 +13,7 @@ import torch
 
 import headrace
 from headrace.errors import BudgetError, InvalidRequestError
-from headrace.planning.plan import Place
+from headrace.planning.plan import Placement
 from headrace.streaming.device import CopyPart
 from headrace.streaming.fakes.source import FakeSource
 from headrace.streaming.stream import Stream, StreamSettings
@@ -51,7 +51,15 @@ def test_kernels_see_the_right_bytes(slots: int, pinned: bool, monkeypatch: pyte
     device = cuda_device.open_cuda(0)
     if not pinned:
         monkeypatch.setattr(cuda_device, "REGISTERED_MAX_BYTES", 8 * 4096)  # the ring, and no store
-    places = [Place.HOST, Place.DISK, Place.DEVICE, Place.HOST, Place.DISK, Place.HOST, Place.HOST]
+    places = [
+        Placement.HOST,
+        Placement.DISK,
+        Placement.DEVICE,
+        Placement.HOST,
+        Placement.DISK,
+        Placement.HOST,
+        Placement.HOST,
+    ]
     count = range(len(places))
     wanted = [
         [(at, torch.frombuffer(bytearray(content), dtype=torch.uint8).cuda()) for at, content in expected_of(block)]

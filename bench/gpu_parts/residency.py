@@ -10,7 +10,7 @@ from bench_report import spread
 from gpu_parts.outcome import Measured, Table
 from gpu_parts.stage import Stage
 from gpu_parts.timing import decode_cycles_s, generate, some_tokens
-from headrace.planning.plan import Place
+from headrace.planning.plan import Placement
 
 COLUMNS = (
     "memory GB", "blocks: device / host / disk / processor", "GB copied per pass", "tokens/s predicted",
@@ -54,10 +54,10 @@ def measure_processor(stage: Stage) -> Measured:
     """The main shape in the least memory, with as many layers computed by the processor as the plan thinks fit."""
     name = stage.case.main
     memory = stage.least_bytes(name, "overlap")
-    found = [_speed(stage, name, "and processor", memory=memory, strategy="overlap", processor_blocks=True)]
+    found = [_speed(stage, name, "and processor", memory=memory, strategy="overlap", cpu_blocks=True)]
     notes = (
         []
-        if found[0].blocks[Place.PROCESSOR]
+        if found[0].blocks[Placement.CPU]
         else ["The plan gives the processor no layer here: the link alone is faster."]
     )
     return _report(stage, name, found, notes)
@@ -71,7 +71,7 @@ def _speed(stage: Stage, name: str, what: str, *, memory: int, strategy: str, **
             decode += decode_cycles_s(model, prompt, stage.case.new_tokens)
         return Speed(
             memory,
-            {place.value: plan.places.count(place) for place in Place},
+            {place.value: plan.places.count(place) for place in Placement},
             plan.streamed_bytes_per_pass,
             model.headrace.prediction.tokens_per_s,
             decode,

@@ -19,7 +19,7 @@ from headrace.inference.skeleton import read_transformers_config
 from headrace.machine.probed_machine import ProbedMachine
 from headrace.planning.estimate import Prediction
 from headrace.planning.load_options import make_options
-from headrace.planning.plan import Place, Plan
+from headrace.planning.plan import Placement, Plan
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import Device
 
@@ -222,4 +222,4 @@ def single_tokens(count: int) -> dict[str, Any]:
 
 def places_text(plan: Plan) -> str:
     """Where the blocks live: `1 device, 32 host`."""
-    return ", ".join(f"{plan.places.count(place)} {place}" for place in Place if place in plan.places)
+    return ", ".join(f"{plan.places.count(place)} {place}" for place in Placement if place in plan.places)

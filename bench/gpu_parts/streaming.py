@@ -10,7 +10,7 @@ from gpu_parts.outcome import Measured, SkippedError, Table, at_least
 from gpu_parts.raw_link import RawLink, raw_link
 from gpu_parts.stage import Stage
 from gpu_parts.timing import decode_cycles_s, generate, pass_cycles_s, some_tokens
-from headrace.planning.plan import Place
+from headrace.planning.plan import Placement
 from headrace.streaming.system_memory import free_bytes
 
 WANTED_EFFICIENCY = 0.97
@@ -84,7 +84,7 @@ def _take_turns(
     for _ in stage.deadline.rounds(2):
         decode += decode_cycles_s(model, prompt, case.new_tokens)
     efficiency, decode_s = statistics.median(ratios), statistics.median(decode)
-    numbers = [sum(place is own for place in places) for own in (Place.DEVICE, Place.HOST, Place.DISK)]
+    numbers = [sum(place is own for place in places) for own in (Placement.DEVICE, Placement.HOST, Placement.DISK)]
     row = [
         name,
         " / ".join(map(str, numbers)),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli_checkpoints import write_model
-from headrace.accuracy.history import RunRecord, accuracy, taught
+from headrace.accuracy.history import RunRecord, accuracy, learn
 from headrace.cli.history_file import VARIABLE, history_path, read_history
 from headrace.cli.main import main
 from headrace.machine.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
@@ -91,7 +91,7 @@ def test_errors_by_stage_and_configuration() -> None:
 
 def test_runs_that_waited_for_the_disk_teach_its_rate() -> None:
     records = [changed(measured_read_bytes_per_s=rate) for rate in (1.9e9, 2.0e9, 2.1e9)]
-    learned, sentences = taught(MACHINE, records)
+    learned, sentences = learn(MACHINE, records)
     assert learned.read_bytes_per_s == 2.0e9
     assert learned.compute == MACHINE.compute
     assert "learned from 3 runs" in sentences[0]
@@ -101,13 +101,13 @@ def test_runs_that_waited_for_the_disk_teach_its_rate() -> None:
 
 @pytest.mark.parametrize("other", [{"machine": "another"}, {"read_limited": True}, {"binds": "compute"}])
 def test_runs_that_tell_nothing_of_the_disk_do_not(other: dict[str, object]) -> None:
-    learned, _ = taught(MACHINE, [changed(**other), RECORD, RECORD])
+    learned, _ = learn(MACHINE, [changed(**other), RECORD, RECORD])
     assert learned.read_bytes_per_s == MACHINE.read_bytes_per_s
 
 
 def test_runs_that_waited_for_the_processor_teach_the_curve() -> None:
     records = [changed(binds="compute", measured_decode_s=seconds) for seconds in (1.2, 1.3, 1.25)]
-    learned, sentences = taught(MACHINE, records)
+    learned, sentences = learn(MACHINE, records)
     assert learned.compute[0].points[0].seconds_per_parameter == pytest.approx(1.25e-9)
     assert learned.compute[0].points[1].seconds_per_parameter == pytest.approx(10e-9)
     assert "1.25 times" in sentences[0]

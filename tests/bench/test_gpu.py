@@ -34,7 +34,7 @@ from gpu_parts.stage import Promise, Stage, single_tokens
 from gpu_parts.timing import cycles_s
 from headrace.inference import assembly
 from headrace.model.safetensors_index import TensorIndex
-from headrace.planning.plan import Place
+from headrace.planning.plan import Placement
 from headrace.streaming.device import CopyPart
 from headrace.streaming.fakes.accelerator import FakeAccelerator
 from make_checkpoint import SHAPES, Shape, checkpoint_bytes, write_checkpoint
@@ -198,7 +198,7 @@ def test_a_part_that_fails_loses_itself_only(
         "after": "measured",
     }
     assert "illegal memory access" in record["parts"]["fails"]["reason"]
-    assert "Failed: RuntimeError at test_bench_gpu.py" in text
+    assert "Failed: RuntimeError at test_gpu.py" in text
     assert "Traceback" in capsys.readouterr().err
     assert record["parts"]["before"]["found"] == record["parts"]["after"]["found"] == 7
     assert written == [["gpu-fake.json", "gpu-fake.md"]], "what was measured before is on the disk by then"
@@ -376,7 +376,7 @@ def test_memory_for_a_share_of_the_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     kept = []
     for share in (0.0, 0.5, 1.0):
         with stage.load("little", what="", memory=stage.share_bytes("little", share), strategy="overlap") as model:
-            kept.append(model.headrace.plan.places.count(Place.DEVICE))
+            kept.append(model.headrace.plan.places.count(Placement.DEVICE))
     assert kept[0] < kept[1] < kept[2] < 6
     with stage.load("little", what="", memory=stage.resident_bytes("little"), strategy="resident") as model:
         assert model.headrace.plan.embedding.value == "resident"

@@ -37,7 +37,7 @@ from headrace.model.layout import align_up
 from headrace.model.model_config import read_config
 from headrace.model.safetensors_index import TensorIndex
 from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement
-from headrace.planning.plan import Place, Workload
+from headrace.planning.plan import Placement, Workload
 from headrace.planning.planner import Candidate
 from headrace.planning.probed_pace import KERNELS_PER_LAYER, pace_from_probe, processor_layer_from_probe
 from headrace.streaming import device_budget, devices
@@ -105,7 +105,7 @@ def beside_bytes(model: Path) -> int:
     request = AcceleratorRequest(
         spec=spec, workload=WORKLOAD, compute_dtype="bfloat16", budget_bytes=0, host_budget_bytes=0, device="cuda:0"
     )
-    return request.device_memory(Arrangement((*[Place.DISK] * 12, Place.DEVICE), 0)).total_bytes
+    return request.device_memory(Arrangement((*[Placement.DISK] * 12, Placement.DEVICE), 0)).total_bytes
 
 
 def on_device(model: Path, layers: int) -> str:
@@ -174,7 +174,7 @@ def test_json_says_where_blocks_live_and_what_the_machine_does(
     )
     assert set(fitting(report)) == {"sequential", "overlap"}
     for item in fitting(report).values():
-        places = [item[f"{name}_blocks"] for name in ("resident", "host_stored", "disk", "processor")]
+        places = [item[f"{name}_blocks"] for name in ("resident", "host_stored", "disk", "cpu")]
         assert sum(places) == report["model"]["num_blocks"] == 13
         assert min(places[:3]) > 0
         assert item["streamed_blocks"] == item["host_stored_blocks"] + item["disk_blocks"]
@@ -222,7 +222,7 @@ def test_the_device_that_is_named_computes(
     assert (report["machine"].get("device"), report["machine"].get("link_bytes_per_s")) == (name, rate)
     best = fitting(report)[report["recommended"]]
     assert set(best["memory_bytes"]) == ({"host", "disk"} if name is None else {"device", "host", "disk"})
-    assert ("processor_blocks" in best) == (name is not None)
+    assert ("cpu_blocks" in best) == (name is not None)
 
 
 def test_a_file_without_accelerators_plans_for_its_processor(
@@ -264,7 +264,7 @@ def test_no_torch_is_needed(model: Path, file: Path) -> None:
         "from headrace.cli.main import main\n"
         f"ask = ['plan', {str(model)!r}, '--machine', {str(file)!r}]\n"
         f"little = ['--memory', {on_device(model, 5)!r}, '--host-memory', '1GiB']\n"
-        "for more in ([], little, [*little, '--processor-blocks', '--cache-on-host', '--json'], ['--device', 'cpu']):\n"
+        "for more in ([], little, [*little, '--cpu-blocks', '--cache-on-host', '--json'], ['--device', 'cpu']):\n"
         "    assert main(ask + more) == 0, more\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -305,7 +305,7 @@ def test_the_table_names_where_blocks_live_and_the_text_what_would_help(
         (("--device", "cuda:7"), "describes no such device, only cpu, cuda:0 (Made-up 1), cuda:1 (Made-up 2)"),
         (("--device", "gpu"), "--device gpu: "),
         (("--device", "cpu", "--host-memory", "1GiB"), "--host-memory is for an accelerator (--device cuda)"),
-        (("--device", "cpu", "--processor-blocks"), "--processor-blocks is for an accelerator"),
+        (("--device", "cpu", "--cpu-blocks"), "--cpu-blocks is for an accelerator"),
         (("--device", "cpu", "--cache-on-host"), "--cache-on-host is for an accelerator"),
         (("--host-memory", "12 parsecs"), "12 parsecs"),
         (("--prompt-tokens", "9000"), "can do 2 to"),
@@ -326,7 +326,7 @@ def test_a_mistake_is_answered_by_one_message(
     ("options", "message"),
     [
         (("--device", "cuda"), "--device cuda applies to the machine at hand or to one that `headrace probe` measured"),
-        (("--processor-blocks",), "--processor-blocks applies to a checkpoint on the machine at hand"),
+        (("--cpu-blocks",), "--cpu-blocks applies to a checkpoint on the machine at hand"),
         (("--cache-on-host",), "compared anyhow"),
     ],
 )
@@ -359,11 +359,11 @@ def test_what_runs_taught_of_the_disk_counts_here_too_and_a_gpu_s_runs_are_its_o
 
 
 def test_every_constant_comes_from_the_file(model: Path) -> None:
-    made = machine(memory_bytes_per_s=3e8, handover_s=1e-3, pass_overhead_s=2e-3)
+    made = machine(memory_bytes_per_s=3e8, read_latency_s=1e-3, pass_overhead_s=2e-3)
     case = case_of(model, made)
     pace, own = case.pace, case.pace.device
     assert (pace.link_bytes_per_s, pace.staged_bytes_per_s, pace.memory_copy_bytes_per_s) == (2e8, 1.5e8, 1.5e8)
-    assert (own.read_bytes_per_s, own.handover_s, own.pass_overhead_s) == (1e8, 1e-3, 2e-3)
+    assert (own.read_bytes_per_s, own.read_latency_s, own.pass_overhead_s) == (1e8, 1e-3, 2e-3)
     assert own.block_overhead_s == KERNELS_PER_LAYER * 1e-6
     assert own.curve == FIRST.compute[0]
     assert pace.processor_handover_s == 2e-6
@@ -406,7 +406,7 @@ def test_a_processor_that_was_not_measured_can_be_asked_for_nothing(model: Path)
     unmeasured = machine(compute=())
     assert case_of(model, unmeasured).pace.processor_layer is None
     with pytest.raises(MachineError, match="has no measurement of bfloat16 products"):
-        case_of(model, unmeasured, processor_blocks=True)
+        case_of(model, unmeasured, cpu_blocks=True)
     with pytest.raises(MachineError):
         processor_layer_from_probe(unmeasured, case_of(model).request.spec, Workload(), compute_dtype="bfloat16")
 
@@ -444,11 +444,11 @@ def test_where_the_link_binds_a_faster_one_memory_and_the_processor_are_weighed(
     assert "host memory" not in advice, "there is enough for what comes from the disk"
     assert "More tokens in a pass are free up to" in advice
     needed = int(advice.split(" (--memory ")[1].split(")")[0])
-    assert set(case.with_budget(needed).plan.places) == {Place.DEVICE}
+    assert set(case.with_budget(needed).plan.places) == {Placement.DEVICE}
     assert case.with_budget(needed - 1).plan.strategy.value != "resident"
     helped = case.with_processor()
-    assert helped.plan.processor_blocks > 0
-    assert f"the processor would compute {helped.plan.processor_blocks} layers where they lie" in advice
+    assert helped.plan.cpu_blocks > 0
+    assert f"the processor would compute {helped.plan.cpu_blocks} layers where they lie" in advice
     said(
         case,
         best,
@@ -460,14 +460,14 @@ def test_where_the_link_binds_a_faster_one_memory_and_the_processor_are_weighed(
 def test_a_processor_too_slow_to_help_is_told_and_one_not_measured_is_not_spoken_of(model: Path) -> None:
     curve = machine().compute[0].scaled(1000.0)
     slow = case_of(model, machine(compute=(curve,)))
-    assert "too slow for layers of this model (--processor-blocks)" in remedy(slow, best_of(slow))
-    allowed = case_of(model, machine(compute=(curve,)), processor_blocks=True)
+    assert "too slow for layers of this model (--cpu-blocks)" in remedy(slow, best_of(slow))
+    allowed = case_of(model, machine(compute=(curve,)), cpu_blocks=True)
     assert best_of(allowed).prediction.binds == "link"
-    assert "--processor-blocks" not in remedy(allowed, best_of(allowed)), "it may help already"
+    assert "--cpu-blocks" not in remedy(allowed, best_of(allowed)), "it may help already"
     small = case_of(model, host_memory=on_host(12))
-    assert "For --processor-blocks the host's budget is too small" in remedy(small, best_of(small))
+    assert "For --cpu-blocks the host's budget is too small" in remedy(small, best_of(small))
     unknown = case_of(model, machine(compute=()))
-    assert "--processor-blocks" not in remedy(unknown, best_of(unknown))
+    assert "--cpu-blocks" not in remedy(unknown, best_of(unknown))
 
 
 def test_where_the_disk_binds_host_memory_is_the_remedy(model: Path) -> None:
@@ -488,7 +488,7 @@ def test_where_the_disk_binds_host_memory_is_the_remedy(model: Path) -> None:
         "more host memory would hold what comes from the disk: {} per pass",
         roomy.prediction.decode_s_per_pass,
     )
-    assert "--processor-blocks" not in advice
+    assert "--cpu-blocks" not in advice
 
 
 def test_what_else_may_bind_is_named(model: Path) -> None:
@@ -499,12 +499,12 @@ def test_what_else_may_bind_is_named(model: Path) -> None:
     assert remedy(hidden, overlap).startswith("The accelerator binds: what travels hides behind its arithmetic")
     roomy = case_of(model, memory="1GiB")
     assert remedy(roomy, best_of(roomy)).startswith("The accelerator binds, and every weight is in its memory")
-    computing = case_of(model, processor_blocks=True)
+    computing = case_of(model, cpu_blocks=True)
     best = best_of(computing)
-    assert best.prediction.binds == "processor"
+    assert best.prediction.binds == "cpu"
     advice = remedy(computing, best)
-    assert f"The processor binds, with the {best.plan.processor_blocks} layers that it computes" in advice
-    assert "With --processor-blocks" not in advice
+    assert f"The processor binds, with the {best.plan.cpu_blocks} layers that it computes" in advice
+    assert "With --cpu-blocks" not in advice
     turns = case_of(model, host_memory=on_host(3))
     sequential = planned(turns.compare(None), "sequential")
     assert "Loading and computing take turns: a link of twice the speed" in remedy(turns, sequential)
@@ -534,7 +534,7 @@ def test_a_step_of_memory_is_never_smaller_than_the_blocks_it_should_hold(model:
 def test_everything_in_memory_means_the_device_s_own(model: Path) -> None:
     needed = case_of(model).bytes_for_all()
     assert needed == beside_bytes(model) + 12 * LAYER_BYTES
-    assert case_of(model, processor_blocks=True, cache_on_host=True).bytes_for_all() == needed
+    assert case_of(model, cpu_blocks=True, cache_on_host=True).bytes_for_all() == needed
 
 
 def test_break_even_counts_what_both_memories_hold(model: Path) -> None:
@@ -580,7 +580,7 @@ def test_plan_predicts_what_a_run_then_decides(
         plan, predicted = loaded.headrace.plan, loaded.headrace.prediction
     assert plan.strategy.value == report["recommended"]
     assert [best[f"{name}_blocks"] for name in ("resident", "host_stored", "disk")] == [
-        plan.places.count(place) for place in (Place.DEVICE, Place.HOST, Place.DISK)
+        plan.places.count(place) for place in (Placement.DEVICE, Placement.HOST, Placement.DISK)
     ]
     assert best["decode_s_per_pass"] == predicted.decode_s_per_pass
     assert best["memory_bytes"]["device"] == plan.memory.total_bytes
@@ -619,12 +619,12 @@ def test_layers_and_caches_on_the_host_are_planned_where_they_may_be(
 ) -> None:
     options = ("--device", "cuda", *WORK, "--memory", on_device(model, 5), "--host-memory", on_host(40))
     plain = json_of(capsys, "plan", model, *options)
-    assert fitting(plain)["overlap"]["processor_blocks"] == 0
-    assert "With --processor-blocks the processor would compute" in plain["advice"], "its layer was rehearsed for that"
+    assert fitting(plain)["overlap"]["cpu_blocks"] == 0
+    assert "With --cpu-blocks the processor would compute" in plain["advice"], "its layer was rehearsed for that"
     assert not any("rounding" in note for note in plain["notes"])
-    helped = json_of(capsys, "plan", model, *options, "--processor-blocks")
+    helped = json_of(capsys, "plan", model, *options, "--cpu-blocks")
     best = fitting(helped)[helped["recommended"]]
-    assert best["processor_blocks"] > 0
+    assert best["cpu_blocks"] > 0
     assert best["decode_s_per_pass"] < fitting(plain)[plain["recommended"]]["decode_s_per_pass"]
     assert any("rounding" in note for note in helped["notes"])
     many = ("--batch", "256", "--device", "cuda", *WORK, "--host-memory", "1GiB")
@@ -641,16 +641,16 @@ def test_the_processor_is_only_rehearsed_where_it_may_help(
 ) -> None:
     on: list[str] = []
 
-    def rehearse(*_args: object, device: Device, **_options: object) -> Rehearsed:
+    def time_layer(*_args: object, device: Device, **_options: object) -> Rehearsed:
         on.append(device.name)
         return REHEARSED
 
-    monkeypatch.setattr(accelerator_study, "rehearse", rehearse)
+    monkeypatch.setattr(accelerator_study, "time_layer", time_layer)
     options = ("--device", "cuda", *WORK, "--host-memory", on_host(40))
     for memory, more, names in (
         ("500MB", (), ["fake:0"]),
         (on_device(model, 5), (), ["fake:0", "cpu"]),
-        (on_device(model, 5), ("--processor-blocks",), ["fake:0", "cpu"]),
+        (on_device(model, 5), ("--cpu-blocks",), ["fake:0", "cpu"]),
     ):
         on.clear()
         json_of(capsys, "plan", model, *options, "--memory", memory, *more)
@@ -663,7 +663,7 @@ def test_the_processor_is_only_rehearsed_where_it_may_help(
         (("--device", "cuda", "--memory", "2GiB"), "only 1.07 GB of its 1.07 GB are free"),
         (("--device", "cuda", "--memory", "10MB"), "Give --memory that much"),
         (("--device", "cpu", "--host-memory", "1GiB"), "--host-memory is for an accelerator (--device cuda)"),
-        (("--device", "cpu", "--processor-blocks"), "--processor-blocks is for an accelerator"),
+        (("--device", "cpu", "--cpu-blocks"), "--cpu-blocks is for an accelerator"),
     ],
 )
 def test_what_a_run_would_refuse_a_plan_refuses(
@@ -705,11 +705,9 @@ def test_plans_from_python(model: Path, monkeypatch: pytest.MonkeyPatch) -> None
     overlap = planned(found, "overlap")
     assert overlap.plan.device == "fake:0"
     assert where_blocks_live(overlap.plan).count(",") == 2
-    helped = headrace.plan(
-        model, device=device, host_memory=on_host(40), processor_blocks=True, strategy="overlap", **work
-    )
+    helped = headrace.plan(model, device=device, host_memory=on_host(40), cpu_blocks=True, strategy="overlap", **work)
     assert set(helped) == {"overlap"}
-    assert planned(helped, "overlap").plan.processor_blocks > 0
+    assert planned(helped, "overlap").plan.cpu_blocks > 0
     with pytest.raises(InvalidRequestError, match="--host-memory is for an accelerator"):
         headrace.plan(model, device="cpu", host_memory="1GiB", **work)
     with pytest.raises(BudgetError, match="are free"):

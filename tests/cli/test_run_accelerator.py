@@ -55,7 +55,7 @@ def test_json_says_where_blocks_lived_and_what_was_copied(
     report = run(capsys, model, "--device", "cuda", *options)
     plan, measured, possible = report["plan"], report["measured"], report["possible"]
     assert plan["device"] == "fake:0"
-    assert plan["num_blocks"] == plan["resident_blocks"] + plan["streamed_blocks"] + plan["processor_blocks"]
+    assert plan["num_blocks"] == plan["resident_blocks"] + plan["streamed_blocks"] + plan["cpu_blocks"]
     assert plan["streamed_blocks"] == plan["host_stored_blocks"] + plan["disk_blocks"] > 0
     assert [plan["places"].count(place) for place in ("device", "host", "disk")] == [
         plan["resident_blocks"],
@@ -107,7 +107,7 @@ def test_drafts_work_on_an_accelerator(
         (["--device", "cuda", "--memory", "2GiB"], "only 1.07 GB of its 1.07 GB are free"),
         (["--device", "cuda", "--memory", "10MB"], "Give --memory that much"),
         (["--device", "cpu", "--host-memory", "1GiB"], "--host-memory is for an accelerator"),
-        (["--device", "cpu", "--processor-blocks"], "--processor-blocks is for an accelerator"),
+        (["--device", "cpu", "--cpu-blocks"], "--cpu-blocks is for an accelerator"),
         (["--device", "cuda", "--host-memory", "12 parsecs"], "12 parsecs"),
         (["--device", "cuda", "--memory", "300MB", "--dtype", "float32", "--compile"], "--compile needs weights"),
     ],

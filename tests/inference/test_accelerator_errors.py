@@ -13,7 +13,7 @@ import torch
 import headrace
 from accelerator_machine import make_up
 from headrace.errors import BudgetError, InvalidRequestError, StreamError
-from headrace.planning.plan import Place
+from headrace.planning.plan import Placement
 from headrace.streaming import device_budget
 from headrace.streaming.device import CpuDevice
 from headrace.streaming.devices import VARIABLE, open_device
@@ -64,7 +64,7 @@ def test_auto_is_what_the_environment_names_or_what_there_is(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "option", [{"host_memory": "1GiB"}, {"host_memory": 0}, {"processor_blocks": True}, {"cache_on_host": True}]
+    "option", [{"host_memory": "1GiB"}, {"host_memory": 0}, {"cpu_blocks": True}, {"cache_on_host": True}]
 )
 def test_what_is_for_an_accelerator_is_refused_on_the_processor(directory: Path, option: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match=r"is for an accelerator \(--device cuda\)"):
@@ -192,7 +192,7 @@ def overlapping(directory: Path, device: FakeAccelerator) -> Any:
 def test_a_copy_that_fails_names_the_block_and_closing_still_works(directory: Path) -> None:
     device = FakeAccelerator(drive=Drive.EAGER)
     model = overlapping(directory, device)
-    assert Place.HOST in model.headrace.plan.places
+    assert Placement.HOST in model.headrace.plan.places
     model(input_ids=IDS)
     device.fail_at_copy = device.copies + 3
     with pytest.raises(StreamError, match=r"(layer \d|head).*CUDA error: an illegal memory access"):

@@ -18,7 +18,7 @@ import torch
 import headrace
 from accelerator_machine import make_up
 from headrace.errors import BudgetError
-from headrace.planning.plan import EmbeddingPlacement, Place
+from headrace.planning.plan import EmbeddingPlacement, Placement
 from headrace.streaming.fakes.accelerator import Drive, FakeAccelerator
 from inference.test_exactness import DTYPES, passes
 from tiny_models import CONFIGS, resident_reference, save_tiny
@@ -92,7 +92,7 @@ def test_logits_equal_resident_logits(checkpoints: dict[str, Path], name: str, d
                 for step, (wanted, got) in enumerate(zip(logits, passes(model, batch, DTYPES[dtype]), strict=True)):
                     assert torch.equal(wanted, got), (strategy, memory, host_memory, batch, step)
     found = {place for places in seen for place in places}
-    assert {Place.DEVICE, Place.HOST, Place.DISK} <= found, seen
+    assert {Placement.DEVICE, Placement.HOST, Placement.DISK} <= found, seen
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "mixtral", "falcon-alibi", "gpt_neox", "opt"])
@@ -102,18 +102,18 @@ def test_layers_of_the_processor_fit_in(checkpoints: dict[str, Path], name: str)
     least = smallest(directory, dtype="float32")
     device = FakeAccelerator(drive=Drive.LAZY)
     options: dict[str, Any] = {"memory": least + 4096, "host_memory": PLENTY, "dtype": "float32"}
-    with on_accelerator(directory, device, processor_blocks=True, poison=True, **options) as model:
-        assert model.headrace.plan.processor_blocks > 0, "the made-up processor is faster than the made-up link"
+    with on_accelerator(directory, device, cpu_blocks=True, poison=True, **options) as model:
+        assert model.headrace.plan.cpu_blocks > 0, "the made-up processor is faster than the made-up link"
         for batch in (1, 3):
             for wanted, got in zip(
                 passes(reference, batch, torch.float32), passes(model, batch, torch.float32), strict=True
             ):
                 assert torch.equal(wanted, got)
     with on_accelerator(directory, FakeAccelerator(), **options) as model:
-        assert model.headrace.plan.processor_blocks == 0, "not without being asked, since rounding may differ"
+        assert model.headrace.plan.cpu_blocks == 0, "not without being asked, since rounding may differ"
 
 
-WAYS: list[dict[str, Any]] = [
+SPREAD_RULES: list[dict[str, Any]] = [
     {"do_sample": False},
     {"do_sample": True, "temperature": 0.8, "top_k": 20},
     {"num_beams": 3, "do_sample": False},
@@ -137,7 +137,7 @@ def test_generate_behaves_as_on_a_resident_model(checkpoints: dict[str, Path], n
     device = FakeAccelerator(drive=Drive.LAZY)
     with on_accelerator(directory, device, memory=least + 20_000, cache_on_host=cache_on_host, **options) as model:
         assert model.headrace.plan.accelerator.cache_on_host is cache_on_host
-        for way in WAYS:
+        for way in SPREAD_RULES:
             inputs, attention = (ids[:1, 2:], mask[:1, 2:]) if "prompt_lookup_num_tokens" in way else (ids, mask)
             outputs = []
             for own in (reference, model):

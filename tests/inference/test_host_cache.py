@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headrace.errors import InvalidRequestError
-from headrace.inference.host_cache import HostLayer, Visits
+from headrace.inference.host_cache import HostLayer, OffloadedCache
 from headrace.inference.kv_cache import PreallocatedLayer
 from headrace.streaming.device import Copied, CopyPart, DeviceEvent
 from headrace.streaming.fakes.accelerator import Drive, FakeAccelerator
@@ -27,7 +27,7 @@ def states(tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def run(device: FakeAccelerator, layers: int, *, steps: Sequence[int] = STEPS) -> list[str]:
     """Play passes over some layers beside a cache that stays; return what differed."""
-    visits = Visits(device, capacity_tokens=20)
+    visits = OffloadedCache(device, capacity_tokens=20)
     away = [HostLayer(visits) for _ in range(layers)]
     here = [PreallocatedLayer(20) for _ in range(layers)]
     problems = []
@@ -84,7 +84,7 @@ def test_an_order_that_is_lost_is_caught(broken: type[FakeAccelerator]) -> None:
 
 
 def test_cropping_forgets_and_goes_on() -> None:
-    visits = Visits(FakeAccelerator(), capacity_tokens=20)
+    visits = OffloadedCache(FakeAccelerator(), capacity_tokens=20)
     away, other = HostLayer(visits), HostLayer(visits)
     here = PreallocatedLayer(20)
     for number, tokens in enumerate((6, 3)):
@@ -114,7 +114,7 @@ def test_a_cache_that_turns_out_too_short_grows(drive: Drive) -> None:
 
 
 def test_reordering_permutes_the_sequences() -> None:
-    visits = Visits(FakeAccelerator(), capacity_tokens=20)
+    visits = OffloadedCache(FakeAccelerator(), capacity_tokens=20)
     layers = [HostLayer(visits) for _ in range(3)]
     here = [PreallocatedLayer(20) for _ in range(3)]
     beams: Any = torch.tensor([2, 0, 0])
@@ -129,7 +129,7 @@ def test_reordering_permutes_the_sequences() -> None:
 
 
 def test_what_a_cache_on_the_host_cannot_do_is_refused() -> None:
-    visits = Visits(FakeAccelerator(), capacity_tokens=4)
+    visits = OffloadedCache(FakeAccelerator(), capacity_tokens=4)
     layer = HostLayer(visits)
     layer.update(*states(3, 0))
     with pytest.raises(InvalidRequestError, match="repeated 2 times"):

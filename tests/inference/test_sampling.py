@@ -7,13 +7,13 @@ from collections import Counter
 import pytest
 import torch
 
-from headrace.inference.batching.sampling import Chooser, Chosen, Decoding, NotFiniteError, choose_all
+from headrace.inference.batching.sampling import Chosen, Decoding, NotFiniteError, Sampler, sample_all
 
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.125, 0.125]))
 
 
 def draw(decoding: Decoding, times: int, seed: int = 1) -> Counter[int]:
-    chooser = Chooser(decoding, seed, frozenset())
+    chooser = Sampler(decoding, seed, frozenset())
     return Counter(chooser.choose(LOGITS).token for _ in range(times))
 
 
@@ -36,10 +36,10 @@ def test_top_k_and_top_p_leave_out_the_tail() -> None:
 
 def test_same_seed_same_tokens_whoever_shares_the_batch() -> None:
     def tokens(others: int) -> list[int]:
-        mine = Chooser(Decoding(temperature=1.0), 9, frozenset())
-        crowd = [Chooser(Decoding(temperature=1.0), seed, frozenset()) for seed in range(others)]
+        mine = Sampler(Decoding(temperature=1.0), 9, frozenset())
+        crowd = [Sampler(Decoding(temperature=1.0), seed, frozenset()) for seed in range(others)]
         rows = LOGITS.repeat(others + 1, 1)
-        found = [choose_all([*crowd, mine], rows)[-1] for _ in range(30)]
+        found = [sample_all([*crowd, mine], rows)[-1] for _ in range(30)]
         return [item.token for item in found if isinstance(item, Chosen)]
 
     assert tokens(0) == tokens(3)
@@ -47,38 +47,38 @@ def test_same_seed_same_tokens_whoever_shares_the_batch() -> None:
 
 
 def test_a_draw_survives_rounding() -> None:
-    one, other = (Chooser(Decoding(temperature=1.0), 3, frozenset()) for _ in range(2))
+    one, other = (Sampler(Decoding(temperature=1.0), 3, frozenset()) for _ in range(2))
     noise = 1e-6 * torch.randn(4, generator=torch.Generator().manual_seed(0))
     assert [one.choose(LOGITS).token for _ in range(200)] == [other.choose(LOGITS + noise).token for _ in range(200)]
 
 
 def test_penalties_bias_and_least_length() -> None:
-    chooser = Chooser(Decoding(presence_penalty=2.0), 0, frozenset())
+    chooser = Sampler(Decoding(presence_penalty=2.0), 0, frozenset())
     assert [chooser.choose(LOGITS).token for _ in range(2)] == [0, 1]
-    chooser = Chooser(Decoding(frequency_penalty=0.5), 0, frozenset())
+    chooser = Sampler(Decoding(frequency_penalty=0.5), 0, frozenset())
     assert [chooser.choose(LOGITS).token for _ in range(4)] == [0, 0, 1, 0]
-    assert Chooser(Decoding(logit_bias=((3, 10.0),)), 0, frozenset()).choose(LOGITS).token == 3
-    chooser = Chooser(Decoding(min_tokens=2), 0, frozenset({0}))
+    assert Sampler(Decoding(logit_bias=((3, 10.0),)), 0, frozenset()).choose(LOGITS).token == 3
+    chooser = Sampler(Decoding(min_tokens=2), 0, frozenset({0}))
     assert [chooser.choose(LOGITS).token for _ in range(3)] == [1, 1, 0]
 
 
 def test_log_probabilities_are_the_models_own() -> None:
-    chosen = Chooser(Decoding(logprobs=2, temperature=0.1), 0, frozenset()).choose(LOGITS)
+    chosen = Sampler(Decoding(logprobs=2, temperature=0.1), 0, frozenset()).choose(LOGITS)
     assert chosen.logprob == pytest.approx(float(LOGITS[chosen.token]))
     assert [token for token, _ in chosen.likeliest] == [0, 1]
-    assert Chooser(Decoding(logprobs=0), 0, frozenset()).choose(LOGITS).likeliest == ()
+    assert Sampler(Decoding(logprobs=0), 0, frozenset()).choose(LOGITS).likeliest == ()
 
 
 def test_logits_are_not_changed() -> None:
     before = LOGITS.clone()
-    Chooser(Decoding(presence_penalty=1.0, logit_bias=((0, -5.0),), min_tokens=3), 0, frozenset({1})).choose(LOGITS)
+    Sampler(Decoding(presence_penalty=1.0, logit_bias=((0, -5.0),), min_tokens=3), 0, frozenset({1})).choose(LOGITS)
     assert torch.equal(before, LOGITS)
 
 
 def test_no_numbers_are_an_error_of_that_row_alone() -> None:
     rows = torch.stack([LOGITS, LOGITS * torch.nan, LOGITS])
-    choosers = [Chooser(Decoding(), 0, frozenset()) for _ in range(3)]
-    found = choose_all(choosers, rows)
+    choosers = [Sampler(Decoding(), 0, frozenset()) for _ in range(3)]
+    found = sample_all(choosers, rows)
     assert isinstance(found[1], NotFiniteError)
     assert [type(item) for item in (found[0], found[2])] == [Chosen, Chosen]
-    assert choose_all([], LOGITS[:0]) == []
+    assert sample_all([], LOGITS[:0]) == []

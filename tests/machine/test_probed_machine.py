@@ -67,7 +67,7 @@ machines = st.builds(
     pass_overhead_s=st.floats(0, 10),
     compute_slowdown=st.floats(1, 99),
     read_slowdown=st.floats(1, 99),
-    handover_s=st.floats(0, 1),
+    read_latency_s=st.floats(0, 1),
     disk_depths=st.lists(
         st.builds(DiskDepth, st.integers(4096, 2**30), st.integers(1, 64), st.floats(1, 1e12)), max_size=3
     ).map(tuple),
@@ -353,7 +353,7 @@ def test_values_are_checked_without_a_file_too(build: Callable[[], object]) -> N
 
 def test_a_file_without_the_later_fields_is_still_read() -> None:
     raw = tomllib.loads(MACHINE.to_toml())
-    del raw["disk"]["handover_s"], raw["disk"]["depths"]
+    del raw["disk"]["read_latency_s"], raw["disk"]["depths"]
     assert "memory" not in raw
     assert "link" not in raw
     assert ProbedMachine.from_toml(tomli_w.dumps(raw), origin="x") == MACHINE
@@ -362,8 +362,8 @@ def test_a_file_without_the_later_fields_is_still_read() -> None:
 @pytest.mark.parametrize(
     ("field", "changes"),
     [
-        ("disk.handover_s", {"handover_s": -0.1}),
-        ("disk.handover_s", {"handover_s": float("inf")}),
+        ("disk.read_latency_s", {"read_latency_s": -0.1}),
+        ("disk.read_latency_s", {"read_latency_s": float("inf")}),
         ("memory.bytes_per_s", {"memory_bytes_per_s": 0.0}),
         ("link.host_to_device_bytes_per_s", {"host_to_device_bytes_per_s": -1.0}),
         (r"disk.depths\[0\].chunk_bytes", {"disk_depths": (DiskDepth(1, 1, 1e9),)}),

@@ -19,8 +19,8 @@ from headrace.planning import accelerator_planner
 from headrace.planning.accelerator_arrangements import SLOT_COUNTS, stores
 from headrace.planning.accelerator_floor import AcceleratorFloor
 from headrace.planning.accelerator_memory import (
+    CACHE_LAYERS_ON_DEVICE,
     LIBRARY_WORK_SPACE_BYTES,
-    VISITING_LAYERS,
     AcceleratorRequest,
     Arrangement,
 )
@@ -32,12 +32,12 @@ from headrace.planning.accelerator_planner import (
     refuse_below_minimum_on_accelerator,
 )
 from headrace.planning.estimate import LayerTimes, block_times
-from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Place, Plan, Strategy, Workload
+from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan, Strategy, Workload
 from headrace.planning.planner import Candidate
 from headrace.planning.timeline import Lane
 from planning.test_planner import HIDDEN, model, pace_of
 
-DEVICE, HOST, DISK, PROCESSOR = Place.DEVICE, Place.HOST, Place.DISK, Place.PROCESSOR
+DEVICE, HOST, DISK, PROCESSOR = Placement.DEVICE, Placement.HOST, Placement.DISK, Placement.CPU
 CHUNK_BYTES = 64 << 10
 
 
@@ -80,9 +80,9 @@ def budgets(request: AcceleratorRequest, share: float, host_share: float) -> Acc
 
 def host_beside_bytes(request: AcceleratorRequest) -> int:
     """Return the ring's memory, and what the processor needs beside its layers where it may compute."""
-    if not request.allow_processor:
+    if not request.allow_cpu:
         return request.ring_bytes
-    return request.ring_bytes + request.work_space_bytes + request.processor_conversion_bytes
+    return request.ring_bytes + request.work_space_bytes + request.cpu_conversion_bytes
 
 
 def accelerator_pace(spec: ModelSpec, *, disk_s: float, link_s: float, **changes: Any) -> AcceleratorPace:
@@ -125,7 +125,7 @@ def cases(
         dtype=draw(st.sampled_from(["bfloat16", "float32"])),
         work=draw(workloads),
         pinned=draw(st.booleans()),
-        allow_processor=draw(st.booleans()) if processor is None else processor,
+        allow_cpu=draw(st.booleans()) if processor is None else processor,
         allow_host_cache=draw(st.booleans()) if host_cache is None else host_cache,
     )
     layers = len(spec.blocks) - 1
@@ -192,7 +192,7 @@ def check_books(request: AcceleratorRequest, plan: Plan) -> None:
     """Recount from the blocks what the plan says of itself."""
     assert plan.accelerator is not None
     spec, places, host = request.spec, plan.places, plan.accelerator.host
-    of = {place: [b for b, own in zip(spec.blocks, places, strict=True) if own is place] for place in Place}
+    of = {place: [b for b, own in zip(spec.blocks, places, strict=True) if own is place] for place in Placement}
     travelling = [block.device_bytes for block in (*of[HOST], *of[DISK])]
     assert plan.resident == tuple(place is DEVICE for place in places)
     assert plan.memory.resident_bytes == sum(block.device_bytes for block in of[DEVICE])
@@ -201,7 +201,7 @@ def check_books(request: AcceleratorRequest, plan: Plan) -> None:
     assert plan.memory.slots_bytes == plan.slots * plan.slot_bytes
     assert host.stores_bytes == sum(align_up(block.device_bytes) for block in of[HOST])
     own_bytes = sum(align_up(block.device_bytes) for block in of[PROCESSOR])
-    assert host.processor_bytes >= own_bytes
+    assert host.cpu_bytes >= own_bytes
     assert host.ring_bytes == request.ring_chunks * request.chunk_bytes
     assert (plan.accelerator.device, plan.device) == ("cuda:0", "cuda:0")
     assert (plan.accelerator.chunk_bytes, plan.accelerator.ring_chunks) == (request.chunk_bytes, request.ring_chunks)
@@ -213,7 +213,7 @@ def check_books(request: AcceleratorRequest, plan: Plan) -> None:
         assert plan.slots in SLOT_COUNTS
         assert plan.slots <= len(travelling), "more slots than travelling blocks would be memory for nothing"
     assert all(block.layer_index is not None for block in of[PROCESSOR]), "the head is never the processor's"
-    assert request.allow_processor or not of[PROCESSOR]
+    assert request.allow_cpu or not of[PROCESSOR]
     cache_bytes = spec.kv_cache_bytes(
         sequences=request.workload.sequences,
         tokens=request.workload.context_tokens,
@@ -223,7 +223,7 @@ def check_books(request: AcceleratorRequest, plan: Plan) -> None:
         assert request.allow_host_cache
         assert host.kv_cache_bytes == cache_bytes
         layers = len(spec.blocks) - 1
-        visiting_bytes = VISITING_LAYERS * cache_bytes // layers if len(of[PROCESSOR]) < layers else 0
+        visiting_bytes = CACHE_LAYERS_ON_DEVICE * cache_bytes // layers if len(of[PROCESSOR]) < layers else 0
         assert plan.memory.kv_cache_bytes == visiting_bytes
     else:
         assert plan.memory.kv_cache_bytes + host.kv_cache_bytes == cache_bytes
@@ -244,7 +244,7 @@ def check_books(request: AcceleratorRequest, plan: Plan) -> None:
 @given(cases(), st.sampled_from([*Strategy, None]))
 @example(
     (
-        budgets(request_of(model([100, 100, 100], vocab=7000), allow_processor=True), 0.0, 0.5),
+        budgets(request_of(model([100, 100, 100], vocab=7000), allow_cpu=True), 0.0, 0.5),
         accelerator_pace(model([100]), disk_s=1.0, link_s=1.0, processor_layer=LayerTimes(prefill_s=1.0, decode_s=1.0)),
     ),
     None,
@@ -255,7 +255,7 @@ def check_books(request: AcceleratorRequest, plan: Plan) -> None:
             request_of(
                 model([2500, 100]),
                 work=Workload(prompt_tokens=1, generate_tokens=8),
-                allow_processor=True,
+                allow_cpu=True,
                 pinned=False,
             ),
             0.0,
@@ -290,7 +290,7 @@ def test_the_smallest_budget_works_and_one_byte_less_does_not(
 @pytest.mark.parametrize("strategy", [*Strategy, None])
 def test_the_host_must_hold_the_ring_at_least(strategy: Strategy | None) -> None:
     spec = model([700] * 3)
-    request = dataclasses.replace(budgets(request_of(spec), 1.2, 0.0), allow_processor=True)
+    request = dataclasses.replace(budgets(request_of(spec), 1.2, 0.0), allow_cpu=True)
     pace = accelerator_pace(spec, disk_s=2.0, link_s=1.0)
     assert request.host_budget_bytes == 4 * CHUNK_BYTES
     assert plan_any(request, strategy, pace).plan.accelerator is not None
@@ -365,10 +365,10 @@ def test_the_head_is_converted_whole() -> None:
     as_float32 = request_of(spec, dtype="float32")
     assert head_bytes <= as_float32.conversion_bytes < head_bytes + 4 * PAGE_BYTES
     largest_bytes = 700 * HIDDEN * 4
-    assert largest_bytes <= as_float32.processor_conversion_bytes < largest_bytes + 4 * PAGE_BYTES
+    assert largest_bytes <= as_float32.cpu_conversion_bytes < largest_bytes + 4 * PAGE_BYTES
     experts = request_of(model([64, 64], vocab=300, experts=8))
     together_bytes = 8 * 2 * 64 * HIDDEN * 2
-    for converted in (experts.conversion_bytes, experts.processor_conversion_bytes):
+    for converted in (experts.conversion_bytes, experts.cpu_conversion_bytes):
         assert together_bytes <= converted < together_bytes + 8 * 2 * 64 + 4 * PAGE_BYTES
 
 
@@ -378,7 +378,7 @@ def test_what_the_processor_computes_lies_on_the_host_with_all_it_needs() -> Non
     places = (PROCESSOR, DISK, PROCESSOR, HOST, DEVICE)
     held = request.memory(Arrangement(places, 2))
     host, layer = held.host, align_up(spec.blocks[0].device_bytes)
-    assert host.processor_bytes == 2 * layer + request.processor_conversion_bytes
+    assert host.cpu_bytes == 2 * layer + request.cpu_conversion_bytes
     assert host.stores_bytes == layer
     one_cache = spec.kv_cache_bytes(sequences=1, tokens=48, element_bytes=4) // 4
     assert (host.kv_cache_bytes, held.device.kv_cache_bytes) == (2 * one_cache, 2 * one_cache)
@@ -386,7 +386,7 @@ def test_what_the_processor_computes_lies_on_the_host_with_all_it_needs() -> Non
     on_host = request.memory(Arrangement(places, 2, cache_on_host=True))
     assert (on_host.host.kv_cache_bytes, on_host.device.kv_cache_bytes) == (4 * one_cache, 3 * one_cache)
     without = request.memory(Arrangement((DISK,) * 4 + (DEVICE,), 2)).host
-    assert (without.processor_bytes, without.kv_cache_bytes, without.work_space_bytes) == (0, 0, 0)
+    assert (without.cpu_bytes, without.kv_cache_bytes, without.work_space_bytes) == (0, 0, 0)
 
 
 def test_a_sliding_window_keeps_no_more_than_itself() -> None:
@@ -492,7 +492,7 @@ def test_the_planner_is_never_slower_than_any_strategy_alone(case: tuple[Acceler
 def test_a_processor_that_may_compute_makes_nothing_slower(case: tuple[AcceleratorRequest, AcceleratorPace]) -> None:
     request, pace = case
     _, without = planned(request, pace)
-    _, allowed = planned(dataclasses.replace(request, allow_processor=True), pace)
+    _, allowed = planned(dataclasses.replace(request, allow_cpu=True), pace)
     assert allowed.total_s <= without.total_s * (1 + 1e-9)
 
 
@@ -546,7 +546,7 @@ def test_a_deep_model_gains_by_more_of_either_memory(
     spec = model([700] * layers)
     own = None if slower is None else LayerTimes(prefill_s=2 * slower / layers, decode_s=slower / layers)
     pace = accelerator_pace(spec, disk_s=disk_s, link_s=link_s, processor_layer=own)
-    request = budgets(request_of(spec, allow_processor=slower is not None), share, host_share)
+    request = budgets(request_of(spec, allow_cpu=slower is not None), share, host_share)
     plan, prediction = plan_fastest_on_accelerator(request, pace)
     for simple in fill_then_stream(request):
         assert prediction.total_s <= prediction_s(request, pace, plan, simple) * (1 + 1e-9)
@@ -592,7 +592,9 @@ def test_the_closed_form_lies_below_what_is_simulated(
 ) -> None:
     """For sequential plans it is what is simulated. The few passes simulated may live on what slots held before."""
     request, pace = case
-    pace = dataclasses.replace(pace, device=dataclasses.replace(pace.device, handover_s=0.01, wake_s=0.002))
+    pace = dataclasses.replace(
+        pace, device=dataclasses.replace(pace.device, read_latency_s=0.01, stall_penalty_s=0.002)
+    )
     try:
         plan, prediction = plan_on_accelerator(request, strategy, pace)
     except BudgetError:
@@ -612,7 +614,7 @@ def best_of_everything(request: AcceleratorRequest, pace: AcceleratorPace) -> fl
     """Try every place of every block with every number of slots; seconds of the fastest."""
     plan, prediction = plan_fastest_on_accelerator(request, pace)
     best_s = prediction.total_s
-    kinds = Place if request.allow_processor else (DEVICE, HOST, DISK)
+    kinds = Placement if request.allow_cpu else (DEVICE, HOST, DISK)
     for places in itertools.product(kinds, repeat=len(request.spec.blocks)):
         if (
             places[-1] is PROCESSOR
@@ -656,13 +658,12 @@ def test_a_ranking_that_is_wrong_makes_no_plan_slower(monkeypatch: pytest.Monkey
     spec = model([700] * 8)
     slow = LayerTimes(prefill_s=9.0, decode_s=9.0)
     pace = accelerator_pace(spec, disk_s=4.0, link_s=0.5, processor_layer=slow)
-    request = budgets(request_of(spec, allow_processor=True), 0.4, 0.3)
+    request = budgets(request_of(spec, allow_cpu=True), 0.4, 0.3)
     monkeypatch.setattr(AcceleratorFloor, "total_s", lambda floor, arrangement: 0.0)
     allowed, without = (
-        plan_fastest_on_accelerator(dataclasses.replace(request, allow_processor=allow), pace)
-        for allow in (True, False)
+        plan_fastest_on_accelerator(dataclasses.replace(request, allow_cpu=allow), pace) for allow in (True, False)
     )
-    assert allowed.plan.processor_blocks == 0
+    assert allowed.plan.cpu_blocks == 0
     assert allowed.prediction.total_s <= without.prediction.total_s * (1 + 1e-9)
 
 
@@ -680,14 +681,14 @@ def test_what_is_like_the_best_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> 
 # -- what is chosen ----------------------------------------------------------------------------------------------------
 
 
-def places_of(request: AcceleratorRequest, pace: AcceleratorPace) -> dict[Place, int]:
+def places_of(request: AcceleratorRequest, pace: AcceleratorPace) -> dict[Placement, int]:
     plan, _ = plan_fastest_on_accelerator(request, pace)
-    return {place: plan.places.count(place) for place in Place if place in plan.places}
+    return {place: plan.places.count(place) for place in Placement if place in plan.places}
 
 
 def test_everything_stays_on_the_device_where_everything_fits() -> None:
     spec = model([700] * 6)
-    request = budgets(request_of(spec, allow_processor=True, allow_host_cache=True), 1.2, 1.2)
+    request = budgets(request_of(spec, allow_cpu=True, allow_host_cache=True), 1.2, 1.2)
     plan, prediction = plan_fastest_on_accelerator(
         request, accelerator_pace(spec, disk_s=2.0, link_s=1.0, processor_layer=LayerTimes(prefill_s=1.0, decode_s=1.0))
     )
@@ -718,18 +719,18 @@ def test_host_memory_comes_before_the_disk_and_what_is_left_is_spread() -> None:
 
 def test_the_processor_computes_where_the_link_is_slower_than_it() -> None:
     spec = model([700] * 24, vocab=600)
-    request = budgets(request_of(spec, allow_processor=True), 0.3, 4.0)
+    request = budgets(request_of(spec, allow_cpu=True), 0.3, 4.0)
     own = LayerTimes(prefill_s=2.0 / 24, decode_s=2.0 / 24)
     slow, fast = (accelerator_pace(spec, disk_s=20.0, link_s=link_s, processor_layer=own) for link_s in (8.0, 0.5))
     chosen = places_of(request, slow)
     assert 4 <= chosen[PROCESSOR] < 24, "as many as let the processor and the link end together"
     assert PROCESSOR not in places_of(request, fast)
-    assert PROCESSOR not in places_of(dataclasses.replace(request, allow_processor=False), slow)
+    assert PROCESSOR not in places_of(dataclasses.replace(request, allow_cpu=False), slow)
     unknown = dataclasses.replace(slow, processor_layer=None)
     assert PROCESSOR not in places_of(request, unknown)
     plan, prediction = plan_on_accelerator(request, Strategy.RESIDENT, slow)
-    assert plan.processor_blocks >= 10, "what does not fit on the device is computed where it lies"
-    assert (plan.slots, prediction.binds) == (0, "processor")
+    assert plan.cpu_blocks >= 10, "what does not fit on the device is computed where it lies"
+    assert (plan.slots, prediction.binds) == (0, "cpu")
     layers = [place is PROCESSOR for place in plan_fastest_on_accelerator(request, slow).plan.places[:-1]]
     runs = [len(list(run)) for computed, run in itertools.groupby(layers) if not computed]
     assert max(runs) <= 2 * math.ceil(24 / sum(layers)), "they are spread"
@@ -782,7 +783,7 @@ def test_times_by_place() -> None:
     layer = spec.blocks[0]
     own = block_times(spec, work, pace.device)[0]
 
-    def times_in(place: Place, *, pinned: bool = True) -> Any:
+    def times_in(place: Placement, *, pinned: bool = True) -> Any:
         found = tiered_times(spec, work, pace, (place, DEVICE, DEVICE), pinned=pinned, chunk_bytes=CHUNK_BYTES)
         assert found[1:] == tiered_times(spec, work, pace, (DEVICE,) * 3, pinned=True, chunk_bytes=CHUNK_BYTES)[1:]
         return found[0]
@@ -858,7 +859,7 @@ def test_what_binds() -> None:
     assert prediction_of(spec, disk_bound, "hhhh", pinned=False).binds == "link", "the readers, but not the disk"
     assert prediction_of(spec, link_bound, "dddd").binds == "link"
     assert prediction_of(spec, device_bound, "dddd").binds == "compute"
-    assert prediction_of(spec, disk_bound, "pppv").binds == "processor"
+    assert prediction_of(spec, disk_bound, "pppv").binds == "cpu"
     assert prediction_of(spec, disk_bound, "dddd", strategy=Strategy.SEQUENTIAL).binds == "both"
     assert prediction_of(spec, disk_bound, "vvvv", strategy=Strategy.RESIDENT).binds == "compute"
     locked, staged = (prediction_of(spec, disk_bound, "hhhh", pinned=pinned) for pinned in (True, False))

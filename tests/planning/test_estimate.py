@@ -18,9 +18,9 @@ from headrace.model.blocks import ModelSpec, build_spec
 from headrace.model.model_config import parse_config
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.planning.estimate import (
-    Beside,
     LayerTimes,
     Pace,
+    PassOverheads,
     TimeFloor,
     block_times,
     break_even_tokens,
@@ -195,7 +195,7 @@ def test_the_pace_of_a_machine() -> None:
         pass_overhead_s=0.5,
         compute_slowdown=1.25,
         read_slowdown=1.5,
-        handover_s=0.125,
+        read_latency_s=0.125,
     )
     pace = Pace.of(machine, compute_dtype="bfloat16", stored_dtype="BF16")
     assert pace == Pace(
@@ -205,7 +205,7 @@ def test_the_pace_of_a_machine() -> None:
         pass_overhead_s=0.5,
         compute_slowdown=1.25,
         read_slowdown=1.5,
-        handover_s=0.125,
+        read_latency_s=0.125,
     )
     for limit, rate in ((1e9, 1e9), (3e9, 2e9)):
         limited = Pace.of(machine, compute_dtype="bfloat16", stored_dtype="BF16", read_limit_bytes_per_s=limit)
@@ -218,12 +218,12 @@ def test_what_lies_beside_the_blocks_of_a_pass() -> None:
     """Four prompts of three tokens look up 12 rows of 128, of which 11.5 are distinct on average; a step four."""
     work = Workload(sequences=4, prompt_tokens=3)
     pace = pace_of((1, 0.5), pass_overhead_s=0.5, row_s=0.01)
-    first, further = Beside.of(SPEC, work, pace, rows_from_disk=True)
+    first, further = PassOverheads.of(SPEC, work, pace, rows_from_disk=True)
     assert first == pytest.approx(0.5 + 0.01 * VOCAB * (1 - (1 - 1 / VOCAB) ** 12))
     assert further == pytest.approx(0.5 + 0.01 * VOCAB * (1 - (1 - 1 / VOCAB) ** 4))
-    assert Beside.of(SPEC, work, pace, rows_from_disk=False) == (0.5, 0.5)
+    assert PassOverheads.of(SPEC, work, pace, rows_from_disk=False) == (0.5, 0.5)
     pace = dataclasses.replace(pace, first_pass_overhead_s=2.0)
-    assert Beside.of(SPEC, work, pace, rows_from_disk=False) == (2.0, 0.5)
+    assert PassOverheads.of(SPEC, work, pace, rows_from_disk=False) == (2.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_rows_of_the_embedding_are_counted_where_the_plan_reads_them() -> None:
 
 def test_a_sequential_run_pays_for_every_request_by_hand() -> None:
     """Four requests a pass, each 0.25 s until bytes come and 0.125 s until the processor is at speed."""
-    pace = pace_of((1, 0.5), handover_s=0.25, wake_s=0.125)
+    pace = pace_of((1, 0.5), read_latency_s=0.25, stall_penalty_s=0.125)
     plan = plan_of(Strategy.SEQUENTIAL, slots=1, sequences=1, prompt_tokens=1, generate_tokens=3)
     prediction = predict(SPEC, plan, pace)
     assert prediction.decode_s_per_pass == pytest.approx(3.5 + 1.75 + 4 * 0.375)
@@ -381,8 +381,8 @@ def test_no_prediction_is_faster_than_bytes_and_arithmetic_allow(
         first_pass_overhead_s=first_s,
         read_slowdown=slowdowns[0],
         compute_slowdown=slowdowns[1],
-        handover_s=waits_s[0],
-        wake_s=waits_s[1],
+        read_latency_s=waits_s[0],
+        stall_penalty_s=waits_s[1],
     )
     prediction = predict(SPEC, plan, pace)
     sizes = [block.footprint_bytes for block in SPEC.blocks]

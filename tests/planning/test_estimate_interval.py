@@ -17,7 +17,7 @@ from headrace.planning.estimate_interval import (
     READ_RANGE,
     prediction_interval,
 )
-from headrace.planning.plan import Place, Strategy, Workload
+from headrace.planning.plan import Placement, Strategy, Workload
 from headrace.planning.planner import Request, plan_fastest
 from planning.test_estimate import SPEC, pace_of
 
@@ -74,7 +74,7 @@ def on_accelerator() -> tuple[AcceleratorRequest, AcceleratorPace]:
 def test_what_waits_for_the_link_moves_with_its_rate() -> None:
     request, pace = on_accelerator()
     candidate = plan_on_accelerator(request, Strategy.OVERLAP, pace)
-    assert (candidate.prediction.binds, Place.DISK in candidate.plan.places) == ("link", False)
+    assert (candidate.prediction.binds, Placement.DISK in candidate.plan.places) == ("link", False)
     found = prediction_interval(SPEC, candidate, pace, read_is_limited=False).decode_s_per_pass
     assert found.expected == candidate.prediction.decode_s_per_pass
     assert found.high / found.expected == pytest.approx(1 / LINK_RANGE.low, rel=0.01)
@@ -85,7 +85,7 @@ def test_memory_that_is_not_page_locked_is_staged_at_a_rate_that_moves_too() -> 
     request, pace = on_accelerator()
     request, pace = replace(request, pinned=False), replace(pace, device=replace(pace.device, read_bytes_per_s=1e4))
     candidate = plan_on_accelerator(request, Strategy.OVERLAP, pace)
-    assert candidate.plan.places.count(Place.HOST) > 0
+    assert candidate.plan.places.count(Placement.HOST) > 0
     found = prediction_interval(SPEC, candidate, pace, read_is_limited=False, pinned=False).decode_s_per_pass
     assert found.expected == candidate.prediction.decode_s_per_pass
     assert found.high / found.expected == pytest.approx(1 / LINK_RANGE.low, rel=0.01)
@@ -94,7 +94,7 @@ def test_memory_that_is_not_page_locked_is_staged_at_a_rate_that_moves_too() -> 
 def test_what_the_processor_computes_is_as_uncertain_as_all_computing() -> None:
     request, pace = on_accelerator()
     pace = replace(pace, processor_layer=LayerTimes(prefill_s=1e3, decode_s=1e3), link_bytes_per_s=1e3)
-    candidate = plan_on_accelerator(replace(request, allow_processor=True), Strategy.RESIDENT, pace)
-    assert candidate.prediction.binds == "processor"
+    candidate = plan_on_accelerator(replace(request, allow_cpu=True), Strategy.RESIDENT, pace)
+    assert candidate.prediction.binds == "cpu"
     found = prediction_interval(SPEC, candidate, pace, read_is_limited=False).decode_s_per_pass
     assert found.high / found.expected == pytest.approx(COMPUTE_RANGE.high, rel=0.01)

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from headrace.planning.plan import TRAVELLING, Place
+from headrace.planning.plan import TRAVELLING, Placement
 from headrace.planning.simulation.event_core import Schedule
 from headrace.planning.simulation.one_copy import TieredScenario, TieredTimes, simulate_tiers
 from headrace.planning.simulation.simulator import BlockTimes, Scenario, Simulated, simulate
 from headrace.planning.timeline import Event, Lane
 
-DEVICE, HOST, DISK, PROCESSOR = Place.DEVICE, Place.HOST, Place.DISK, Place.PROCESSOR
+DEVICE, HOST, DISK, PROCESSOR = Placement.DEVICE, Placement.HOST, Placement.DISK, Placement.CPU
 
-anywhere = st.sampled_from(Place)
+anywhere = st.sampled_from(Placement)
 seconds = st.floats(0.001, 10.0) | st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0])
 
 
@@ -31,7 +31,7 @@ seconds = st.floats(0.001, 10.0) | st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0])
 def scenarios(
     draw: st.DrawFn,
     *,
-    places: st.SearchStrategy[Place] = anywhere,
+    places: st.SearchStrategy[Placement] = anywhere,
     overlap: bool = True,
     copies: st.SearchStrategy[float] = seconds,
     staged: bool = False,
@@ -93,7 +93,7 @@ def pass_ends(simulated: Simulated) -> list[float]:
     return [max(event.end_s for (own, _), event in computed.items() if own == index) for index in range(passes)]
 
 
-def way_s(times: TieredTimes, place: Place, *, first: bool = False) -> float:
+def way_s(times: TieredTimes, place: Placement, *, first: bool = False) -> float:
     """Seconds from the request of a block until it is there, when nothing else is going on."""
 
     def piped(one: float, other: float) -> float:
@@ -233,8 +233,8 @@ def without_link(scenario: TieredScenario) -> Scenario:
         decode_passes=scenario.decode_passes,
         pass_overhead_s=scenario.pass_overhead_s,
         first_pass_overhead_s=scenario.first_pass_overhead_s,
-        handover_s=scenario.handover_s,
-        wake_s=scenario.wake_s,
+        read_latency_s=scenario.read_latency_s,
+        stall_penalty_s=scenario.stall_penalty_s,
     )
 
 
@@ -256,8 +256,10 @@ def test_with_a_link_that_takes_no_time_it_is_the_processors_pipeline(scenario: 
 
 @given(scenarios(places=disk_only, copies=st.just(0.0)), st.floats(0.01, 0.5), st.floats(0.0, 0.5))
 @patient
-def test_waiting_costs_what_it_costs_the_processor(scenario: TieredScenario, handover_s: float, wake_s: float) -> None:
-    scenario = dataclasses.replace(scenario, handover_s=handover_s, wake_s=wake_s)
+def test_waiting_costs_what_it_costs_the_processor(
+    scenario: TieredScenario, read_latency_s: float, stall_penalty_s: float
+) -> None:
+    scenario = dataclasses.replace(scenario, read_latency_s=read_latency_s, stall_penalty_s=stall_penalty_s)
     expected = pass_ends(simulate(without_link(scenario)))
     # Where two moments fall together but for rounding, either may count as the later one.
     for factor in (1 - 1e-7, 1 + 1e-7):
@@ -312,7 +314,7 @@ def sized_scenarios(draw: st.DrawFn) -> tuple[TieredScenario, float]:
         blocks.append(TieredTimes(pieces * read_s, pieces * copy_s, 2 * compute, compute, pieces=pieces))
     scenario = TieredScenario(
         blocks=tuple(blocks),
-        places=tuple(draw(st.lists(st.sampled_from(Place), min_size=count, max_size=count))),
+        places=tuple(draw(st.lists(st.sampled_from(Placement), min_size=count, max_size=count))),
         slots=draw(st.integers(1, 4)),
         overlap=draw(st.booleans()),
         decode_passes=draw(st.integers(0, 5)),
@@ -640,18 +642,18 @@ def test_what_is_not_page_locked_goes_through_the_ring_with_the_readers() -> Non
 @example(uniform("hdvp", overlap=False), 0.25, 0.125)
 @patient
 def test_a_sequential_run_pays_for_every_block_that_it_asks_for(
-    scenario: TieredScenario, handover_s: float, wake_s: float
+    scenario: TieredScenario, read_latency_s: float, stall_penalty_s: float
 ) -> None:
     """The readers' hand-over where they read, the waking of whoever waited."""
     blocks = tuple(times._replace(copy_s=max(0.01, times.copy_s)) for times in scenario.blocks)
     scenario = dataclasses.replace(scenario, blocks=blocks)
-    paid = simulate_tiers(dataclasses.replace(scenario, handover_s=handover_s, wake_s=wake_s))
+    paid = simulate_tiers(dataclasses.replace(scenario, read_latency_s=read_latency_s, stall_penalty_s=stall_penalty_s))
     free = simulate_tiers(scenario)
     count, places = len(scenario.blocks), scenario.places
     if all(times.read_s >= times.copy_s for times in blocks):  # else copying goes on while the reader is woken
-        assert paid.prefill_s == close(free.prefill_s + count * (handover_s + wake_s))
+        assert paid.prefill_s == close(free.prefill_s + count * (read_latency_s + stall_penalty_s))
         if scenario.decode_passes:
-            each_s = places.count(DISK) * (handover_s + wake_s) + places.count(HOST) * wake_s
+            each_s = places.count(DISK) * (read_latency_s + stall_penalty_s) + places.count(HOST) * stall_penalty_s
             assert paid.decode_s_per_pass == close(free.decode_s_per_pass + each_s)
 
 

@@ -382,16 +382,16 @@ def test_no_slot_for_a_streamed_block_is_an_error_not_a_hang() -> None:
 # -- what waiting costs ------------------------------------------------------------------------------------------------
 
 
-def waiting(scenario: Scenario, *, handover_s: float, wake_s: float) -> Scenario:
-    return dataclasses.replace(scenario, handover_s=handover_s, wake_s=wake_s)
+def waiting(scenario: Scenario, *, read_latency_s: float, stall_penalty_s: float) -> Scenario:
+    return dataclasses.replace(scenario, read_latency_s=read_latency_s, stall_penalty_s=stall_penalty_s)
 
 
 @given(scenarios(overlap=False), st.floats(0.001, 0.5), st.floats(0.0, 0.5))
 def test_a_sequential_run_pays_for_every_block_that_it_asks_for(
-    scenario: Scenario, handover_s: float, wake_s: float
+    scenario: Scenario, read_latency_s: float, stall_penalty_s: float
 ) -> None:
-    simulated = simulate(waiting(scenario, handover_s=handover_s, wake_s=wake_s))
-    each_s, streamed = handover_s + wake_s, scenario.resident.count(False)
+    simulated = simulate(waiting(scenario, read_latency_s=read_latency_s, stall_penalty_s=stall_penalty_s))
+    each_s, streamed = read_latency_s + stall_penalty_s, scenario.resident.count(False)
     first_s = load_s(scenario, first=True) + compute_s(scenario, first=True)
     assert simulated.prefill_s == close(first_s + len(scenario.blocks) * each_s)
     if scenario.decode_passes:
@@ -399,9 +399,11 @@ def test_a_sequential_run_pays_for_every_block_that_it_asks_for(
 
 
 @given(scenarios(), st.floats(0.0, 0.5), st.floats(0.0, 0.5))
-def test_with_waiting_the_simulation_equals_the_recursion(scenario: Scenario, handover_s: float, wake_s: float) -> None:
+def test_with_waiting_the_simulation_equals_the_recursion(
+    scenario: Scenario, read_latency_s: float, stall_penalty_s: float
+) -> None:
     """A read pays when its slot came free after the link did, a computation when its block came after the processor."""
-    scenario = waiting(scenario, handover_s=handover_s, wake_s=wake_s)
+    scenario = waiting(scenario, read_latency_s=read_latency_s, stall_penalty_s=stall_penalty_s)
     ends: list[float] = []
     link_end = processor_end = 0.0
     computed: list[float] = []
@@ -410,9 +412,11 @@ def test_with_waiting_the_simulation_equals_the_recursion(scenario: Scenario, ha
             arrived = 0.0
             if pass_index == 0 or not stays:
                 slot_free = computed[-scenario.slots] if not stays and len(computed) >= scenario.slots else 0.0
-                pays_s = handover_s if slot_free > link_end else 0.0
+                pays_s = read_latency_s if slot_free > link_end else 0.0
                 link_end = arrived = max(link_end, slot_free) + pays_s + times.read_s
-            work_s = (times.decode_s if pass_index else times.prefill_s) + (wake_s if arrived > processor_end else 0.0)
+            work_s = (times.decode_s if pass_index else times.prefill_s) + (
+                stall_penalty_s if arrived > processor_end else 0.0
+            )
             processor_end = max(processor_end, arrived) + work_s + (scenario.pass_overhead_s if block == 0 else 0.0)
             if not stays:
                 computed.append(processor_end)
@@ -436,9 +440,9 @@ def test_an_overlapped_run_that_never_waits_pays_nothing() -> None:
     block = BlockTimes(1.0, 0.5, 0.25)
     scenario = Scenario(blocks=(block,) * 4, resident=(False,) * 4, slots=2, overlap=True, decode_passes=4)
     steady_s = simulate(scenario).decode_s_per_pass
-    assert simulate(waiting(scenario, handover_s=0.1, wake_s=0.0)).decode_s_per_pass == close(steady_s)
-    assert simulate(waiting(scenario, handover_s=0.0, wake_s=0.1)).decode_s_per_pass == close(steady_s)
-    one = simulate(waiting(scenario, handover_s=0.0, wake_s=0.1))
+    assert simulate(waiting(scenario, read_latency_s=0.1, stall_penalty_s=0.0)).decode_s_per_pass == close(steady_s)
+    assert simulate(waiting(scenario, read_latency_s=0.0, stall_penalty_s=0.1)).decode_s_per_pass == close(steady_s)
+    one = simulate(waiting(scenario, read_latency_s=0.0, stall_penalty_s=0.1))
     spans = {e.block_index: e.duration_s for e in one.timeline.events if e.lane is Lane.COMPUTE and e.pass_index == 2}
     assert list(spans.values()) == close([0.35] * 4)
 

@@ -30,7 +30,7 @@ from headrace.model.layout import (
     align_up,
     lay_out,
 )
-from headrace.planning.plan import TRAVELLING, Place
+from headrace.planning.plan import TRAVELLING, Placement
 from headrace.planning.timeline import Lane
 from headrace.streaming import transfer
 from headrace.streaming.arena import Piece
@@ -40,11 +40,11 @@ from headrace.streaming.fakes.source import FakeSource, expected_byte
 from headrace.streaming.fetch import Chunk, Fetch
 from headrace.streaming.ring import Ring, RingChunk
 from headrace.streaming.stream import POISON, Stream, StreamSettings
-from headrace.streaming.transfer import ThroughRing
+from headrace.streaming.transfer import StagedTransfer
 
 pytestmark = pytest.mark.timeout(120)
 
-DEVICE, HOST, DISK, PROCESSOR = Place.DEVICE, Place.HOST, Place.DISK, Place.PROCESSOR
+DEVICE, HOST, DISK, PROCESSOR = Placement.DEVICE, Placement.HOST, Placement.DISK, Placement.CPU
 DRIVES = [Drive.LAZY, Drive.EAGER, Drive.COPIES_FIRST, Drive.COMPUTING_FIRST, Drive.RANDOM]
 PATIENCE_S = 10.0
 
@@ -131,7 +131,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 @contextmanager
 def streaming(
     device: FakeAccelerator,
-    places: Sequence[Place],
+    places: Sequence[Placement],
     *,
     source: FakeSource | None = None,
     slots: int = 2,
@@ -196,7 +196,7 @@ def lagging(drive: Drive, seed: int = 0, **options: Any) -> FakeAccelerator:
 
 def play(
     device: FakeAccelerator,
-    places: Sequence[Place],
+    places: Sequence[Placement],
     starts: Sequence[tuple[int, int]],
     *,
     settle: bool = True,
@@ -237,7 +237,7 @@ def play(
 @example([HOST, HOST, DISK], 2, 2, PAGE_BYTES, 2, 4, Drive.COPIES_FIRST, 5, True, False, False)
 @settings(max_examples=250, deadline=None)
 def test_every_computation_sees_the_right_bytes(
-    places: list[Place],
+    places: list[Placement],
     slots: int,
     threads: int,
     chunk_bytes: int,
@@ -278,7 +278,7 @@ def test_every_computation_sees_the_right_bytes(
 )
 @settings(max_examples=200, deadline=None)
 def test_a_pass_that_is_broken_off_can_start_again_anywhere(
-    places: list[Place],
+    places: list[Placement],
     starts: list[tuple[int, int]],
     slots: int,
     threads: int,
@@ -343,7 +343,7 @@ def give_back_at_once(self: Ring, chunk: RingChunk, emptied: DeviceEvent) -> Non
 original_give_back = Ring.give_back
 
 
-def send_before_reading(self: ThroughRing, fetch: Fetch, chunk: Chunk) -> int:
+def send_before_reading(self: StagedTransfer, fetch: Fetch, chunk: Chunk) -> int:
     """A copy begins before the read that fills its chunk."""
     if chunk.file_index is None or fetch.store is not None:
         return original_read(self, fetch, chunk)
@@ -361,10 +361,10 @@ def send_before_reading(self: ThroughRing, fetch: Fetch, chunk: Chunk) -> int:
     return size_bytes
 
 
-original_read = ThroughRing.read
+original_read = StagedTransfer.read
 
 
-def note_the_first_copy(self: ThroughRing, fetch: Fetch, parts: Sequence[CopyPart], lane: int) -> Copied:
+def note_the_first_copy(self: StagedTransfer, fetch: Fetch, parts: Sequence[CopyPart], lane: int) -> Copied:
     """Computing waits for a block's first copy instead of its last."""
     first = fetch.copied
     copied = original_send(self, fetch, parts, lane)
@@ -373,7 +373,7 @@ def note_the_first_copy(self: ThroughRing, fetch: Fetch, parts: Sequence[CopyPar
     return copied
 
 
-original_send = ThroughRing._send
+original_send = StagedTransfer._send
 
 
 def start_over_forgetting_copies(self: Stream, block_index: int) -> None:
@@ -386,14 +386,14 @@ def start_over_forgetting_copies(self: Stream, block_index: int) -> None:
 original_start_over = Stream._start_over
 
 
-def send_without_the_slot(self: ThroughRing, fetch: Fetch) -> None:
+def send_without_the_slot(self: StagedTransfer, fetch: Fetch) -> None:
     """Blocks from host memory do not wait for their slot."""
     slot, fetch.slot = fetch.slot, None
     original_send_store(self, fetch)
     fetch.slot = slot
 
 
-original_send_store = ThroughRing.send
+original_send_store = StagedTransfer.send
 
 MIXED = [HOST, DISK, HOST, DISK, DEVICE, HOST, DISK]
 BROKEN = [(0, 2), (4, 2), (1, 1), (5, 9), (0, 3), (3, 5), (0, 14)]
@@ -431,9 +431,9 @@ def test_a_device_whose_orders_are_lost_is_caught(broken: type[FakeAccelerator])
     ("owner", "name", "mutant"),
     [
         (Ring, "give_back", give_back_at_once),
-        (ThroughRing, "read", send_before_reading),
-        (ThroughRing, "_send", note_the_first_copy),
-        (ThroughRing, "send", send_without_the_slot),
+        (StagedTransfer, "read", send_before_reading),
+        (StagedTransfer, "_send", note_the_first_copy),
+        (StagedTransfer, "send", send_without_the_slot),
         (Stream, "_start_over", start_over_forgetting_copies),
         (FakeAccelerator, "synchronize", lambda self: None),
     ],
@@ -600,7 +600,7 @@ def test_the_aligned_form_is_checked() -> None:
 
 @pytest.mark.parametrize("position", range(14))
 @pytest.mark.parametrize("places", [[HOST, DISK, DEVICE], [HOST, HOST, HOST], [DISK, DISK]], ids=str)
-def test_a_copy_that_fails_reaches_the_consumer_with_the_blocks_name(places: list[Place], position: int) -> None:
+def test_a_copy_that_fails_reaches_the_consumer_with_the_blocks_name(places: list[Placement], position: int) -> None:
     device = lagging(Drive.EAGER, fail_at_copy=position)
     watch = Watch(device)
     with streaming(device, places, threads=2) as stream:

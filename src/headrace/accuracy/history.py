@@ -1,4 +1,4 @@
-"""What runs taught: predicted beside measured, kept as one line per run; errors by stage; constants learned.
+"""What runs learned: predicted beside measured, kept as one line per run; errors by stage; constants learned.
 
 Pure values: the command line reads and writes the file (`headrace.cli.history_file`).
 """
@@ -112,7 +112,7 @@ def accuracy(records: Iterable[RunRecord]) -> list[StageAccuracy]:
     ]
 
 
-def taught(machine: ProbedMachine, records: Sequence[RunRecord]) -> tuple[ProbedMachine, list[str]]:
+def learn(machine: ProbedMachine, records: Sequence[RunRecord]) -> tuple[ProbedMachine, list[str]]:
     """Replace a probed machine's constants by what runs on it showed, and say which.
 
     The read rate is the median over runs that waited for the disk without a limit; a curve of arithmetic is scaled by

@@ -56,7 +56,7 @@ class AcceleratorCase(PlanningCase):
 
     def with_processor(self) -> Candidate:
         """Return the fastest plan in which the processor may compute layers."""
-        return plan_fastest_on_accelerator(replace(self.request, allow_processor=True), self.pace)
+        return plan_fastest_on_accelerator(replace(self.request, allow_cpu=True), self.pace)
 
     def predict(self, plan: Plan) -> Prediction:
         """Predict without what the rehearsal found; layers of the processor take as long as in the asked workload."""
@@ -72,7 +72,7 @@ class AcceleratorCase(PlanningCase):
 
     def bytes_for_all(self) -> int | None:
         """Return the smallest budget with which the device holds all weights, keys and values."""
-        alone = replace(self.request, allow_processor=False, allow_host_cache=False)
+        alone = replace(self.request, allow_cpu=False, allow_host_cache=False)
         try:
             return minimum_bytes_on_accelerator(alone, Strategy.RESIDENT)
         except BudgetError:
@@ -113,8 +113,8 @@ def measured_accelerator(checkpoint: Checkpoint, device: Device, asked: Asked) -
     refuse_what_is_not_free(device, options.budget_bytes, options.host_budget_bytes)
     config = read_transformers_config(checkpoint.directory)
     request, pace, notes = study_accelerator(checkpoint, options, config, device)
-    if asked.processor_blocks and pace.processor_layer is None:
-        notes = (*notes, "--processor-blocks: the host's budget does not even hold a layer to try, so none is planned")
+    if asked.cpu_blocks and pace.processor_layer is None:
+        notes = (*notes, "--cpu-blocks: the host's budget does not even hold a layer to try, so none is planned")
     names = {f"cuda:{gpu.number}": gpu.name for gpu in list_gpus()}
     case = AcceleratorCase(
         request=request,
@@ -129,7 +129,7 @@ def measured_accelerator(checkpoint: Checkpoint, device: Device, asked: Asked) -
         read_is_limited=asked.read_limit is not None,
     )
     enough_bytes = case.bytes_for_all()
-    if asked.processor_blocks or (enough_bytes is not None and enough_bytes <= request.budget_bytes):
+    if asked.cpu_blocks or (enough_bytes is not None and enough_bytes <= request.budget_bytes):
         return case
     # What the processor could add is worth knowing where not everything fits on the device.
     layer = rehearse_processor(checkpoint, options, config, request)
@@ -159,7 +159,7 @@ def described_accelerator(
         host_budget_bytes=options.host_budget_bytes,
         device=accelerator.device,
         pinned=accelerator.locks_memory,
-        allow_processor=asked.processor_blocks,
+        allow_cpu=asked.cpu_blocks,
         allow_host_cache=asked.cache_on_host,
     )
     pace = pace_from_probe(
@@ -191,7 +191,7 @@ def _processor_layer(machine: ProbedMachine, spec: ModelSpec, asked: Asked, dtyp
     try:
         return processor_layer_from_probe(machine, spec, asked.workload, compute_dtype=dtype)
     except MachineError:
-        if asked.processor_blocks:
+        if asked.cpu_blocks:
             raise
         return None
 
@@ -216,7 +216,7 @@ def _notes_on_file(
         notes.append(f"budget on the host: its {format_bytes(machine.memory_bytes)} less {reserve} in reserve")
     if not request.pinned:
         notes.append("no host memory was page-locked when it was measured: blocks travel more slowly, through a ring")
-    if request.allow_processor:
+    if request.allow_cpu:
         notes.append("the processor may compute layers: results may differ from the device's own in rounding")
     return tuple(notes)
 

@@ -10,7 +10,7 @@ from headrace.cli.further_memory import FurtherMemory
 from headrace.planning.accelerator_memory import Arrangement
 from headrace.planning.accelerator_pace import AcceleratorPace
 from headrace.planning.estimate import LayerTimes
-from headrace.planning.plan import Place
+from headrace.planning.plan import Placement
 from headrace.planning.planner import Candidate
 from headrace.units import format_bytes, format_seconds
 
@@ -25,7 +25,7 @@ def accelerator_remedies(case: AcceleratorCase, best: Candidate) -> list[str]:
 
 def _sentences(case: AcceleratorCase, best: Candidate) -> Iterator[str]:
     plan, predicted = best
-    if predicted.load_s_per_pass == 0 and not plan.processor_blocks:
+    if predicted.load_s_per_pass == 0 and not plan.cpu_blocks:
         yield (
             "The accelerator binds, and every weight is in its memory: more memory or a faster link would not help; "
             "more tokens per pass (a batch) would, as far as the arithmetic curve is flat."
@@ -33,12 +33,12 @@ def _sentences(case: AcceleratorCase, best: Candidate) -> Iterator[str]:
         return
     yield _what_binds(case, best)
     even = predicted.break_even_tokens_per_pass
-    if predicted.binds not in {"compute", "processor"} and even >= plan.workload.sequences + 1:
+    if predicted.binds not in {"compute", "cpu"} and even >= plan.workload.sequences + 1:
         yield f"More tokens in a pass are free up to {even:.0f} (a batch, drafts)."
     yield _device_memory(case).describe(best)
-    if Place.DISK in plan.places:
+    if Placement.DISK in plan.places:
         yield _host_memory(case, best).describe(best)
-    if predicted.binds == "link" and not case.request.allow_processor and case.pace.processor_layer is not None:
+    if predicted.binds == "link" and not case.request.allow_cpu and case.pace.processor_layer is not None:
         yield _help_of_processor(case, best)
 
 
@@ -52,17 +52,17 @@ def _what_binds(case: AcceleratorCase, best: Candidate) -> str:
     if binds == "disk":
         faster = _pass_at(case, best, _faster_disk(case.pace))
         return f"The disk binds: one of twice the speed would make a pass {faster} instead of {now}."
-    if binds == "processor":
+    if binds == "cpu":
         faster = _pass_at(case, best, _faster_processor(case.pace))
         return (
-            f"The processor binds, with the {plan.processor_blocks} layers that it computes: one of twice the speed "
+            f"The processor binds, with the {plan.cpu_blocks} layers that it computes: one of twice the speed "
             f"would make a pass {faster} instead of {now}."
         )
     faster = _pass_at(case, best, _faster_link(case.pace))
     if binds == "link":
         return f"The link to {plan.device} binds: one of twice the speed would make a pass {faster} instead of {now}."
     from_disk = ""
-    if Place.DISK in plan.places:
+    if Placement.DISK in plan.places:
         from_disk = f", a disk of twice the speed {_pass_at(case, best, _faster_disk(case.pace))}"
     return (
         f"Loading and computing take turns: a link of twice the speed would make a pass {faster} instead of "
@@ -115,7 +115,7 @@ def _device_memory(case: AcceleratorCase) -> FurtherMemory:
 def _host_memory(case: AcceleratorCase, best: Candidate) -> FurtherMemory:
     request, beside = case.request, best.plan.accelerator
     assert beside is not None
-    on_disk = [size for size, place in zip(request.blocks.host, beside.places, strict=True) if place is Place.DISK]
+    on_disk = [size for size, place in zip(request.blocks.host, beside.places, strict=True) if place is Placement.DISK]
     return FurtherMemory(
         name="host memory",
         option="--host-memory",
@@ -129,17 +129,17 @@ def _host_memory(case: AcceleratorCase, best: Candidate) -> FurtherMemory:
 
 def _help_of_processor(case: AcceleratorCase, best: Candidate) -> str:
     request, now_s = case.request, best.prediction.decode_s_per_pass
-    one_layer = Arrangement((Place.PROCESSOR, *[Place.DISK] * (len(request.blocks.host) - 1)), 0)
+    one_layer = Arrangement((Placement.CPU, *[Placement.DISK] * (len(request.blocks.host) - 1)), 0)
     least_bytes = request.host_memory(one_layer).total_bytes
     if least_bytes > request.host_budget_bytes:
         return (
-            f"For --processor-blocks the host's budget is too small: with one layer it would hold "
+            f"For --cpu-blocks the host's budget is too small: with one layer it would hold "
             f"{format_bytes(least_bytes)} (--host-memory)."
         )
     plan, predicted = case.with_processor()
-    if not plan.processor_blocks or predicted.decode_s_per_pass > _WORTH * now_s:
-        return "The processor would be no help: it is too slow for layers of this model (--processor-blocks)."
+    if not plan.cpu_blocks or predicted.decode_s_per_pass > _WORTH * now_s:
+        return "The processor would be no help: it is too slow for layers of this model (--cpu-blocks)."
     return (
-        f"With --processor-blocks the processor would compute {plan.processor_blocks} layers where they lie: "
+        f"With --cpu-blocks the processor would compute {plan.cpu_blocks} layers where they lie: "
         f"{format_seconds(predicted.decode_s_per_pass)} per pass, as predicted; results may then differ in rounding."
     )

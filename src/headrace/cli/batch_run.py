@@ -114,7 +114,7 @@ def perform_batch(request: BatchJobRequest, output: Output) -> BatchResult:
                 Encoder(tokenizer, context_tokens=config.context_tokens, vocab_size=config.vocab_size),
                 Defaults(max_tokens=request.max_tokens, temperature=request.temperature),
                 job=_job_digest(checkpoint, request),
-                told=lambda number: progress.count("reading requests:", number),
+                on_progress=lambda number: progress.count("reading requests:", number),
             )
             if request.dry_run:
                 return _Start(request, output, progress, checkpoint, tokenizer, source, set(), None).result(0)

@@ -14,7 +14,7 @@ DRAFT_TOKENS_MAX = 16
 """Drafts longer than this are hardly ever accepted whole, so that they count as no way to more tokens per pass."""
 
 
-class Way(NamedTuple):
+class SpreadRule(NamedTuple):
     """One way to put that many tokens into a pass."""
 
     name: str
@@ -29,7 +29,7 @@ class BreakEven(NamedTuple):
     """tokens of a decode pass of the work as it was asked for"""
     kv_cache_bytes: int
     """keys and values of that many sequences at the workload's full context"""
-    ways: tuple[Way, ...]
+    ways: tuple[SpreadRule, ...]
 
     def describe(self) -> str:
         """In one or two sentences."""
@@ -64,12 +64,12 @@ def break_even_of(case: PlanningCase, candidate: Candidate) -> BreakEven:
         tokens=work.context_tokens,
         element_bytes=ELEMENT_BYTES[case.request.compute_dtype],
     )
-    ways = [Way("decode", "every pass of this work")] if tokens <= work.sequences else []
+    ways = [SpreadRule("decode", "every pass of this work")] if tokens <= work.sequences else []
     if sequences <= spec.config.context_tokens * work.sequences:
-        ways.append(Way("prefill", f"prompts of {math.ceil(tokens / work.sequences)} tokens (the first pass)"))
+        ways.append(SpreadRule("prefill", f"prompts of {math.ceil(tokens / work.sequences)} tokens (the first pass)"))
     if case.fits(sequences=sequences):
-        ways.append(Way("batch", f"a batch of {sequences}"))
+        ways.append(SpreadRule("batch", f"a batch of {sequences}"))
     drafts = math.ceil(tokens / work.sequences) - 1
     if 1 <= drafts <= DRAFT_TOKENS_MAX:
-        ways.append(Way("speculation", f"{drafts} draft tokens per pass"))
+        ways.append(SpreadRule("speculation", f"{drafts} draft tokens per pass"))
     return BreakEven(tokens, work.sequences, kv_cache_bytes, tuple(ways))

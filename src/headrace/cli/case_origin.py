@@ -24,9 +24,9 @@ def measured_here(directory: Path, asked: Asked) -> PlanningCase:
     from headrace.streaming.devices import open_device
 
     device = open_device(asked.device)
-    checkpoint = Checkpoint(directory, cut_head=device.lands_in_place)
+    checkpoint = Checkpoint(directory, cut_head=device.uses_host_memory)
     try:
-        if device.lands_in_place:
+        if device.uses_host_memory:
             return measured_processor(checkpoint, asked)
         return measured_accelerator(checkpoint, device, asked)
     finally:

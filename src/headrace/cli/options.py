@@ -66,10 +66,10 @@ HostMemoryOption = Annotated[
         show_default=False,
     ),
 ]
-ProcessorBlocksOption = Annotated[
+CpuBlocksOption = Annotated[
     bool,
     typer.Option(
-        "--processor-blocks",
+        "--cpu-blocks",
         help="With a GPU: let the processor compute some layers from host memory, where that is predicted to be "
         "faster. Results then differ from the GPU's own in rounding.",
     ),

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.accuracy.history import taught
+from headrace.accuracy.history import learn
 from headrace.cli.command import Command
 from headrace.cli.dependencies import require_run_libraries
 from headrace.cli.history_file import read_history
 from headrace.cli.machine_plan import MachineAsked, plan_for_machine
 from headrace.cli.options import (
     CacheOnHostOption,
+    CpuBlocksOption,
     DtypeChoice,
     DtypeOption,
     JsonOption,
     MemoryOption,
-    ProcessorBlocksOption,
     ReadLimitOption,
 )
 from headrace.cli.output import Output
@@ -43,7 +43,7 @@ EXAMPLES = (
     "headrace plan ./my-model --memory 4GiB",
     "headrace plan ./my-model --memory 4GiB --machine machine.toml --json",
     "headrace plan ./my-70b --device cuda --memory 40GiB --host-memory 100GiB",
-    "headrace plan ./my-70b --machine machine.toml --device cuda:0 --processor-blocks",
+    "headrace plan ./my-70b --machine machine.toml --device cuda:0 --cpu-blocks",
     "headrace plan gpt-3 --machine 8xa100-80 --batch 64",
     "headrace plan llama-3.1-405b --machine rtx-4090 --weights int4 --prompt-tokens 500",
     "headrace plan 'gpt-3*1000' --machine 72xgb300 --plot latency.png",
@@ -86,7 +86,7 @@ def plan(
             show_default=False,
         ),
     ] = None,
-    processor_blocks: ProcessorBlocksOption = False,
+    cpu_blocks: CpuBlocksOption = False,
     cache_on_host: CacheOnHostOption = False,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once, over all devices.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")] = 16,
@@ -116,7 +116,7 @@ def plan(
     read_limit: ReadLimitOption = None,
     learned: Annotated[
         bool,
-        typer.Option("--learned/--no-learned", help="Put what runs taught in place of a machine file's constants."),
+        typer.Option("--learned/--no-learned", help="Put what runs learned in place of a machine file's constants."),
     ] = True,
     plot: Annotated[
         Path | None,
@@ -160,11 +160,11 @@ def plan(
             read_limit=read_limit,
             device=device,
             host_memory=host_memory,
-            processor_blocks=processor_blocks,
+            cpu_blocks=cpu_blocks,
             cache_on_host=cache_on_host,
         )
         if isinstance(described, ProbedMachine) and learned:
-            described, taught_by_runs = taught(described, read_history())
+            described, taught_by_runs = learn(described, read_history())
             for sentence in taught_by_runs:
                 output.note(f"{sentence} (--no-learned keeps the file's)")
         _plan_checkpoint(model, described, asked, origin=machine or "", plot=plot, output=output)
@@ -174,7 +174,7 @@ def plan(
         dtype=dtype is not DtypeChoice.AUTO,
         read_limit=read_limit is not None,
         device=device,
-        processor_blocks=processor_blocks,
+        cpu_blocks=cpu_blocks,
         cache_on_host=cache_on_host,
     )
     with output.reserved():
@@ -302,7 +302,7 @@ def _refuse_for_shapes(
     dtype: bool,
     read_limit: bool,
     device: str,
-    processor_blocks: bool,
+    cpu_blocks: bool,
     cache_on_host: bool,
 ) -> None:
     """Refuse what only the runtime's own planner heeds, where a model is planned by its shape."""
@@ -310,7 +310,7 @@ def _refuse_for_shapes(
     for name, given, instead in (
         ("--dtype", dtype, "here use --weights, or a machine file with that link"),
         ("--read-limit", read_limit, "here use --weights, or a machine file with that link"),
-        ("--processor-blocks", processor_blocks, compared_anyhow),
+        ("--cpu-blocks", cpu_blocks, compared_anyhow),
         ("--cache-on-host", cache_on_host, compared_anyhow),
     ):
         if given:

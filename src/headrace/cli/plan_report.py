@@ -13,7 +13,7 @@ from headrace.errors import HeadraceError
 from headrace.model.blocks import ModelSpec
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.estimate import DECODE_PASSES_SIMULATED
-from headrace.planning.plan import EmbeddingPlacement, Place, Plan
+from headrace.planning.plan import EmbeddingPlacement, Placement, Plan
 from headrace.planning.planner import Candidate
 from headrace.planning.timeline import text_chart
 from headrace.units import format_bytes, format_seconds
@@ -124,9 +124,9 @@ def _on_accelerator(plan: Plan) -> dict[str, Any]:
         return {}
     return {
         "device": plan.device,
-        "host_stored_blocks": plan.places.count(Place.HOST),
-        "disk_blocks": plan.places.count(Place.DISK),
-        "processor_blocks": plan.processor_blocks,
+        "host_stored_blocks": plan.places.count(Placement.HOST),
+        "disk_blocks": plan.places.count(Placement.DISK),
+        "cpu_blocks": plan.cpu_blocks,
         "embedding": plan.embedding.value,
         "cache_on_host": plan.accelerator.cache_on_host,
     }
@@ -136,7 +136,7 @@ def _memory_by_tier(spec: ModelSpec, plan: Plan) -> dict[str, int]:
     """Bytes held in each memory, and bytes of weights that stay on the disk: blocks, and a table read row by row."""
     table_bytes = 0 if spec.tied or plan.embedding is not EmbeddingPlacement.ROWS else spec.embedding.size_bytes
     blocks = zip(spec.blocks, plan.places, strict=True)
-    disk = table_bytes + sum(block.size_bytes for block, place in blocks if place is Place.DISK)
+    disk = table_bytes + sum(block.size_bytes for block, place in blocks if place is Placement.DISK)
     if plan.accelerator is None:
         return {"host": plan.memory.total_bytes, "disk": disk}
     return {"device": plan.memory.total_bytes, "host": plan.accelerator.host.total_bytes, "disk": disk}
@@ -192,7 +192,7 @@ def _row(case: PlanningCase, name: str, item: Candidate | HeadraceError, best: C
 
 def where_blocks_live(plan: Plan) -> str:
     """Count an accelerator's blocks by place; those that the processor computes are the cpu's."""
-    words = {Place.DEVICE: "device", Place.HOST: "host", Place.DISK: "disk", Place.PROCESSOR: "cpu"}
+    words = {Placement.DEVICE: "device", Placement.HOST: "host", Placement.DISK: "disk", Placement.CPU: "cpu"}
     counts = {place: plan.places.count(place) for place in words}
     return ", ".join(f"{counts[place]} {word}" for place, word in words.items() if counts[place])
 

@@ -32,7 +32,7 @@ class Asked(NamedTuple):
     read_limit: str | None
     device: str = "auto"
     host_memory: str | None = None
-    processor_blocks: bool = False
+    cpu_blocks: bool = False
     cache_on_host: bool = False
 
     def options(
@@ -57,7 +57,7 @@ class Asked(NamedTuple):
             read_limit=self.read_limit,
             host_memory=self.host_memory,
             default_host_budget_bytes=default_host_budget_bytes,
-            processor_blocks=self.processor_blocks,
+            cpu_blocks=self.cpu_blocks,
             cache_on_host=self.cache_on_host,
         )
 

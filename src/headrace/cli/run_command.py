@@ -11,6 +11,7 @@ from headrace.cli.command import Command
 from headrace.cli.history_file import add_to_history
 from headrace.cli.options import (
     CacheOnHostOption,
+    CpuBlocksOption,
     DeviceOption,
     DtypeChoice,
     DtypeOption,
@@ -18,7 +19,6 @@ from headrace.cli.options import (
     JsonOption,
     MemoryOption,
     ModelArgument,
-    ProcessorBlocksOption,
     ReadLimitOption,
     StrategyChoice,
     StrategyOption,
@@ -66,7 +66,7 @@ def run(
     ] = False,
     device: DeviceOption = "auto",
     host_memory: HostMemoryOption = None,
-    processor_blocks: ProcessorBlocksOption = False,
+    cpu_blocks: CpuBlocksOption = False,
     cache_on_host: CacheOnHostOption = False,
     compile_layers: Annotated[
         bool,
@@ -144,7 +144,7 @@ def run(
         memory=memory,
         device=device,
         host_memory=host_memory,
-        processor_blocks=processor_blocks,
+        cpu_blocks=cpu_blocks,
         cache_on_host=cache_on_host,
         compile_layers=compile_layers,
         max_new_tokens=max_new_tokens,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from headrace import __version__
 from headrace.cli.output import table, three_digits
 from headrace.cli.run_session import DraftReport, RunResult
-from headrace.planning.plan import Place
+from headrace.planning.plan import Placement
 from headrace.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def plan_json(handle: Handle) -> dict[str, Any]:
 def _on_accelerator(beside: AcceleratorPlan) -> dict[str, Any]:
     return {
         "places": [place.value for place in beside.places],
-        "host_stored_blocks": sum(place is Place.HOST for place in beside.places),
-        "disk_blocks": sum(place is Place.DISK for place in beside.places),
-        "processor_blocks": sum(place is Place.PROCESSOR for place in beside.places),
+        "host_stored_blocks": sum(place is Placement.HOST for place in beside.places),
+        "disk_blocks": sum(place is Placement.DISK for place in beside.places),
+        "cpu_blocks": sum(place is Placement.CPU for place in beside.places),
         "host_memory_bytes": beside.host.total_bytes,
         "host_budget_bytes": beside.host_budget_bytes,
         "cache_on_host": beside.cache_on_host,
@@ -185,7 +185,7 @@ WAITS = {"disk": "the disk", "compute": "the processor", "both": "loading and co
 def waits_for(binds: str, *, accelerator: bool) -> str:
     """Say in words what a pass waits for."""
     if accelerator:
-        return {**WAITS, "compute": "the accelerator", "processor": "the processor's own blocks"}[binds]
+        return {**WAITS, "compute": "the accelerator", "cpu": "the CPU's own blocks"}[binds]
     return {**WAITS, "both": "the disk and the processor, in turn"}[binds]
 
 

@@ -45,7 +45,7 @@ class RunRequest:
     memory: str | None = None
     device: str = "auto"
     host_memory: str | None = None
-    processor_blocks: bool = False
+    cpu_blocks: bool = False
     cache_on_host: bool = False
     compile_layers: bool = False
     max_new_tokens: int | None = None
@@ -124,7 +124,7 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
 
         started = time.perf_counter()
         device = open_device(request.device)
-        checkpoint = Checkpoint(directory, cut_head=device.lands_in_place)
+        checkpoint = Checkpoint(directory, cut_head=device.uses_host_memory)
         tokenizer = load_tokenizer(checkpoint.directory, trust_remote_code=request.trust_remote_code)
         prompts = encode_prompts(
             tokenizer,
@@ -139,8 +139,8 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             memory=request.memory,
             default_budget_bytes=lambda: device_budget_bytes(device),
             host_memory=request.host_memory,
-            default_host_budget_bytes=None if device.lands_in_place else host_budget_bytes,
-            processor_blocks=request.processor_blocks,
+            default_host_budget_bytes=None if device.uses_host_memory else host_budget_bytes,
+            cpu_blocks=request.cpu_blocks,
             cache_on_host=request.cache_on_host,
             compile_layers=request.compile_layers,
             strategy=request.strategy,
@@ -315,11 +315,13 @@ def _until_end(tokens: list[int], eos_token_id: int | list[int] | None) -> list[
 
 def _announcement(spec: ModelSpec, options: Options, device: Device, *, memory_given: bool) -> str:
     """Weights next to the memory that they may take."""
-    least_bytes = RESERVE_MIN_BYTES if device.lands_in_place else DEVICE_RESERVE_MIN_BYTES
+    least_bytes = RESERVE_MIN_BYTES if device.uses_host_memory else DEVICE_RESERVE_MIN_BYTES
     reserve = f"{RESERVE_SHARE:.0%}, at least {format_bytes(least_bytes)}"
     origin = "" if memory_given else f" (what is free now, less a reserve of {reserve})"
     where = (
-        "" if device.lands_in_place else f" of {device.name}, and {format_bytes(options.host_budget_bytes)} of the host"
+        ""
+        if device.uses_host_memory
+        else f" of {device.name}, and {format_bytes(options.host_budget_bytes)} of the host"
     )
     return (
         f"{spec.name}: {format_bytes(spec.weights_bytes)} of weights; headrace may hold "

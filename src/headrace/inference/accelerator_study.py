@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from headrace.errors import BudgetError, HeadraceError
-from headrace.inference.layer_timing import rehearse
+from headrace.inference.layer_timing import time_layer
 from headrace.inference.study import DTYPES, largest_shape, reader_settings, rehearsed_pace
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.probed_accelerator import ProbedAccelerator
@@ -70,9 +70,9 @@ class AcceleratorStudied(NamedTuple):
         return False
 
     @property
-    def processor_conversion_bytes(self) -> int:
+    def cpu_conversion_bytes(self) -> int:
         """The processor's buffer for weights that it converts."""
-        return self.request.processor_conversion_bytes
+        return self.request.cpu_conversion_bytes
 
     @property
     def link_bytes_per_s(self) -> float | None:
@@ -99,7 +99,7 @@ def study_accelerator(
         host_budget_bytes=options.host_budget_bytes,
         device=device.name,
         pinned=_can_lock(device),
-        allow_processor=options.processor_blocks,
+        allow_cpu=options.cpu_blocks,
         allow_host_cache=options.cache_on_host,
         draft_tokens=options.draft_tokens,
     )
@@ -113,7 +113,7 @@ def study_accelerator(
         device.release_cached()
     curve = _curve_of(probed, name, spec)
     read_bytes_per_s = _read_rate(checkpoint, options)
-    rehearsed = rehearse(
+    rehearsed = time_layer(
         checkpoint,
         config,
         options.workload,
@@ -125,7 +125,7 @@ def study_accelerator(
         other_tokens=sorted({*pass_tokens, *_near_break_even(request, curve, probed)} - {options.workload.sequences}),
         device=device,
     )
-    by_processor = rehearse_processor(checkpoint, options, config, request) if options.processor_blocks else None
+    on_cpu = rehearse_processor(checkpoint, options, config, request) if options.cpu_blocks else None
     copy_bytes_per_s = _memory_copy_rate()
     hidden_bytes = spec.config.hidden_size * DTYPES[name].itemsize
     pace = AcceleratorPace(
@@ -133,7 +133,7 @@ def study_accelerator(
         link_bytes_per_s=probed.pinned_to_device_while_computing_bytes_per_s,
         staged_bytes_per_s=min(copy_bytes_per_s, probed.pinned_to_device_while_computing_bytes_per_s),
         copy_latency_s=0.0,  # of copies in a row: each begins while the one before still goes on
-        processor_layer=by_processor,
+        processor_layer=on_cpu,
         processor_handover_s=2 * probed.copy_latency_s,
         processor_handover_s_per_token=hidden_bytes / probed.pageable_from_device_bytes_per_s
         + hidden_bytes / probed.pageable_to_device_bytes_per_s,
@@ -148,7 +148,7 @@ def study_accelerator(
     ]
     if not request.pinned:
         notes.append("the system lets no host memory be page-locked: blocks travel more slowly, through a ring")
-    if by_processor is not None:
+    if on_cpu is not None:
         notes.append("the processor may compute layers: results may differ from the device's own in rounding")
     return AcceleratorStudied(request, pace, tuple(notes))
 
@@ -281,12 +281,12 @@ def rehearse_processor(
     if request.host_budget_bytes < 2 * checkpoint.spec.blocks[0].footprint_bytes + request.work_space_bytes:
         return None
     try:
-        return rehearse(
+        return time_layer(
             checkpoint,
             config,
             options.workload,
             DTYPES[request.compute_dtype],
-            conversion_bytes=request.processor_conversion_bytes,
+            conversion_bytes=request.cpu_conversion_bytes,
             copy_misaligned=False,
             attention=options.attention,
             reader=reader_settings(options),

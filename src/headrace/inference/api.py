@@ -25,7 +25,7 @@ from headrace.planning.estimate import Pace
 from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.jobs.forecast import PackedCosts, PassLoad, PassTimes
 from headrace.planning.load_options import Options, make_options
-from headrace.planning.plan import Place, Plan
+from headrace.planning.plan import Placement, Plan
 from headrace.planning.planner import Candidate
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
@@ -57,7 +57,7 @@ def load(
     poison: bool = False,
     trust_remote_code: bool = False,
     draft_tokens: int = 0,
-    processor_blocks: bool = False,
+    cpu_blocks: bool = False,
     cache_on_host: bool = False,
     compile_layers: bool = False,
 ) -> Any:
@@ -65,7 +65,7 @@ def load(
 
     `device` is auto (what HEADRACE_DEVICE names, else the first GPU, else the processor), cpu, cuda or cuda:N. On a GPU
     blocks that do not fit wait in up to `host_memory` bytes of page-locked host memory, the rest on the disk; with
-    `processor_blocks` the processor may compute some of them, with `cache_on_host` keys and values may wait on the
+    `cpu_blocks` the processor may compute some of them, with `cache_on_host` keys and values may wait on the
     host, with `compile_layers` torch.compile fuses the small operations. The first and the last of these change results
     by rounding; without them they equal those of a run with everything resident bit for bit.
 
@@ -81,13 +81,13 @@ def load(
     """
     started = time.perf_counter()
     computing = open_device(device)
-    checkpoint = Checkpoint(resolve_model(model), cut_head=computing.lands_in_place)
+    checkpoint = Checkpoint(resolve_model(model), cut_head=computing.uses_host_memory)
     options = make_options(
         checkpoint.spec,
         memory=memory,
         default_budget_bytes=lambda: device_budget_bytes(computing),
         host_memory=host_memory,
-        default_host_budget_bytes=None if computing.lands_in_place else host_budget_bytes,
+        default_host_budget_bytes=None if computing.uses_host_memory else host_budget_bytes,
         strategy=strategy,
         dtype=dtype,
         batch=batch,
@@ -99,7 +99,7 @@ def load(
         poison=poison,
         trust_remote_code=trust_remote_code,
         draft_tokens=draft_tokens,
-        processor_blocks=processor_blocks,
+        cpu_blocks=cpu_blocks,
         cache_on_host=cache_on_host,
         compile_layers=compile_layers,
     )
@@ -120,7 +120,7 @@ def load_checkpoint(
     config = read_transformers_config(checkpoint.directory, trust_remote_code=options.trust_remote_code)
     pass_tokens = [1 + count for count in DRAFTS_STUDIED if count <= options.draft_tokens]
     studied: Studied | AcceleratorStudied
-    if device.lands_in_place:
+    if device.uses_host_memory:
         studied = study(checkpoint, options, config, pass_tokens=pass_tokens)
         candidate = choose(studied, options.strategy)
     else:
@@ -152,23 +152,23 @@ def plan(
     read_limit: str | float | None = None,
     device: str | Device = "auto",
     host_memory: str | int | None = None,
-    processor_blocks: bool = False,
+    cpu_blocks: bool = False,
     cache_on_host: bool = False,
 ) -> dict[str, Candidate | HeadraceError]:
     """Predict every strategy for this model on this machine: strategy name -> plan and prediction, or why not.
 
-    `device`, `host_memory`, `processor_blocks` and `cache_on_host` mean what they do to `load`.
+    `device`, `host_memory`, `cpu_blocks` and `cache_on_host` mean what they do to `load`.
     """
     computing = open_device(device)
-    checkpoint = Checkpoint(resolve_model(model), cut_head=computing.lands_in_place)
+    checkpoint = Checkpoint(resolve_model(model), cut_head=computing.uses_host_memory)
     try:
         options = make_options(
             checkpoint.spec,
             memory=memory,
             default_budget_bytes=lambda: device_budget_bytes(computing),
             host_memory=host_memory,
-            default_host_budget_bytes=None if computing.lands_in_place else host_budget_bytes,
-            processor_blocks=processor_blocks,
+            default_host_budget_bytes=None if computing.uses_host_memory else host_budget_bytes,
+            cpu_blocks=cpu_blocks,
             cache_on_host=cache_on_host,
             strategy=strategy,
             dtype=dtype,
@@ -179,7 +179,7 @@ def plan(
         )
         refuse_what_is_not_free(computing, options.budget_bytes, options.host_budget_bytes)
         config = read_transformers_config(checkpoint.directory)
-        if not computing.lands_in_place:
+        if not computing.uses_host_memory:
             return compare_on_accelerator(study_accelerator(checkpoint, options, config, computing), options.strategy)
         return compare(study(checkpoint, options, config), options.strategy)
     finally:
@@ -200,14 +200,14 @@ def describe_plan(plan: Plan) -> str:
             f"{format_bytes(plan.memory.total_bytes)} of {format_bytes(plan.budget_bytes)}"
         )
     beside = plan.accelerator
-    numbers = {place: sum(own is place for own in plan.places) for place in Place}
+    numbers = {place: sum(own is place for own in plan.places) for place in Placement}
     where = ", ".join(
         f"{numbers[place]} {words}"
         for place, words in (
-            (Place.DEVICE, f"on {beside.device}"),
-            (Place.HOST, "in host memory"),
-            (Place.DISK, "on the disk"),
-            (Place.PROCESSOR, "with the processor"),
+            (Placement.DEVICE, f"on {beside.device}"),
+            (Placement.HOST, "in host memory"),
+            (Placement.DISK, "on the disk"),
+            (Placement.CPU, "with the processor"),
         )
         if numbers[place]
     )

@@ -24,7 +24,7 @@ from headrace.inference.study import DTYPES, Studied, reader_settings
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.model.blocks import BlockSpec, ModelSpec
 from headrace.planning.load_options import Options
-from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Place, Plan, Strategy
+from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan, Strategy
 from headrace.planning.planner import Candidate
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
@@ -65,7 +65,7 @@ def assemble(
     table = _table(checkpoint, plan, where)
     stream = Stream(
         layouts=[block.layout for block in spec.blocks],
-        aligned=None if device.lands_in_place else [block.aligned for block in spec.blocks],
+        aligned=None if device.uses_host_memory else [block.aligned for block in spec.blocks],
         places=plan.places,
         source=checkpoint.open_source(),
         device=device,
@@ -73,28 +73,28 @@ def assemble(
     )
     try:
         buffer = ConversionBuffer(plan.memory.conversion_bytes, where)
-        own_buffer = ConversionBuffer(studied.processor_conversion_bytes if plan.processor_blocks else 0)
+        own_buffer = ConversionBuffer(studied.cpu_conversion_bytes if plan.cpu_blocks else 0)
         clean_ups = []
-        let_gos = []
+        view_droppers = []
         inputs = HostInputs()
         for block in spec.blocks:
             if block.layer_index is None:
                 continue
             prefix = f"{architecture.layers}.{block.layer_index}."
-            by_processor = plan.places[block.index] is Place.PROCESSOR
+            on_cpu = plan.places[block.index] is Placement.CPU
             weights = BlockWeights(
                 model.get_submodule(prefix[:-1]),
                 {name.removeprefix(prefix): r for name, r in recipes.items() if name.startswith(prefix)},
-                block.layout.positions if device.lands_in_place else block.aligned.positions,
+                block.layout.positions if device.uses_host_memory else block.aligned.positions,
                 dtype,
-                own_buffer if by_processor else buffer,
+                own_buffer if on_cpu else buffer,
                 studied.copies_weights,
-                HOST if by_processor else where,
+                HOST if on_cpu else where,
             )
-            let_gos.append(weights.let_go)
+            view_droppers.append(weights.drop_views)
             stays = plan.places[block.index] not in TRAVELLING
             clean_ups.append(_take_turns(weights, stream, block.index, stays=stays))
-            if by_processor:
+            if on_cpu:
                 compute_on_host(weights.block, inputs, where)
         head_blocks = [block for block in spec.blocks if block.head_rows is not None]
         head = StreamedHead(
@@ -103,7 +103,7 @@ def assemble(
             dtype,
             buffer,
             copy_misaligned=studied.copies_weights,
-            whole=not device.lands_in_place,
+            whole=not device.uses_host_memory,
             device=where,
         )
         model.set_output_embeddings(head)
@@ -121,7 +121,7 @@ def assemble(
             notes=studied.notes,
             layers=tuple(model.get_submodule(architecture.layers)),
             device=device,
-            let_gos=tuple(let_gos),
+            view_droppers=tuple(view_droppers),
             link_bytes_per_s=studied.link_bytes_per_s,
             device_overhead_bytes=device_overhead_bytes,
         )

@@ -129,7 +129,7 @@ class BlockWeights:
         self.buffer.top = 0
         self.leave()
 
-    def let_go(self) -> None:
+    def drop_views(self) -> None:
         """Keep no view of any memory: the model was closed."""
         self._views.clear()
         self._piece = self._fixed_piece = None

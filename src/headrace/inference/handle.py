@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from headrace.errors import BudgetError, InvalidRequestError
-from headrace.inference.host_cache import Visits
+from headrace.inference.host_cache import OffloadedCache
 from headrace.inference.kv_cache import build_cache
 from headrace.planning.accelerator_memory import cache_bytes, cache_sides
 from headrace.planning.estimate import Pace, Prediction
 from headrace.planning.jobs.draft_length import DraftLength
-from headrace.planning.plan import ELEMENT_BYTES, Place, Plan
+from headrace.planning.plan import ELEMENT_BYTES, Placement, Plan
 from headrace.planning.timeline import Timeline
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device, DeviceEvent
@@ -87,7 +87,7 @@ class Handle:
     """what this process's allocator held on the device before this model was loaded"""
     clean_up: Callable[[], None] = lambda: None
     """lets go of what a pass that was broken off still holds"""
-    let_gos: tuple[Callable[[], None], ...] = ()
+    view_droppers: tuple[Callable[[], None], ...] = ()
     """called when the model is closed: whoever has views of its memory drops them"""
     closed: bool = False
     _last_end: DeviceEvent | None = None
@@ -96,7 +96,7 @@ class Handle:
         """A pass was computed, or on an accelerator enqueued, that began at `start_s`."""
         self._settle_last_pass()
         self.passes.append(PassRecord(start_s, time.perf_counter(), tokens))
-        if not self.device.lands_in_place:
+        if not self.device.uses_host_memory:
             self._last_end = self.device.computed()
 
     def _settle_last_pass(self) -> None:
@@ -148,11 +148,11 @@ class Handle:
         return build_cache(
             config,
             capacity_tokens=capacity_tokens,
-            visits=Visits(self.device, capacity_tokens=capacity_tokens),
-            by_processor={number for number, place in enumerate(beside.places) if place is Place.PROCESSOR},
+            visits=OffloadedCache(self.device, capacity_tokens=capacity_tokens),
+            on_cpu={number for number, place in enumerate(beside.places) if place is Placement.CPU},
         )
 
-    def ran_out(self, error: BaseException) -> BudgetError:
+    def out_of_memory(self, error: BaseException) -> BudgetError:
         """Let go of a pass for which the device had no memory, and say so; the next pass starts afresh."""
         self.clean_up()
         with contextlib.suppress(RuntimeError):
@@ -177,7 +177,7 @@ class Handle:
         self.device.synchronize()
         self._settle_last_pass()
         counters = self.stream.counters
-        on_device = not self.device.lands_in_place
+        on_device = not self.device.uses_host_memory
         peak_bytes = peak_resident_bytes()
         cycles = [later.start_s - earlier.start_s for earlier, later in zip(self.passes, self.passes[1:], strict=False)]
         decode = cycles[2:] or cycles[1:] or [record.end_s - record.start_s for record in self.passes[1:]]
@@ -206,8 +206,8 @@ class Handle:
             self.closed = True
             self.stream.close()
             self.checkpoint.close()
-            for let_go in self.let_gos:
-                let_go()
+            for drop_views in self.view_droppers:
+                drop_views()
             self.device.release_cached()
 
     def possible(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from headrace.streaming.arena import Arena, Piece
 from headrace.streaming.device import CACHE_LANE, COMPLETE, CopyPart, Device, DeviceEvent
 
 
-class _Kept:
+class _LayerState:
     """What the host keeps of one layer."""
 
     def __init__(self, number: int) -> None:
@@ -37,9 +37,9 @@ class _Kept:
 
 
 class HostLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
-    """One full-attention layer; its states are the `Visits`'s to keep."""
+    """One full-attention layer; its states are the `OffloadedCache`'s to keep."""
 
-    def __init__(self, visits: Visits) -> None:
+    def __init__(self, visits: OffloadedCache) -> None:
         super().__init__()
         self._visits = visits
         self._kept = visits.add_layer()
@@ -89,16 +89,16 @@ class _Stage:
         self.free = free
         """what the device last did with this memory is done"""
         self.arrived = free
-        self.holds: _Kept | None = None
+        self.holds: _LayerState | None = None
         """whose states it holds or is being given"""
         self.tokens = 0
 
 
-class Visits:
+class OffloadedCache:
     """The host's side of all layers of one cache, and their turns on the device."""
 
     def __init__(self, device: Device, *, capacity_tokens: int) -> None:
-        self._layers: list[_Kept] = []
+        self._layers: list[_LayerState] = []
         self._device = device
         self._capacity = capacity_tokens
         self._places: list[Piece] = []
@@ -107,13 +107,13 @@ class Visits:
         self._token_bytes = 0
         self._give_back: Callable[[], object] = lambda: None
 
-    def add_layer(self) -> _Kept:
+    def add_layer(self) -> _LayerState:
         """One more layer, behind the others."""
-        self._layers.append(_Kept(len(self._layers)))
+        self._layers.append(_LayerState(len(self._layers)))
         return self._layers[-1]
 
     def visit(
-        self, layer: _Kept, key_states: torch.Tensor, value_states: torch.Tensor
+        self, layer: _LayerState, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take new states in, bring the next layer's, return this layer's keys and values so far."""
         past, end = layer.length, layer.length + key_states.shape[-2]
@@ -138,7 +138,7 @@ class Visits:
         keys, values = self._laid_out
         return keys[:, :, :end], values[:, :, :end]
 
-    def reorder(self, layer: _Kept, beam_idx: torch.Tensor) -> None:
+    def reorder(self, layer: _LayerState, beam_idx: torch.Tensor) -> None:
         """Permute the sequences of one layer on the host."""
         if not layer.length:
             return
@@ -153,13 +153,13 @@ class Visits:
             if stage.holds is layer:
                 stage.holds = None
 
-    def _stage_of(self, layer: _Kept) -> _Stage:
+    def _stage_of(self, layer: _LayerState) -> _Stage:
         for stage in self._stages:
             if stage.holds is layer and stage.tokens >= layer.length:
                 return stage
         return self._bring(layer)
 
-    def _bring(self, layer: _Kept) -> _Stage:
+    def _bring(self, layer: _LayerState) -> _Stage:
         """Start to copy a layer's states so far into the stage that was used longer ago."""
         self._stages.reverse()
         stage = self._stages[-1]
@@ -204,7 +204,7 @@ class Visits:
             self, _give_back, self._device, arena, [stage.states for stage in self._stages]
         )
 
-    def _on_host(self, layer: _Kept, number: int, first: int, last: int) -> torch.Tensor:
+    def _on_host(self, layer: _LayerState, number: int, first: int, last: int) -> torch.Tensor:
         place = self._places[2 * layer.number + number].tensor
         return place[first * self._token_bytes : last * self._token_bytes]
 

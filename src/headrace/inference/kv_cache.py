@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from headrace.inference.host_cache import HostLayer, Visits
+from headrace.inference.host_cache import HostLayer, OffloadedCache
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
@@ -84,18 +84,18 @@ def build_cache(
     config: Any,
     *,
     capacity_tokens: int,
-    visits: Visits | None = None,
-    by_processor: Collection[int] = (),
+    visits: OffloadedCache | None = None,
+    on_cpu: Collection[int] = (),
 ) -> DynamicCache:
     """A cache for this model; sliding-window layers stay transformers' own, which are bounded by their window.
 
-    With `visits` the states of full-attention layers wait in host memory, but for the layers `by_processor`, whose
+    With `visits` the states of full-attention layers wait in host memory, but for the layers `on_cpu`, whose
     states are made there.
     """
     cache = DynamicCache(config=config)
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            if visits is None or number in by_processor:
+            if visits is None or number in on_cpu:
                 cache.layers[number] = PreallocatedLayer(capacity_tokens)
             else:
                 cache.layers[number] = HostLayer(visits)

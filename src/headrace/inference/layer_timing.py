@@ -36,7 +36,7 @@ from headrace.inference.weight_names import recipes_of
 from headrace.model.blocks import HEAD_CHUNK_ROWS, BlockSpec, product_slices
 from headrace.model.layout import ByteRange, lay_out
 from headrace.planning.estimate import LayerTimes
-from headrace.planning.plan import Place, Workload
+from headrace.planning.plan import Placement, Workload
 from headrace.streaming.arena import Arena, Memory, Piece
 from headrace.streaming.checkpoint import Checkpoint, torch_dtype
 from headrace.streaming.device import CpuDevice, Device
@@ -81,7 +81,7 @@ class Rehearsed(NamedTuple):
     """What the rehearsal saw, in seconds."""
 
     layer: LayerTimes
-    wake_s: float
+    stall_penalty_s: float
     """by how much longer the layer takes after a wait"""
     pass_overhead_s: float
     """a decode step beside layers and head: masks, positions, choosing the token"""
@@ -94,7 +94,7 @@ class Rehearsed(NamedTuple):
     """decode passes of other numbers of tokens"""
 
 
-def rehearse(
+def time_layer(
     checkpoint: Checkpoint,
     config: Any,
     workload: Workload,
@@ -153,7 +153,9 @@ def _rehearsed(stage: _Stage, workload: Workload, other_tokens: Sequence[int]) -
     decode_s = typical(decodes)
     return Rehearsed(
         layer=LayerTimes(prefill_s=typical([part.layer_s for part in prefills]) * scale, decode_s=decode_s),
-        wake_s=max(0.0, statistics.fmean(min(time_s - decode_s, WAKE_S_MAX) for time_s in waited)) if waited else 0.0,
+        stall_penalty_s=max(0.0, statistics.fmean(min(time_s - decode_s, WAKE_S_MAX) for time_s in waited))
+        if waited
+        else 0.0,
         pass_overhead_s=stage.step_overhead_s(sequences),
         first_pass_overhead_s=typical([part.beside_s for part in prefills]) * scale,
         row_s=stage.row_s(),
@@ -191,8 +193,8 @@ class _Stage:
     ) -> None:
         self._checkpoint, self._dtype = checkpoint, dtype
         self._device, self._where = device, device.torch_device
-        self.waits_on_host = device.lands_in_place
-        self._layers = 1 if device.lands_in_place else LAYERS_ENQUEUED
+        self.waits_on_host = device.uses_host_memory
+        self._layers = 1 if device.uses_host_memory else LAYERS_ENQUEUED
         self._model = build_skeleton(
             shortened_config(config, self._layers), dtype, attention=attention, device=self._where
         )
@@ -208,7 +210,7 @@ class _Stage:
         }
         self._memory, self._piece = _bring(checkpoint, block, device)
         buffer = ConversionBuffer(conversion_bytes, self._where)
-        positions = block.layout.positions if device.lands_in_place else block.aligned.positions
+        positions = block.layout.positions if device.uses_host_memory else block.aligned.positions
         layers = [self._model.get_submodule(f"{architecture.layers}.{number}") for number in range(self._layers)]
         weights = [
             BlockWeights(layer, recipes, positions, dtype, buffer, copy_misaligned, self._where) for layer in layers
@@ -220,7 +222,7 @@ class _Stage:
         waited = lay_out([ByteRange("part", part.file_index, part.file_offset, min(part.length, WAITED_BYTES))])
         self._stream = Stream(
             layouts=[waited, waited],
-            places=[Place.DISK, Place.DISK],
+            places=[Placement.DISK, Placement.DISK],
             source=checkpoint.open_source(),
             device=CpuDevice(),
             settings=replace(reader, slots=1, slot_bytes=waited.footprint_bytes, overlap=False),
@@ -348,7 +350,7 @@ class _Stage:
 
 def _bring(checkpoint: Checkpoint, block: BlockSpec, device: Device) -> tuple[Memory, Piece]:
     """One block's weights where they are computed with; the caller closes the memory."""
-    if device.lands_in_place:
+    if device.uses_host_memory:
         arena = Arena(block.footprint_bytes)
         arena.touch()
         piece = arena.take(block.footprint_bytes)
@@ -384,6 +386,6 @@ class _Admitting:
         """Keys and values where the layer computes."""
         return build_cache(config, capacity_tokens=capacity_tokens)
 
-    def ran_out(self, error: BaseException) -> BudgetError:
+    def out_of_memory(self, error: BaseException) -> BudgetError:
         """The device has less memory than was free a moment ago."""
         return BudgetError(f"a layer does not fit into what is free of the device's memory: {error}")

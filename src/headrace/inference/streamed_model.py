@@ -25,7 +25,7 @@ class StreamedModel:
         try:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         except torch.OutOfMemoryError as error:
-            raise self.headrace.ran_out(error) from error
+            raise self.headrace.out_of_memory(error) from error
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from headrace.errors import HeadraceError, UnsupportedModelError
-from headrace.inference.layer_timing import Rehearsed, Timed, rehearse
+from headrace.inference.layer_timing import Rehearsed, Timed, time_layer
 from headrace.machine.probed_machine import ComputeCurve, CurvePoint
 from headrace.model.blocks import ModelSpec
 from headrace.planning.estimate import Pace
@@ -51,7 +51,7 @@ class Studied(NamedTuple):
         return self.request.copies_weights
 
     @property
-    def processor_conversion_bytes(self) -> int:
+    def cpu_conversion_bytes(self) -> int:
         """There is no processor beside this one."""
         return 0
 
@@ -100,7 +100,7 @@ def study(
         notes.append(f"compute dtype {name}: nanoseconds per weight of this work: {compared}")
     request = requests[name]
     link = _measure_link(checkpoint, options, name)
-    rehearsed = rehearse(
+    rehearsed = time_layer(
         checkpoint,
         config,
         options.workload,
@@ -164,7 +164,7 @@ class _Link(NamedTuple):
     alone_bytes_per_s: float
     busy_bytes_per_s: float
     compute_slowdown: float
-    handover_s: float
+    read_latency_s: float
 
 
 def _measure_link(checkpoint: Checkpoint, options: Options, dtype_name: str) -> _Link:
@@ -172,7 +172,7 @@ def _measure_link(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
     limit = options.read_limit_bytes_per_s or float("inf")
     files = checkpoint.index.files
     settings = machine_probe.ReadSettings(8 << 20, 2, 0.0)
-    handover_s = machine_probe.handover_seconds(checkpoint.open_source(), reader_settings(options))
+    read_latency_s = machine_probe.handover_seconds(checkpoint.open_source(), reader_settings(options))
     source = checkpoint.open_source()
     try:
         rate = machine_probe.read_rate(
@@ -184,7 +184,7 @@ def _measure_link(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
         )
         if checkpoint.index.total_bytes < CONTENTION_MIN_BYTES:
             rate = min(limit, rate or 1e9)  # 0 for less than a page: nothing that could take time
-            return _Link(rate, rate, 1.0, handover_s)
+            return _Link(rate, rate, 1.0, read_latency_s)
         product = machine_probe.product_of(
             TORCH_DTYPES[checkpoint.spec.stored_dtype],
             DTYPES[dtype_name],
@@ -196,7 +196,7 @@ def _measure_link(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
         source.close()
     alone, busy = min(limit, rate), min(limit, rate / slowed.read)
     # A reader that is held back takes so much less of the processor and of the memory's bandwidth.
-    return _Link(alone, busy, 1.0 + (slowed.compute - 1.0) * busy * slowed.read / rate, handover_s)
+    return _Link(alone, busy, 1.0 + (slowed.compute - 1.0) * busy * slowed.read / rate, read_latency_s)
 
 
 def reader_settings(options: Options) -> StreamSettings:
@@ -240,8 +240,8 @@ def _pace(curve: ComputeCurve, rehearsed: Rehearsed, link: _Link, options: Optio
         rehearsed_pace(curve, rehearsed, link.alone_bytes_per_s, options, spec),
         compute_slowdown=link.compute_slowdown,
         read_slowdown=link.alone_bytes_per_s / link.busy_bytes_per_s,
-        handover_s=link.handover_s,
-        wake_s=rehearsed.wake_s,
+        read_latency_s=link.read_latency_s,
+        stall_penalty_s=rehearsed.stall_penalty_s,
     )
 
 

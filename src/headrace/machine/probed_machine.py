@@ -48,7 +48,7 @@ class ProbedMachine:
     """how many times longer computing takes while the disk is being read"""
     read_slowdown: float = 1.0
     """how many times longer reading takes while the processor computes"""
-    handover_s: float = 0.0
+    read_latency_s: float = 0.0
     """from asking a reader that stood still for a block until its bytes come, and from the last byte to the asker"""
     disk_depths: tuple[DiskDepth, ...] = ()
     """what the disk gave with other chunks and threads"""
@@ -68,7 +68,7 @@ class ProbedMachine:
             ("disk.chunk_bytes", self.read_chunk_bytes, 4096, math.inf),
             ("disk.threads", self.reader_threads, 1, 1024),
             ("disk.slowdown_while_computing", self.read_slowdown, 1, 100),
-            ("disk.handover_s", self.handover_s, 0, math.inf),
+            ("disk.read_latency_s", self.read_latency_s, 0, math.inf),
             *(
                 (f"disk.depths[{n}].chunk_bytes", depth.chunk_bytes, 4096, math.inf)
                 for n, depth in enumerate(self.disk_depths)
@@ -112,7 +112,7 @@ class ProbedMachine:
                 "chunk_bytes": self.read_chunk_bytes,
                 "threads": self.reader_threads,
                 "slowdown_while_computing": self.read_slowdown,
-                "handover_s": self.handover_s,
+                "read_latency_s": self.read_latency_s,
                 "depths": [depth._asdict() for depth in self.disk_depths],
             },
             "processor": {
@@ -145,7 +145,7 @@ class ProbedMachine:
                 read_chunk_bytes=disk.whole("chunk_bytes"),
                 reader_threads=disk.whole("threads"),
                 read_slowdown=disk.number("slowdown_while_computing", 1.0),
-                handover_s=disk.number("handover_s", 0.0),
+                read_latency_s=disk.number("read_latency_s", 0.0),
                 disk_depths=tuple(
                     DiskDepth(depth.whole("chunk_bytes"), depth.whole("threads"), depth.number("bytes_per_s"))
                     for depth in (disk.tables("depths") if "depths" in disk.raw else ())

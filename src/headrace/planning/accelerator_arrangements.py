@@ -12,15 +12,15 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement
-from headrace.planning.plan import Place, Strategy
-from headrace.planning.planner import fill_up, keep_largest, spread_evenly
+from headrace.planning.plan import Placement, Strategy
+from headrace.planning.planner import fill_remaining, keep_largest, spread_evenly
 
 SLOT_COUNTS = (2, 3, 4, 6, 8)
 
 RESIDENT_COUNTS = 3
 """numbers of residents to consider: as many as fit, and so many less one below that"""
 
-Way = Callable[[Sequence[int], int], tuple[bool, ...]]
+SpreadRule = Callable[[Sequence[int], int], tuple[bool, ...]]
 """how to choose a number of residents among blocks of these sizes"""
 
 
@@ -39,19 +39,19 @@ def last(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
     return (False,) * (len(sizes) - number) + (True,) * number
 
 
-WAYS: tuple[Way, ...] = (evenly, first, keep_largest, last)
+SPREAD_RULES: tuple[SpreadRule, ...] = (evenly, first, keep_largest, last)
 
 
 def arrangements(
     request: AcceleratorRequest,
     slot_counts: Sequence[int],
     *,
-    processor_layers: int,
+    cpu_layers: int,
     cache_on_host: bool,
-    ways: Sequence[Way] = WAYS,
+    ways: Sequence[SpreadRule] = SPREAD_RULES,
 ) -> Iterator[Arrangement]:
     """Arrangements that fit both budgets, with so many layers computed by the processor."""
-    computed = layers_of_processor(request, processor_layers)
+    computed = cpu_layers_of(request, cpu_layers)
     others = [index for index, chosen in enumerate(computed) if not chosen]
     room_bytes, host_room_bytes = _rooms(request, computed, cache_on_host=cache_on_host)
     if host_room_bytes < 0:
@@ -65,7 +65,9 @@ def arrangements(
                 yield Arrangement(_places(computed, resident, stored), slots, cache_on_host)
 
 
-def leanest(request: AcceleratorRequest, strategy: Strategy, *, ignore_host_budget: bool = False) -> list[Arrangement]:
+def smallest_placements(
+    request: AcceleratorRequest, strategy: Strategy, *, ignore_host_budget: bool = False
+) -> list[Arrangement]:
     """For each number of layers of the processor the arrangement that takes least of the device's memory.
 
     Only those that the host has room for. One of them is the smallest of all that `arrangements` yields for whatever
@@ -75,8 +77,8 @@ def leanest(request: AcceleratorRequest, strategy: Strategy, *, ignore_host_budg
     found = []
     enough_bytes = two_slots_bytes(request)
     for cache_on_host in (False, True) if request.allow_host_cache else (False,):
-        for number in processor_counts(request):
-            computed = layers_of_processor(request, number)
+        for number in cpu_layer_counts(request):
+            computed = cpu_layers_of(request, number)
             places = _fewest_bytes(request, computed, strategy)
             if places is None:
                 continue
@@ -93,18 +95,18 @@ def two_slots_bytes(request: AcceleratorRequest) -> int:
 
     With as much of it, none of them need to wait on the host.
     """
-    places = _fewest_bytes(request, layers_of_processor(request, 0), Strategy.OVERLAP)
+    places = _fewest_bytes(request, cpu_layers_of(request, 0), Strategy.OVERLAP)
     assert places is not None  # a model has a layer and a head at least
     return request.device_memory(Arrangement(places, min(SLOT_COUNTS))).total_bytes
 
 
-def processor_counts(request: AcceleratorRequest) -> range:
+def cpu_layer_counts(request: AcceleratorRequest) -> range:
     """Numbers of layers that the processor may compute: all there are."""
     layers = sum(block.layer_index is not None for block in request.spec.blocks)
-    return range(layers + 1 if request.allow_processor else 1)
+    return range(layers + 1 if request.allow_cpu else 1)
 
 
-def layers_of_processor(request: AcceleratorRequest, number: int) -> tuple[bool, ...]:
+def cpu_layers_of(request: AcceleratorRequest, number: int) -> tuple[bool, ...]:
     """Choose so many layers, evenly among all; never the head."""
     is_layer = [block.layer_index is not None for block in request.spec.blocks]
     chosen = iter(spread_evenly(sum(is_layer), number))
@@ -120,7 +122,7 @@ def stores(request: AcceleratorRequest, travelling: Sequence[int], room_bytes: i
         stored = [not flag for flag in spread_evenly(len(sizes), from_disk)]
         left_bytes = room_bytes - sum(itertools.compress(sizes, stored))
         if left_bytes >= 0:
-            filled = fill_up(tuple(stored), ascending, sizes, left_bytes, most=from_disk)
+            filled = fill_remaining(tuple(stored), ascending, sizes, left_bytes, most=from_disk)
             yield frozenset(itertools.compress(travelling, filled))
             break
     yield frozenset()
@@ -135,13 +137,15 @@ def _rooms(request: AcceleratorRequest, computed: Sequence[bool], *, cache_on_ho
     )
 
 
-def _places(computed: Sequence[bool], resident: Iterable[int] = (), stored: Iterable[int] = ()) -> tuple[Place, ...]:
+def _places(
+    computed: Sequence[bool], resident: Iterable[int] = (), stored: Iterable[int] = ()
+) -> tuple[Placement, ...]:
     """Blocks that the processor does not compute come from the disk, but for these two kinds."""
-    places = [Place.PROCESSOR if by_processor else Place.DISK for by_processor in computed]
+    places = [Placement.CPU if on_cpu else Placement.DISK for on_cpu in computed]
     for index in resident:
-        places[index] = Place.DEVICE
+        places[index] = Placement.DEVICE
     for index in stored:
-        places[index] = Place.HOST
+        places[index] = Placement.HOST
     return tuple(places)
 
 
@@ -152,7 +156,9 @@ def slot_counts_of(strategy: Strategy) -> tuple[int, ...]:
     return (1,) if strategy is Strategy.SEQUENTIAL else SLOT_COUNTS
 
 
-def _residents(sizes: Sequence[int], room_bytes: int, slots: int, ways: Sequence[Way]) -> Iterator[tuple[bool, ...]]:
+def _residents(
+    sizes: Sequence[int], room_bytes: int, slots: int, ways: Sequence[SpreadRule]
+) -> Iterator[tuple[bool, ...]]:
     """Which blocks stay on the device: as many as fit beside the slots and a few less, filled up with smaller ones."""
     count = len(sizes)
     if not slots:
@@ -175,8 +181,8 @@ def _residents(sizes: Sequence[int], room_bytes: int, slots: int, ways: Sequence
             most_more = count - slots - number
             for filled in (
                 stays,
-                fill_up(stays, ascending[::-1], sizes, left_bytes, most=most_more),
-                fill_up(stays, ascending, sizes, left_bytes, most=most_more),
+                fill_remaining(stays, ascending[::-1], sizes, left_bytes, most=most_more),
+                fill_remaining(stays, ascending, sizes, left_bytes, most=most_more),
             ):
                 if filled not in seen:
                     seen.add(filled)
@@ -188,7 +194,7 @@ def _residents(sizes: Sequence[int], room_bytes: int, slots: int, ways: Sequence
 
 def _fewest_bytes(
     request: AcceleratorRequest, computed: Sequence[bool], strategy: Strategy
-) -> tuple[Place, ...] | None:
+) -> tuple[Placement, ...] | None:
     """Places that take least of the device's memory; None where too few blocks are left for the slots.
 
     Where a few blocks are much larger than the others, keeping them takes less than slots of their size.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement
 from headrace.planning.accelerator_pace import AcceleratorPace, tiered_times
-from headrace.planning.plan import TRAVELLING, Place, Strategy
+from headrace.planning.plan import TRAVELLING, Placement, Strategy
 from headrace.planning.simulation.one_copy import TieredTimes
 
 
@@ -26,15 +26,17 @@ class Shares(NamedTuple):
     decode_s: float
 
     @classmethod
-    def of(cls, times: TieredTimes, place: Place, *, handover_s: float, wake_s: float) -> Shares:
-        """A read that is asked for on demand takes longer by `handover_s`, whoever waits for it by `wake_s`."""
-        through_ring_s = _piped(times.read_s, times.copy_s, times.pieces, handover_s=handover_s) + wake_s
-        into_store_s = times.first_read_s + handover_s + wake_s
-        if place is Place.PROCESSOR:
+    def of(cls, times: TieredTimes, place: Placement, *, read_latency_s: float, stall_penalty_s: float) -> Shares:
+        """A read on demand takes `read_latency_s` longer, and the computation that waits for it `stall_penalty_s`."""
+        through_ring_s = (
+            _piped(times.read_s, times.copy_s, times.pieces, read_latency_s=read_latency_s) + stall_penalty_s
+        )
+        into_store_s = times.first_read_s + read_latency_s + stall_penalty_s
+        if place is Placement.CPU:
             return cls(times.first_read_s, 0.0, into_store_s, times.prefill_s, 0.0, 0.0, 0.0, times.decode_s)
-        if place is Place.HOST:
-            by_reader_s = handover_s if times.stage_s else 0.0
-            staged_s = _piped(times.stage_s, times.copy_s, times.pieces, handover_s=by_reader_s)
+        if place is Placement.HOST:
+            by_reader_s = read_latency_s if times.stage_s else 0.0
+            staged_s = _piped(times.stage_s, times.copy_s, times.pieces, read_latency_s=by_reader_s)
             return cls(
                 first_read_s=times.first_read_s + times.stage_s,
                 first_copy_s=times.copy_s,
@@ -42,11 +44,11 @@ class Shares(NamedTuple):
                 prefill_s=times.prefill_s,
                 read_s=times.stage_s,
                 copy_s=times.copy_s,
-                way_s=staged_s + wake_s,
+                way_s=staged_s + stall_penalty_s,
                 decode_s=times.decode_s,
             )
         stays = cls(times.read_s, times.copy_s, through_ring_s, times.prefill_s, 0.0, 0.0, 0.0, times.decode_s)
-        if place is Place.DEVICE:
+        if place is Placement.DEVICE:
             return stays
         return stays._replace(read_s=times.read_s, copy_s=times.copy_s, way_s=through_ring_s)
 
@@ -58,7 +60,7 @@ class AcceleratorFloor:
     Rows of the embedding count nothing here, since whether they are read depends on the memory that is left.
     """
 
-    shares: Mapping[Place, tuple[Shares, ...]]
+    shares: Mapping[Placement, tuple[Shares, ...]]
     sequential: bool
     first_beside_s: float
     beside_s: float
@@ -71,11 +73,11 @@ class AcceleratorFloor:
         """Work out each block in each place it may live in."""
         sequential, own = strategy is Strategy.SEQUENTIAL, pace.device
         shares = {}
-        for place in Place:
-            if place is Place.PROCESSOR and not request.allow_processor:
+        for place in Placement:
+            if place is Placement.CPU and not request.allow_cpu:
                 continue
             places = [
-                Place.DEVICE if place is Place.PROCESSOR and block.layer_index is None else place
+                Placement.DEVICE if place is Placement.CPU and block.layer_index is None else place
                 for block in request.spec.blocks
             ]
             times = tiered_times(
@@ -91,8 +93,8 @@ class AcceleratorFloor:
                 Shares.of(
                     block,
                     place,
-                    handover_s=own.handover_s if sequential else 0.0,
-                    wake_s=own.wake_s if sequential else 0.0,
+                    read_latency_s=own.read_latency_s if sequential else 0.0,
+                    stall_penalty_s=own.stall_penalty_s if sequential else 0.0,
                 )
                 for block in times
             )
@@ -123,6 +125,6 @@ class AcceleratorFloor:
         return first_s + self.further_passes * max(sums.read_s, sums.copy_s, decode_s, slots_s)
 
 
-def _piped(first_s: float, then_s: float, pieces: int, *, handover_s: float) -> float:
+def _piped(first_s: float, then_s: float, pieces: int, *, read_latency_s: float) -> float:
     """Seconds of a block that goes piece by piece through two stages, the first of which begins late."""
-    return max(handover_s + first_s, then_s) + min(first_s, then_s) / pieces
+    return max(read_latency_s + first_s, then_s) + min(first_s, then_s) / pieces

@@ -21,7 +21,7 @@ from headrace.planning.plan import (
     EmbeddingPlacement,
     HostMemoryUse,
     MemoryUse,
-    Place,
+    Placement,
     Workload,
 )
 from headrace.planning.planner import Request, largest_module_bytes
@@ -32,7 +32,7 @@ LIBRARY_WORK_SPACE_BYTES = 64 << 20
 CHUNK_BYTES = 16 << 20
 """One read, and one place of the ring."""
 
-VISITING_LAYERS = 3
+CACHE_LAYERS_ON_DEVICE = 3
 """layers whose keys and values are on the device at once where they wait on the host: two come and go in turn, and one
 is laid out for attention"""
 
@@ -43,7 +43,7 @@ LEAST_RING_CHUNKS = 2
 class Arrangement(NamedTuple):
     """Where each block lives, how many slots there are, and on which side of the link keys and values wait."""
 
-    places: tuple[Place, ...]
+    places: tuple[Placement, ...]
     slots: int
     cache_on_host: bool = False
 
@@ -95,7 +95,7 @@ class AcceleratorRequest:
     """as users write it: cuda:0"""
     pinned: bool = True
     """the system lets host memory be page-locked"""
-    allow_processor: bool = False
+    allow_cpu: bool = False
     """layers may be computed by the processor from host memory"""
     allow_host_cache: bool = False
     """keys and values may wait in host memory where they do not fit beside two slots"""
@@ -152,7 +152,7 @@ class AcceleratorRequest:
         return _buffer_bytes(max(head, self._largest_module_bytes))
 
     @cached_property
-    def processor_conversion_bytes(self) -> int:
+    def cpu_conversion_bytes(self) -> int:
         """The processor's buffer: it computes layers only."""
         return _buffer_bytes(self._largest_module_bytes)
 
@@ -177,7 +177,7 @@ class AcceleratorRequest:
         or else from the checkpoint.
         """
         head_stays = all(
-            place is Place.DEVICE
+            place is Placement.DEVICE
             for block, place in zip(self.spec.blocks, arrangement.places, strict=True)
             if block.head_rows is not None
         )
@@ -185,7 +185,7 @@ class AcceleratorRequest:
         if self.spec.tied and head_stays:
             return ArrangedMemory(device, host, EmbeddingPlacement.HEAD)
         table_bytes = align_device(self.spec.embedding.num_elements * ELEMENT_BYTES[self.compute_dtype])
-        if all(place is Place.DEVICE for place in arrangement.places):
+        if all(place is Placement.DEVICE for place in arrangement.places):
             with_table = self.device_memory(arrangement, embedding_bytes=table_bytes)
             if with_table.total_bytes <= self.budget_bytes:
                 return ArrangedMemory(with_table, host, EmbeddingPlacement.RESIDENT)
@@ -198,7 +198,7 @@ class AcceleratorRequest:
         """The device's side; without `embedding_bytes` the least that the arrangement needs."""
         placed = list(zip(self.blocks.device, arrangement.places, strict=True))
         return MemoryUse(
-            resident_bytes=sum(size for size, place in placed if place is Place.DEVICE),
+            resident_bytes=sum(size for size, place in placed if place is Placement.DEVICE),
             slots_bytes=arrangement.slots * slot_bytes(self, arrangement.places),
             fixed_bytes=self.fixed_bytes,
             embedding_bytes=embedding_bytes,
@@ -210,11 +210,11 @@ class AcceleratorRequest:
     def host_memory(self, arrangement: Arrangement, *, embedding_bytes: int = 0) -> HostMemoryUse:
         """The host's side; without `embedding_bytes` the least that the arrangement needs."""
         placed = list(zip(self.blocks.host, arrangement.places, strict=True))
-        computes = Place.PROCESSOR in arrangement.places
+        computes = Placement.CPU in arrangement.places
         return HostMemoryUse(
-            stores_bytes=sum(size for size, place in placed if place is Place.HOST),
-            processor_bytes=sum(size for size, place in placed if place is Place.PROCESSOR)
-            + (self.processor_conversion_bytes if computes else 0),
+            stores_bytes=sum(size for size, place in placed if place is Placement.HOST),
+            cpu_bytes=sum(size for size, place in placed if place is Placement.CPU)
+            + (self.cpu_conversion_bytes if computes else 0),
             ring_bytes=self.ring_bytes,
             embedding_bytes=embedding_bytes,
             kv_cache_bytes=self.cache_sides(arrangement).host_bytes,
@@ -222,7 +222,7 @@ class AcceleratorRequest:
         )
 
 
-def slot_bytes(request: AcceleratorRequest, places: tuple[Place, ...]) -> int:
+def slot_bytes(request: AcceleratorRequest, places: tuple[Placement, ...]) -> int:
     """A slot holds the largest block that travels."""
     pairs = zip(request.blocks.device, places, strict=True)
     return max((size for size, place in pairs if place in TRAVELLING), default=0)
@@ -239,25 +239,25 @@ def cache_bytes(spec: ModelSpec, work: Workload, compute_dtype: str, *, tokens: 
     )
 
 
-def cache_sides(spec: ModelSpec, of_blocks: Sequence[int], places: Sequence[Place], *, on_host: bool) -> CacheSides:
+def cache_sides(spec: ModelSpec, of_blocks: Sequence[int], places: Sequence[Placement], *, on_host: bool) -> CacheSides:
     """Where keys and values lie (`of_blocks`, bytes of each): with whoever computes the layer.
 
-    `on_host`: full-attention layers of the device wait on the host, and visit VISITING_LAYERS places of the device in
-    turn; those with a sliding window, which keep little, stay.
+    `on_host`: full-attention layers of the device wait on the host, and visit CACHE_LAYERS_ON_DEVICE places of the
+    device in turn; those with a sliding window, which keep little, stay.
     """
     device = host = visiting = 0
     for block, size, place in zip(spec.blocks, of_blocks, places, strict=True):
-        if place is Place.PROCESSOR:
+        if place is Placement.CPU:
             host += size
-        elif on_host and visits(spec, block):
+        elif on_host and offloads_cache(spec, block):
             host += size
             visiting = max(visiting, size)
         else:
             device += size
-    return CacheSides(device + VISITING_LAYERS * visiting, host)
+    return CacheSides(device + CACHE_LAYERS_ON_DEVICE * visiting, host)
 
 
-def visits(spec: ModelSpec, block: BlockSpec) -> bool:
+def offloads_cache(spec: ModelSpec, block: BlockSpec) -> bool:
     """Whether a block's keys and values are worth keeping on the host: a full-attention layer's, which grow."""
     return block.layer_index is not None and not spec.config.sliding_windows[block.layer_index]
 

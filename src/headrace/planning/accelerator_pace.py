@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 
 from headrace.errors import MachineError
 from headrace.model.blocks import ModelSpec
-from headrace.planning.accelerator_memory import CHUNK_BYTES, cache_bytes, visits
+from headrace.planning.accelerator_memory import CHUNK_BYTES, cache_bytes, offloads_cache
 from headrace.planning.estimate import (
     DECODE_PASSES_SIMULATED,
-    Beside,
     LayerTimes,
     Pace,
+    PassOverheads,
     Prediction,
     block_times,
     break_even_tokens,
 )
-from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Place, Plan, Strategy, Workload
+from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan, Strategy, Workload
 from headrace.planning.simulation.one_copy import TieredScenario, TieredTimes, simulate_tiers
 
 
@@ -46,7 +46,7 @@ class AcceleratorPace:
     memory_copy_bytes_per_s: float = math.inf
     """from the ring into a store in host memory, by the readers, in the first pass"""
 
-    def handover_s(self, tokens: int) -> float:
+    def activation_transfer_s(self, tokens: int) -> float:
         """Seconds by which one layer of the processor takes longer, since the device computes what comes before."""
         return self.processor_handover_s + tokens * self.processor_handover_s_per_token
 
@@ -55,7 +55,7 @@ def tiered_times(
     spec: ModelSpec,
     work: Workload,
     pace: AcceleratorPace,
-    places: Sequence[Place],
+    places: Sequence[Placement],
     *,
     pinned: bool,
     chunk_bytes: int = CHUNK_BYTES,
@@ -74,26 +74,27 @@ def tiered_times(
     found = []
     for index, (block, own) in enumerate(zip(spec.blocks, block_times(spec, work, pace.device), strict=True)):
         place, size_bytes = places[index], block.device_bytes
-        stays_on_host = place in (Place.HOST, Place.PROCESSOR)
+        stays_on_host = place in (Placement.HOST, Placement.CPU)
         times = TieredTimes(
             read_s=own.read_s,
             copy_s=size_bytes / pace.link_bytes_per_s + pace.copy_latency_s,
             prefill_s=own.prefill_s,
             decode_s=own.decode_s,
             store_s=size_bytes / pace.memory_copy_bytes_per_s if stays_on_host else 0.0,
-            stage_s=size_bytes / pace.staged_bytes_per_s if place is Place.HOST and not pinned else 0.0,
+            stage_s=size_bytes / pace.staged_bytes_per_s if place is Placement.HOST and not pinned else 0.0,
             pieces=max(1, -(-block.footprint_bytes // chunk_bytes)),
         )
-        if place is Place.PROCESSOR:
+        if place is Placement.CPU:
             if pace.processor_layer is None or block.head_rows is not None:
                 raise MachineError(f"how long the processor takes for {block.name} of {spec.name} was not measured")
             share = block.active_parameters / mean_parameters
             times = times._replace(
                 copy_s=0.0,
-                prefill_s=pace.processor_layer.prefill_s * share + pace.handover_s(work.sequences * work.prompt_tokens),
-                decode_s=pace.processor_layer.decode_s * share + pace.handover_s(work.sequences),
+                prefill_s=pace.processor_layer.prefill_s * share
+                + pace.activation_transfer_s(work.sequences * work.prompt_tokens),
+                decode_s=pace.processor_layer.decode_s * share + pace.activation_transfer_s(work.sequences),
             )
-        elif cache_on_host and visits(spec, block):
+        elif cache_on_host and offloads_cache(spec, block):
             visit_s = caches[index] / pace.link_bytes_per_s + pace.copy_latency_s
             if place in TRAVELLING:
                 times = times._replace(copy_s=times.copy_s + visit_s)
@@ -132,7 +133,7 @@ def predict_on_accelerator(
     from_host = plan.embedding is EmbeddingPlacement.HOST
     rows = replace(pace.device, row_s=pace.host_row_s) if from_host else pace.device
     one_by_one = plan.embedding in (EmbeddingPlacement.ROWS, EmbeddingPlacement.HOST)
-    beside = Beside.of(spec, work, rows, rows_from_disk=one_by_one)
+    beside = PassOverheads.of(spec, work, rows, rows_from_disk=one_by_one)
     scenario = TieredScenario(
         blocks=times,
         places=on_device.places,
@@ -142,8 +143,8 @@ def predict_on_accelerator(
         decode_passes=decode_passes,
         pass_overhead_s=beside.further_pass_s,
         first_pass_overhead_s=beside.first_pass_s,
-        handover_s=pace.device.handover_s,
-        wake_s=pace.device.wake_s,
+        read_latency_s=pace.device.read_latency_s,
+        stall_penalty_s=pace.device.stall_penalty_s,
     )
     simulated = simulate_tiers(scenario, [block.name for block in spec.blocks])
     demand = scenario.demand
@@ -171,7 +172,7 @@ def _binds(scenario: TieredScenario) -> str:
         return "both"
     placed = list(zip(scenario.blocks, scenario.places, strict=True))
     if max(read_s, copy_s) > compute_s:
-        disk_s = sum(times.read_s for times, place in placed if place is Place.DISK)
+        disk_s = sum(times.read_s for times, place in placed if place is Placement.DISK)
         return "disk" if disk_s > max(copy_s, read_s - disk_s) else "link"
-    processor_s = sum(times.decode_s for times, place in placed if place is Place.PROCESSOR)
-    return "processor" if processor_s > compute_s - processor_s else "compute"
+    processor_s = sum(times.decode_s for times, place in placed if place is Placement.CPU)
+    return "cpu" if processor_s > compute_s - processor_s else "compute"

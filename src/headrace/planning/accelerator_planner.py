@@ -17,20 +17,20 @@ from typing import NamedTuple
 
 from headrace.errors import BudgetError
 from headrace.planning.accelerator_arrangements import (
-    WAYS,
-    Way,
+    SPREAD_RULES,
+    SpreadRule,
     arrangements,
+    cpu_layer_counts,
     first,
-    leanest,
-    processor_counts,
     slot_counts_of,
+    smallest_placements,
     stores,
     two_slots_bytes,
 )
 from headrace.planning.accelerator_floor import AcceleratorFloor
 from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement, slot_bytes
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
-from headrace.planning.plan import TRAVELLING, AcceleratorPlan, Place, Plan, Strategy
+from headrace.planning.plan import TRAVELLING, AcceleratorPlan, Placement, Plan, Strategy
 from headrace.planning.planner import Candidate, placements
 from headrace.units import format_bytes
 
@@ -74,7 +74,7 @@ def plan_on_accelerator(request: AcceleratorRequest, strategy: Strategy, pace: A
     Raises BudgetError, with the smallest budget that would do (of the device, or of the host), when none fits.
     """
     if pace.processor_layer is None:
-        request = replace(request, allow_processor=False)
+        request = replace(request, allow_cpu=False)
     best = _Search(request, strategy, pace).best()
     if best is None:
         raise _refusal(request, strategy)
@@ -84,7 +84,7 @@ def plan_on_accelerator(request: AcceleratorRequest, strategy: Strategy, pace: A
 def plan_fastest_on_accelerator(request: AcceleratorRequest, pace: AcceleratorPace) -> Candidate:
     """Return the fastest plan of any strategy; raises BudgetError when not even the smallest fits."""
     if pace.processor_layer is None:
-        request = replace(request, allow_processor=False)
+        request = replace(request, allow_cpu=False)
     found = [_Search(request, strategy, pace).best() for strategy in Strategy]
     best = _fastest(candidate for candidate in found if candidate is not None)
     if best is None:
@@ -108,7 +108,7 @@ class _Search:
 
     def best(self) -> Candidate | None:
         """The fastest, or None where nothing fits."""
-        counts = processor_counts(self._request)
+        counts = cpu_layer_counts(self._request)
         without = self._among(counts[:1], math.inf)
         if len(counts) == 1:
             return without
@@ -121,19 +121,19 @@ class _Search:
         if self._strategy is Strategy.RESIDENT:
             return list(counts)
         chosen = set(counts[:4]) | set(counts[3 :: max(1, len(counts) // 12)]) | set(counts[-1:])
-        lean = [a for a in leanest(self._request, self._strategy) if self._fits(a)]
+        lean = [a for a in smallest_placements(self._request, self._strategy) if self._fits(a)]
         if lean:
-            chosen.add(min(lean, key=self._device_bytes).places.count(Place.PROCESSOR))
+            chosen.add(min(lean, key=self._device_bytes).places.count(Placement.CPU))
         return sorted(chosen & set(counts))
 
     def _among(self, counts: Sequence[int], than_s: float) -> Candidate | None:
         """The fastest with one of these numbers of layers computed by the processor, if it is faster than `than_s`."""
         options: dict[Arrangement, float] = {}
-        of_each_kind: dict[tuple[int, Way], Arrangement] = {}
-        for cache_on_host, number, way in itertools.product(self._caches, counts, WAYS):
+        of_each_kind: dict[tuple[int, SpreadRule], Arrangement] = {}
+        for cache_on_host, number, way in itertools.product(self._caches, counts, SPREAD_RULES):
             slot_counts = slot_counts_of(self._strategy)
             for arrangement in arrangements(
-                self._request, slot_counts, processor_layers=number, cache_on_host=cache_on_host, ways=[way]
+                self._request, slot_counts, cpu_layers=number, cache_on_host=cache_on_host, ways=[way]
             ):
                 if arrangement not in options:
                     options[arrangement] = self._estimate_s(arrangement)
@@ -157,9 +157,7 @@ class _Search:
         if counts[0] > 0:
             return []
         slot_counts = slot_counts_of(self._strategy)[:1]
-        found = arrangements(
-            self._request, slot_counts, processor_layers=0, cache_on_host=self._caches[0], ways=[first]
-        )
+        found = arrangements(self._request, slot_counts, cpu_layers=0, cache_on_host=self._caches[0], ways=[first])
         return list(itertools.islice(found, 2))
 
     def _varied(self, best: Arrangement) -> Iterator[Arrangement]:
@@ -168,10 +166,10 @@ class _Search:
         Or with more of the latter, since not all numbers of them were considered.
         """
         request = self._request
-        others = [index for index, place in enumerate(best.places) if place is not Place.PROCESSOR]
+        others = [index for index, place in enumerate(best.places) if place is not Placement.CPU]
         sizes = [request.blocks.device[index] for index in others]
-        stored = best.places.count(Place.HOST) > 0
-        most = best.places.count(Place.DEVICE)
+        stored = best.places.count(Placement.HOST) > 0
+        most = best.places.count(Placement.DEVICE)
         for number in range(most, max(-1, most - (RESIDENTS_VARIED if best.slots else 1)), -1):
             for stays in placements(sizes, number):
                 resident = {index for index, flag in zip(others, stays, strict=True) if flag}
@@ -182,36 +180,36 @@ class _Search:
         *layers, head = best.places
         for shift in range(1, min(len(layers), self._round)):
             shifted = best._replace(places=(*layers[shift:], *layers[:shift], head))
-            # Which layers the processor may compute is settled, for `leanest` to know the least memory there can be.
-            if Place.PROCESSOR not in layers or self._device_bytes(shifted) == self._device_bytes(best):
+            # Which layers the CPU may compute is settled, for `smallest_placements` to know the least memory.
+            if Placement.CPU not in layers or self._device_bytes(shifted) == self._device_bytes(best):
                 yield from self._that_fit(shifted)
-        for index in [index for index, place in enumerate(best.places) if place is Place.HOST][: self._round]:
-            fewer_stored = (*best.places[:index], Place.DISK, *best.places[index + 1 :])
+        for index in [index for index, place in enumerate(best.places) if place is Placement.HOST][: self._round]:
+            fewer_stored = (*best.places[:index], Placement.DISK, *best.places[index + 1 :])
             yield from self._that_fit(best._replace(places=fewer_stored))
         travelling = [index for index, place in enumerate(best.places) if place in TRAVELLING]
-        from_disk = [best.places[index] is Place.DISK for index in travelling]
+        from_disk = [best.places[index] is Placement.DISK for index in travelling]
         for shift in range(1, len(travelling) // max(1, sum(from_disk))):
             places = list(best.places)
             for index, flag in zip(travelling, from_disk[shift:] + from_disk[:shift], strict=True):
-                places[index] = Place.DISK if flag else Place.HOST
+                places[index] = Placement.DISK if flag else Placement.HOST
             yield from self._that_fit(best._replace(places=tuple(places)))
-        counts = processor_counts(request)
-        number = best.places.count(Place.PROCESSOR)
+        counts = cpu_layer_counts(request)
+        number = best.places.count(Placement.CPU)
         for near in {number + step for step in (-4, -2, -1, 1, 2, 4)} if number else ():
             if near > 0 and near in counts:
-                yield from arrangements(request, (best.slots,), processor_layers=near, cache_on_host=best.cache_on_host)
+                yield from arrangements(request, (best.slots,), cpu_layers=near, cache_on_host=best.cache_on_host)
 
     def _with_stores(
         self, best: Arrangement, resident: set[int], travelling: list[int], *, stored: bool
     ) -> Iterator[Arrangement]:
         places = [
-            place if place is Place.PROCESSOR else Place.DEVICE if index in resident else Place.DISK
+            place if place is Placement.CPU else Placement.DEVICE if index in resident else Placement.DISK
             for index, place in enumerate(best.places)
         ]
         bare = best._replace(places=tuple(places))
         room_bytes = self._request.host_budget_bytes - self._request.host_memory(bare).total_bytes
         for index in next(stores(self._request, travelling, room_bytes)) if stored else ():
-            places[index] = Place.HOST
+            places[index] = Placement.HOST
         yield from self._that_fit(best._replace(places=tuple(places)))
 
     def _that_fit(self, arrangement: Arrangement) -> Iterator[Arrangement]:
@@ -248,7 +246,7 @@ class _Search:
         memory = request.memory(arrangement)
         return Plan(
             strategy=self._strategy,
-            resident=tuple(place is Place.DEVICE for place in places),
+            resident=tuple(place is Placement.DEVICE for place in places),
             slots=arrangement.slots,
             slot_bytes=slot_bytes(request, places),
             embedding=memory.embedding,
@@ -290,7 +288,7 @@ def _least(request: AcceleratorRequest, strategy: Strategy | None) -> _Least | N
     found = [
         _Least(one, arrangement, request.device_memory(arrangement).total_bytes)
         for one in ((strategy,) if strategy is not None else Strategy)
-        for arrangement in leanest(request, one)
+        for arrangement in smallest_placements(request, one)
     ]
     return min(found, key=lambda least: least.device_bytes, default=None)
 
@@ -333,7 +331,7 @@ def _more_on_the_host(request: AcceleratorRequest, strategy: Strategy | None) ->
     needed = [
         request.host_memory(arrangement).total_bytes
         for one in ((strategy,) if strategy is not None else Strategy)
-        for arrangement in leanest(request, one, ignore_host_budget=True)
+        for arrangement in smallest_placements(request, one, ignore_host_budget=True)
         if request.device_memory(arrangement).total_bytes <= request.budget_bytes
     ]
     if not needed:

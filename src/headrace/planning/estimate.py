@@ -61,9 +61,9 @@ class Pace:
     """of the first pass beside its blocks (masks and positions of whole prompts); None: that of every pass"""
     row_s: float = 0.0
     """per distinct row of the embedding that is read from the checkpoint"""
-    handover_s: float = 0.0
+    read_latency_s: float = 0.0
     """from asking a reader that stood still for a block until its bytes come, and from the last byte to the asker"""
-    wake_s: float = 0.0
+    stall_penalty_s: float = 0.0
     """by how much a block takes longer for which the processor had to wait"""
 
     @classmethod
@@ -84,7 +84,7 @@ class Pace:
             pass_overhead_s=machine.pass_overhead_s,
             compute_slowdown=machine.compute_slowdown,
             read_slowdown=machine.read_slowdown,
-            handover_s=machine.handover_s,
+            read_latency_s=machine.read_latency_s,
         )
 
     def block_seconds(self, block: BlockSpec, *, tokens: float, head_tokens: float) -> float:
@@ -96,14 +96,14 @@ class Pace:
         return self.block_overhead_s + block.active_parameters * self.curve.seconds_per_parameter(tokens)
 
 
-class Beside(NamedTuple):
+class PassOverheads(NamedTuple):
     """Seconds of a pass beside its blocks, embedding rows included."""
 
     first_pass_s: float
     further_pass_s: float
 
     @classmethod
-    def of(cls, spec: ModelSpec, work: Workload, pace: Pace, *, rows_from_disk: bool) -> Beside:
+    def of(cls, spec: ModelSpec, work: Workload, pace: Pace, *, rows_from_disk: bool) -> PassOverheads:
         """Add the rows of the embedding that a pass looks up, where they are read one by one."""
         vocabulary = spec.embedding.shape[0]
         first, further = (
@@ -144,7 +144,7 @@ def block_times(spec: ModelSpec, work: Workload, pace: Pace) -> tuple[BlockTimes
 def predict(spec: ModelSpec, plan: Plan, pace: Pace, *, decode_passes: int = DECODE_PASSES_SIMULATED) -> Prediction:
     """Simulate the plan's workload and say what binds."""
     times = block_times(spec, plan.workload, pace)
-    beside = Beside.of(spec, plan.workload, pace, rows_from_disk=plan.embedding is EmbeddingPlacement.ROWS)
+    beside = PassOverheads.of(spec, plan.workload, pace, rows_from_disk=plan.embedding is EmbeddingPlacement.ROWS)
     simulated = _simulate(plan, pace, times, beside, spec, decode_passes)
     load_s = sum(t.read_s for t, stays in zip(times, plan.resident, strict=True) if not stays)
     compute_s = sum(t.decode_s for t in times) + beside.further_pass_s
@@ -189,7 +189,7 @@ class TimeFloor(NamedTuple):
     def of(cls, strategy: Strategy, work: Workload, pace: Pace, times: Sequence[BlockTimes]) -> TimeFloor:
         """Sum up what does not depend on which blocks stay."""
         own = pace.pass_overhead_s
-        beside = Beside(own if pace.first_pass_overhead_s is None else pace.first_pass_overhead_s, own)
+        beside = PassOverheads(own if pace.first_pass_overhead_s is None else pace.first_pass_overhead_s, own)
         return cls(
             sequential=strategy is Strategy.SEQUENTIAL,
             read_s=sum(t.read_s for t in times),
@@ -198,7 +198,7 @@ class TimeFloor(NamedTuple):
             begin_s=times[0].read_s,
             end_s=times[-1].prefill_s,
             further_passes=work.generate_tokens - 1,
-            on_demand_s=pace.handover_s + pace.wake_s,
+            on_demand_s=pace.read_latency_s + pace.stall_penalty_s,
             slowdowns=(pace.read_slowdown, pace.compute_slowdown),
         )
 
@@ -215,7 +215,7 @@ class TimeFloor(NamedTuple):
 
 
 def _simulate(
-    plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], beside: Beside, spec: ModelSpec, decode_passes: int
+    plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], beside: PassOverheads, spec: ModelSpec, decode_passes: int
 ) -> Simulated:
     scenario = Scenario(
         blocks=times,
@@ -227,8 +227,8 @@ def _simulate(
         first_pass_overhead_s=beside.first_pass_s,
         compute_slowdown=pace.compute_slowdown,
         read_slowdown=pace.read_slowdown,
-        handover_s=pace.handover_s,
-        wake_s=pace.wake_s,
+        read_latency_s=pace.read_latency_s,
+        stall_penalty_s=pace.stall_penalty_s,
     )
     return simulate(scenario, [block.name for block in spec.blocks])
 

@@ -39,7 +39,7 @@ class Options(NamedTuple):
     """drafted tokens that a decode pass checks, at most"""
     host_budget_bytes: int = 0
     """host memory for blocks that travel to an accelerator, for those the processor computes, for the ring between"""
-    processor_blocks: bool = False
+    cpu_blocks: bool = False
     """the processor may compute layers for an accelerator, whose results then differ in rounding"""
     cache_on_host: bool = False
     """keys and values may wait in host memory and visit an accelerator layer by layer"""
@@ -83,7 +83,7 @@ def make_options(
     draft_tokens: int = 0,
     host_memory: str | int | None = None,
     default_host_budget_bytes: Callable[[], int] | None = None,
-    processor_blocks: bool = False,
+    cpu_blocks: bool = False,
     cache_on_host: bool = False,
     compile_layers: bool = False,
 ) -> Options:
@@ -95,7 +95,7 @@ def make_options(
     if default_host_budget_bytes is None:
         for name, given in (
             ("--host-memory", host_memory is not None),
-            ("--processor-blocks", processor_blocks),
+            ("--cpu-blocks", cpu_blocks),
             ("--cache-on-host", cache_on_host),
         ):
             if given:
@@ -139,7 +139,7 @@ def make_options(
         trust_remote_code=trust_remote_code,
         draft_tokens=draft_tokens,
         host_budget_bytes=_host_budget(host_memory, default_host_budget_bytes),
-        processor_blocks=processor_blocks,
+        cpu_blocks=cpu_blocks,
         cache_on_host=cache_on_host,
         compile_layers=compile_layers,
     )

@@ -20,7 +20,7 @@ class Strategy(StrEnum):
     OVERLAP = "overlap"
 
 
-class Place(StrEnum):
+class Placement(StrEnum):
     """Where a block's weights live between its turns, and by that who computes it and how it travels."""
 
     DEVICE = "device"
@@ -29,11 +29,11 @@ class Place(StrEnum):
     """in host memory, page-locked where the system allows it; copied to an accelerator in every pass"""
     DISK = "disk"
     """in the checkpoint only; read in every pass"""
-    PROCESSOR = "processor"
+    CPU = "cpu"
     """in host memory, and computed there by the processor: its activations travel instead"""
 
 
-TRAVELLING = (Place.HOST, Place.DISK)
+TRAVELLING = (Placement.HOST, Placement.DISK)
 """places from which a block passes through a slot of the computing device"""
 
 
@@ -104,7 +104,7 @@ class HostMemoryUse:
 
     stores_bytes: int
     """blocks that wait here to be copied"""
-    processor_bytes: int
+    cpu_bytes: int
     """blocks that the processor computes, with the buffer in which it converts"""
     ring_bytes: int
     """page-locked chunks between disk and device"""
@@ -124,7 +124,7 @@ class AcceleratorPlan:
     """What a plan says beyond the processor's own when an accelerator computes."""
 
     device: str
-    places: tuple[Place, ...]
+    places: tuple[Placement, ...]
     """per block, in the order of a pass"""
     host: HostMemoryUse
     host_budget_bytes: int
@@ -155,7 +155,7 @@ class Plan:
     """None: the processor computes, from its own memory"""
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[Placement, ...]:
         """Where each block lives."""
         if self.accelerator is not None:
             return self.accelerator.places
@@ -182,9 +182,9 @@ class Plan:
         return sum(place in TRAVELLING for place in self.places)
 
     @property
-    def processor_blocks(self) -> int:
+    def cpu_blocks(self) -> int:
         """Blocks that the processor computes for an accelerator."""
-        return sum(place is Place.PROCESSOR for place in self.places)
+        return sum(place is Placement.CPU for place in self.places)
 
     def to_json(self) -> str:
         """Return the plan as JSON text; `from_json` is its inverse."""
@@ -210,9 +210,9 @@ class Plan:
             raise InvalidRequestError(f"this is not a plan: {type(error).__name__}: {error}") from error
 
 
-def places_of(resident: Sequence[bool]) -> tuple[Place, ...]:
+def places_of(resident: Sequence[bool]) -> tuple[Placement, ...]:
     """Places where only the processor computes: in its memory or on the disk."""
-    return tuple(Place.DEVICE if stays else Place.DISK for stays in resident)
+    return tuple(Placement.DEVICE if stays else Placement.DISK for stays in resident)
 
 
 def _accelerator(raw: dict[str, Any]) -> AcceleratorPlan:
@@ -223,7 +223,7 @@ def _accelerator(raw: dict[str, Any]) -> AcceleratorPlan:
     return AcceleratorPlan(
         **{
             **raw,
-            "places": tuple(Place(place) for place in raw["places"]),
+            "places": tuple(Placement(place) for place in raw["places"]),
             "host": HostMemoryUse(**_counts(raw["host"])),
             "cache_on_host": _flag(on_host),
         }

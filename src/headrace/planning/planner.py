@@ -218,11 +218,14 @@ def _options(request: Request, strategy: Strategy) -> Iterator[tuple[int, tuple[
                 if left_bytes >= 0:
                     # Largest first fills best; smallest first is how a larger budget only ever adds blocks.
                     for order in (descending, ascending):
-                        yield slots, fill_up(resident, order, sizes, left_bytes, most=len(sizes) - slots - number)
+                        yield (
+                            slots,
+                            fill_remaining(resident, order, sizes, left_bytes, most=len(sizes) - slots - number),
+                        )
                     yield slots, resident
 
 
-def fill_up(
+def fill_remaining(
     resident: tuple[bool, ...], order: Sequence[int], sizes: Sequence[int], left_bytes: int, *, most: int
 ) -> tuple[bool, ...]:
     """Blocks differ in size (the head's pieces); add up to `most` that still fit, so that no memory lies idle."""

@@ -41,7 +41,7 @@ def pace_from_probe(
             curve=_curve(accelerator, compute_dtype=compute_dtype, stored_dtype=spec.stored_dtype),
             block_overhead_s=KERNELS_PER_LAYER * accelerator.launch_overhead_s,
             pass_overhead_s=machine.pass_overhead_s,
-            handover_s=machine.handover_s,
+            read_latency_s=machine.read_latency_s,
         ),
         link_bytes_per_s=link_bytes_per_s,
         staged_bytes_per_s=min(memory_copy_bytes_per_s, link_bytes_per_s),

@@ -114,9 +114,9 @@ class Arena:
     def close(self) -> None:
         """Give the memory back to the system. The mapping itself goes when the last view of it does."""
         if self.on_close is not None:
-            let_go = self.on_close
+            drop_views = self.on_close
             self.on_close = None
-            let_go()
+            drop_views()
         if hasattr(mmap, "MADV_DONTNEED") and len(self._map):
             self._map.madvise(mmap.MADV_DONTNEED)
 

@@ -139,7 +139,7 @@ class _Clock:
 class CudaDevice:
     """One GPU. See `Device` for what each call promises."""
 
-    lands_in_place = False
+    uses_host_memory = False
 
     def __init__(self, index: int) -> None:
         self.torch_device = torch.device("cuda", index)

@@ -64,7 +64,7 @@ class Device(Protocol):
     name: str
     """as users write it: `cpu`, `cuda:0`"""
     torch_device: torch.device
-    lands_in_place: bool
+    uses_host_memory: bool
     """reads go straight into slots (host memory); otherwise through page-locked memory and `copy`"""
 
     def allocate(self, size_bytes: int) -> Memory:
@@ -135,7 +135,7 @@ class CpuDevice:
 
     name = "cpu"
     torch_device = torch.device("cpu")
-    lands_in_place = True
+    uses_host_memory = True
 
     def allocate(self, size_bytes: int) -> Arena:
         """Take anonymous private memory on huge pages, all of it now."""

@@ -28,7 +28,7 @@ import torch
 
 from headrace.errors import HeadraceError, StreamError
 from headrace.model.layout import PAGE_BYTES, AlignedLayout, Layout, align_up
-from headrace.planning.plan import TRAVELLING, Place
+from headrace.planning.plan import TRAVELLING, Placement
 from headrace.planning.timeline import Lane, Timeline
 from headrace.streaming.arena import Arena, Memory, Piece
 from headrace.streaming.device import COMPLETE, Device, DeviceEvent
@@ -36,7 +36,7 @@ from headrace.streaming.event_log import EventLog
 from headrace.streaming.fetch import Chunk, Fetch, Slot, cut, cut_store
 from headrace.streaming.ring import Ring
 from headrace.streaming.source import ByteSource, RateLimit
-from headrace.streaming.transfer import InPlace, Landing, ThroughRing
+from headrace.streaming.transfer import DirectTransfer, StagedTransfer, Transfer
 
 POISON = 0xFF
 """Bytes of a released slot in debug mode: not-a-number in every floating point format."""
@@ -82,7 +82,7 @@ class Stream:
         self,
         *,
         layouts: Sequence[Layout],
-        places: Sequence[Place],
+        places: Sequence[Placement],
         source: ByteSource,
         device: Device,
         settings: StreamSettings,
@@ -96,9 +96,9 @@ class Stream:
         travels = any(place in TRAVELLING for place in places)
         if travels and settings.slots < 1:
             raise ValueError("streamed blocks need at least one slot")
-        if not device.lands_in_place and (aligned is None or len(aligned) != len(layouts)):
+        if not device.uses_host_memory and (aligned is None or len(aligned) != len(layouts)):
             raise ValueError(f"{device.name} needs the aligned form of every block")
-        if device.lands_in_place and any(place in (Place.HOST, Place.PROCESSOR) for place in places):
+        if device.uses_host_memory and any(place in (Placement.HOST, Placement.CPU) for place in places):
             raise ValueError("the processor has one memory: blocks are in it or on the disk")
         self._layouts = tuple(layouts)
         self._where = tuple(places)
@@ -107,7 +107,7 @@ class Stream:
         self._device = device
         self._clock = clock
         self._sizes = tuple(
-            layout.footprint_bytes if device.lands_in_place else form.size_bytes
+            layout.footprint_bytes if device.uses_host_memory else form.size_bytes
             for layout, form in zip(layouts, aligned or [AlignedLayout((), {}, 0)] * len(layouts), strict=True)
         )
         self._lock = threading.Lock()
@@ -125,7 +125,7 @@ class Stream:
         self._host_bytes = 0
         try:
             # The ring first: whatever else cannot be page-locked goes through it.
-            self._landing: Landing = self._land(source, pace, aligned)
+            self._landing: Transfer = self._land(source, pace, aligned)
             self._take_memory(travels=travels)
         except BaseException:
             for memory in self._held:
@@ -164,33 +164,33 @@ class Stream:
         if largest > settings.slot_bytes:
             raise ValueError(f"a slot of {settings.slot_bytes} bytes cannot hold a block of {largest}")
         slots = settings.slots if travels else 0
-        resident_bytes = sum(size for size, place in zip(sizes, where, strict=True) if place is Place.DEVICE)
+        resident_bytes = sum(size for size, place in zip(sizes, where, strict=True) if place is Placement.DEVICE)
         self._device_bytes = resident_bytes + slots * settings.slot_bytes
         memory = self._device.allocate(self._device_bytes)
         self._held.append(memory)
-        stores = self._allocate_host(Place.HOST)
-        own = self._allocate_host(Place.PROCESSOR)
+        stores = self._allocate_host(Placement.HOST)
+        own = self._allocate_host(Placement.CPU)
         self._stores_pinned = stores is None or stores.pinned
         self._places: list[Piece | None] = []
         self._stores: list[Piece | None] = []
         for size, place in zip(sizes, where, strict=True):
-            stays = place is Place.DEVICE
-            self._places.append(memory.take(size) if stays else _take(own, size) if place is Place.PROCESSOR else None)
-            self._stores.append(_take(stores, size) if place is Place.HOST else None)
+            stays = place is Placement.DEVICE
+            self._places.append(memory.take(size) if stays else _take(own, size) if place is Placement.CPU else None)
+            self._stores.append(_take(stores, size) if place is Placement.HOST else None)
         self._free_slots = deque(Slot(memory.take(settings.slot_bytes)) for _ in range(slots))
 
-    def _allocate_host(self, place: Place) -> Arena | None:
+    def _allocate_host(self, place: Placement) -> Arena | None:
         total = sum(align_up(size) for size, own in zip(self._sizes, self._where, strict=True) if own is place)
         if not total:
             return None
-        arena = self._device.allocate_host(total) if place is Place.HOST else Arena(total)
+        arena = self._device.allocate_host(total) if place is Placement.HOST else Arena(total)
         self._held.append(arena)
         self._host_bytes += total
         return arena
 
-    def _land(self, source: ByteSource, pace: RateLimit | None, aligned: Sequence[AlignedLayout] | None) -> Landing:
-        if self._device.lands_in_place:
-            return InPlace(source, pace)
+    def _land(self, source: ByteSource, pace: RateLimit | None, aligned: Sequence[AlignedLayout] | None) -> Transfer:
+        if self._device.uses_host_memory:
+            return DirectTransfer(source, pace)
         ring = Ring(
             self._device,
             chunks=self._settings.ring_chunks,
@@ -199,7 +199,7 @@ class Stream:
         self._held.append(ring)
         self._host_bytes += ring.size_bytes
         assert aligned is not None
-        return ThroughRing(self._device, source, pace, aligned=aligned, ring=ring)
+        return StagedTransfer(self._device, source, pace, aligned=aligned, ring=ring)
 
     # -- the consumer's side ------------------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class Stream:
 
     def _computed(self, fetch: Fetch) -> DeviceEvent:
         """The event of what was enqueued to compute with a block; noted, where the device keeps the time."""
-        if self._where[fetch.block_index] is Place.PROCESSOR or (self._device.lands_in_place and fetch.slot is None):
+        if self._where[fetch.block_index] is Placement.CPU or (self._device.uses_host_memory and fetch.slot is None):
             return COMPLETE
         computed = self._device.computed()
         if fetch.began is not None:
@@ -291,7 +291,7 @@ class Stream:
 
     def _by_host(self, block_index: int) -> bool:
         """Whether the processor computes this block, so that its clock tells when."""
-        return self._device.lands_in_place or self._where[block_index] is Place.PROCESSOR
+        return self._device.uses_host_memory or self._where[block_index] is Placement.CPU
 
     def peek(self, block_index: int) -> Piece | None:
         """The memory of a block that stays, if all its bytes are there, else None. Never waits for a read.
@@ -354,7 +354,7 @@ class Stream:
             if thread is not threading.current_thread():
                 thread.join()
         self._source.close()
-        if not self._device.lands_in_place:  # memory goes only when no copy can touch it any more
+        if not self._device.uses_host_memory:  # memory goes only when no copy can touch it any more
             with contextlib.suppress(RuntimeError):  # a device that failed is idle
                 self._device.synchronize()
         for memory in self._held:
@@ -409,7 +409,7 @@ class Stream:
     def _read_to_its_end(self, fetch: Fetch) -> None:
         """All chunks are there. What filled a store now travels from it. Called with the lock held."""
         index = fetch.block_index
-        if self._where[index] is not Place.HOST or index in self._stored:
+        if self._where[index] is not Placement.HOST or index in self._stored:
             return
         self._stored.add(index)
         self._storing.discard(index)
@@ -456,7 +456,7 @@ class Stream:
             place = slot.piece
         self._wanted = None  # asked for once, requested once: the same block may be next again
         store = self._stores[block_index]
-        if self._where[block_index] is Place.PROCESSOR:
+        if self._where[block_index] is Placement.CPU:
             store = place
         fetch = Fetch(block_index, self._cursor_pass, place, slot, 0, store)
         if slot is None:
@@ -467,7 +467,7 @@ class Stream:
         if block_index in self._stored:
             self._travel_from_store(fetch)
             return True
-        if self._where[block_index] is Place.HOST:
+        if self._where[block_index] is Placement.HOST:
             self._storing.add(block_index)
         chunks = cut(self._layouts[block_index], self._settings.chunk_bytes)
         fetch.chunks_left = len(chunks)

@@ -1,8 +1,8 @@
 """How a block's bytes come to where the consumer finds them: straight into place, or through a ring to a device.
 
-`InPlace` is the processor's: a read call writes into the slot. `ThroughRing` is an accelerator's: a read call fills a
-chunk of page-locked memory, and a copy takes its bytes from there to their aligned places in the slot, while the next
-chunk is being read; blocks that wait in page-locked host memory skip the first hop and are one copy each.
+`DirectTransfer` is the host's: a read call writes into the slot. `StagedTransfer` is an accelerator's: a read call
+fills a chunk of page-locked memory, and a copy takes its bytes from there to their aligned places in the slot, while
+the next chunk is being read; blocks that wait in page-locked host memory skip the first hop and are one copy each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from headrace.streaming.ring import Ring
 from headrace.streaming.source import ByteSource, RateLimit
 
 
-class Landing(Protocol):
+class Transfer(Protocol):
     """What the stream's readers do with a chunk. Called without the stream's lock."""
 
     def read(self, fetch: Fetch, chunk: Chunk) -> int:
@@ -31,7 +31,7 @@ class Landing(Protocol):
         """Let no reader wait any more."""
 
 
-class InPlace:
+class DirectTransfer:
     """Reads write into the slot itself."""
 
     def __init__(self, source: ByteSource, limit: RateLimit | None) -> None:
@@ -54,7 +54,7 @@ class InPlace:
         """Readers wait for nothing but files."""
 
 
-class ThroughRing:
+class StagedTransfer:
     """Reads fill chunks of a ring; copies bring them to the device, or into stores of host memory."""
 
     def __init__(

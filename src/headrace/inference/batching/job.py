@@ -13,7 +13,7 @@ from headrace.inference.batching.job_input import Encoded, Entry, JobInput
 from headrace.inference.batching.output_file import OutputFile
 from headrace.inference.batching.ragged_pass import RaggedRunner
 from headrace.inference.batching.request import BatchRequest, RequestError
-from headrace.inference.batching.sampling import Chooser, Chosen, NotFiniteError, choose_all
+from headrace.inference.batching.sampling import Chosen, NotFiniteError, Sampler, sample_all
 from headrace.planning.jobs.forecast import PassLoad
 from headrace.planning.jobs.packing import PassScheduler
 
@@ -67,7 +67,7 @@ class _Sequence:
 
     encoded: Encoded
     tokens: list[int]
-    chooser: Chooser
+    chooser: Sampler
     chosen: list[Chosen] = field(default_factory=list)
 
 
@@ -128,7 +128,7 @@ class BatchJob:
             self.tally.shared_tokens += sum(copy.tokens for copy in packed.copies)
             sampling = [turn.key for turn in packed.turns if turn.samples]
             choosers = [self._sequences[key].chooser for key in sampling]
-            for key, chosen in zip(sampling, choose_all(choosers, logits), strict=True):
+            for key, chosen in zip(sampling, sample_all(choosers, logits), strict=True):
                 self._take(key, chosen)
             end = self._clock()
             done = DonePass(PassLoad.of(packed), end - start)
@@ -154,7 +154,7 @@ class BatchJob:
         request = encoded.request
         seed = (request.seed + choice * 0x9E3779B97F4A7C15) % 2**64
         ends = frozenset() if request.ignore_eos else self._ends
-        sequence = _Sequence(encoded, list(encoded.prompt), Chooser(request.decoding, seed, ends))
+        sequence = _Sequence(encoded, list(encoded.prompt), Sampler(request.decoding, seed, ends))
         self._sequences[key] = sequence
         self.tally.prompt_tokens += len(encoded.prompt) if choice == 0 else 0
         return sequence

@@ -111,12 +111,12 @@ class JobInput:
         defaults: Defaults,
         *,
         job: str,
-        told: Callable[[int], None] = lambda _: None,
+        on_progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.path = path
         self.entries: list[Entry] = []
         self.refused: list[Refused] = []
-        self._encoder, self._defaults, self._told = encoder, defaults, told
+        self._encoder, self._defaults, self._on_progress = encoder, defaults, on_progress
         self._lines: dict[str, int] = {}
         self._digests: dict[int, bytes] = {}
         self._common = CommonPrefixes()
@@ -124,7 +124,7 @@ class JobInput:
         for number, line in enumerate(_lines(path), start=1):
             self._take(line, number, offset, job)
             offset += len(line)
-            told(number)
+            on_progress(number)
         if not self._lines:
             raise InvalidRequestError(f"{path} holds no requests; one JSON object to a line is expected")
 
@@ -206,7 +206,7 @@ class JobInput:
             for choice in range(entry.choices):
                 needs[place, choice] = Need(entry.prompt_tokens, entry.new_tokens, prefix, shared)
             if place % 64 == 0:
-                self._told(place)
+                self._on_progress(place)
         return needs, prefixes, examples
 
 

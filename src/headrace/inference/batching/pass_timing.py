@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from headrace.inference.batching.ragged_pass import RaggedCache, attend_alone
-from headrace.inference.batching.sampling import Chooser, Decoding, choose_all
+from headrace.inference.batching.sampling import Decoding, Sampler, sample_all
 from headrace.model.blocks import ModelSpec
 from headrace.planning.jobs.forecast import PackedCosts
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool, Turn
@@ -58,8 +58,8 @@ def _attention_s(spec: ModelSpec, dtype: torch.dtype, length: int, tokens: int) 
 
 def _sample_s(spec: ModelSpec, dtype: torch.dtype) -> float:
     logits = torch.randn(SEQUENCES, spec.config.vocab_size).to(dtype)
-    choosers = [Chooser(Decoding(), 0, frozenset()) for _ in range(SEQUENCES)]
-    return _typical(lambda: choose_all(choosers, logits)) / SEQUENCES
+    choosers = [Sampler(Decoding(), 0, frozenset()) for _ in range(SEQUENCES)]
+    return _typical(lambda: sample_all(choosers, logits)) / SEQUENCES
 
 
 def _bookkeeping_s() -> float:

@@ -58,7 +58,7 @@ class NotFiniteError(HeadraceError):
 
 
 @dataclass
-class Chooser:
+class Sampler:
     """Chooses the tokens of one sequence, one after the other."""
 
     decoding: Decoding
@@ -117,7 +117,7 @@ class Chooser:
         return scores
 
 
-def choose_all(choosers: Sequence[Chooser], logits: torch.Tensor) -> list[Chosen | NotFiniteError]:
+def sample_all(choosers: Sequence[Sampler], logits: torch.Tensor) -> list[Chosen | NotFiniteError]:
     """Choose for every row of logits, shape (sequences, vocabulary); the plain ones all at once."""
     if not len(choosers):
         return []

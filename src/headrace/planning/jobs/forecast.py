@@ -173,8 +173,8 @@ class PassTimes:
             pass_overhead_s=pace.pass_overhead_s,
             compute_slowdown=pace.compute_slowdown,
             read_slowdown=pace.read_slowdown,
-            handover_s=pace.handover_s,
-            wake_s=pace.wake_s,
+            read_latency_s=pace.read_latency_s,
+            stall_penalty_s=pace.stall_penalty_s,
         )
         return sum(blocks) + pace.pass_overhead_s, simulate(scenario).decode_s_per_pass
 

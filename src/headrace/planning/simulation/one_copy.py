@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from headrace.planning.plan import TRAVELLING, Place
+from headrace.planning.plan import TRAVELLING, Placement
 from headrace.planning.simulation.simulator import Simulated
 from headrace.planning.timeline import Event, Lane, Timeline
 
@@ -62,7 +62,7 @@ class TieredScenario:
     """Everything the simulation depends on."""
 
     blocks: tuple[TieredTimes, ...]
-    places: tuple[Place, ...]
+    places: tuple[Placement, ...]
     slots: int
     overlap: bool
     """False: a block is requested only when its turn to compute has come, and dropped afterwards"""
@@ -72,9 +72,9 @@ class TieredScenario:
     pass_overhead_s: float = 0.0
     first_pass_overhead_s: float | None = None
     """of the first pass beside its blocks; None: that of every pass"""
-    handover_s: float = 0.0
+    read_latency_s: float = 0.0
     """by how much a read takes longer before which the readers stood still, and every one that is asked on demand"""
-    wake_s: float = 0.0
+    stall_penalty_s: float = 0.0
     """by how much computing a block takes longer for which one had to wait"""
 
     def overhead_s(self, pass_index: int) -> float:
@@ -98,16 +98,16 @@ class Demand(NamedTuple):
     """of the device and of the processor, which take turns, with what a pass takes beside its blocks"""
 
     @classmethod
-    def of(cls, blocks: Sequence[TieredTimes], places: Sequence[Place], *, beside_s: float) -> Demand:
+    def of(cls, blocks: Sequence[TieredTimes], places: Sequence[Placement], *, beside_s: float) -> Demand:
         """Sum up."""
         read_s = copy_s = 0.0
         compute_s = beside_s
         for times, place in zip(blocks, places, strict=True):
             compute_s += times.decode_s
-            if place is Place.DISK:
+            if place is Placement.DISK:
                 read_s += times.read_s
                 copy_s += times.copy_s
-            elif place is Place.HOST:
+            elif place is Placement.HOST:
                 read_s += times.stage_s
                 copy_s += times.copy_s
         return cls(read_s, copy_s, compute_s)
@@ -167,7 +167,7 @@ class _Computation:
             if ready_s > start_s:
                 self.events.append(Event(Lane.STALL, block, pass_index, start_s, ready_s))
                 start_s = ready_s
-                seconds += scenario.wake_s
+                seconds += scenario.stall_penalty_s
             self.end_s = start_s + seconds
             self.events.append(Event(Lane.COMPUTE, block, pass_index, start_s, self.end_s))
             self.due += 1
@@ -202,7 +202,7 @@ def _journeys(scenario: TieredScenario) -> list[_Journey]:
     first: list[_Journey] = []
     again: list[_Journey] = []
     for block, (times, place) in enumerate(zip(scenario.blocks, scenario.places, strict=True)):
-        read_s = times.stage_s if place is Place.HOST else times.read_s
+        read_s = times.stage_s if place is Placement.HOST else times.read_s
         way = _Journey(
             number=block,
             takes_slot=place in TRAVELLING,
@@ -210,13 +210,13 @@ def _journeys(scenario: TieredScenario) -> list[_Journey]:
             copy_s=times.copy_s,
             through_ring=True,
             lag_s=min(read_s, times.copy_s) / times.pieces,
-            from_disk=place is not Place.HOST,
+            from_disk=place is not Placement.HOST,
             ring_s=times.copy_s * (scenario.ring_pieces - 1) / times.pieces,
         )
         if place in TRAVELLING:
             again.append(way)
-        if place in (Place.HOST, Place.PROCESSOR):
-            onward = way._replace(takes_slot=False) if place is Place.HOST else None
+        if place in (Placement.HOST, Placement.CPU):
+            onward = way._replace(takes_slot=False) if place is Placement.HOST else None
             way = way._replace(
                 read_s=times.first_read_s, copy_s=0.0, through_ring=False, lag_s=0.0, from_disk=True, onward=onward
             )
@@ -277,7 +277,7 @@ def _transport(scenario: TieredScenario, computation: _Computation) -> list[Even
             reading, read_start = to_read.popleft(), now
             read_left = reading.read_s
             if now > read_end or not overlap:
-                read_left += scenario.handover_s
+                read_left += scenario.read_latency_s
             if reading.through_ring:
                 if not in_ring:
                     ring_left, ring_start = reading.copy_s, now

@@ -3,7 +3,8 @@
 The exact form of the overlapped pipeline (formulas.md, section 3): a read starts when the link is free and its slot is
 free, a block is computed when it has arrived and the processor is free. Reading and computing may slow one another;
 within each stretch both then run at their reduced speed. Whoever had to wait starts late: a reader that stood still is
-woken and gets its first bytes after `handover_s`, a processor that stood still computes the next block `wake_s` slower.
+woken and gets its first bytes after `read_latency_s`, a processor that stood still computes the next block
+`stall_penalty_s` slower.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Scenario:
     read_slowdown: float = 1.0
     first_pass_overhead_s: float | None = None
     """of the first pass beside its blocks; None: that of every pass"""
-    handover_s: float = 0.0
+    read_latency_s: float = 0.0
     """by how much a read takes longer before which the link stood still, and every read that is requested on demand"""
-    wake_s: float = 0.0
+    stall_penalty_s: float = 0.0
     """by how much computing a block takes longer for which the processor waited"""
 
     def overhead_s(self, pass_index: int) -> float:
@@ -111,7 +112,7 @@ def simulate(scenario: Scenario, block_names: Sequence[str] | None = None) -> Si
                 slots_held += fetch.streamed
                 read_left, read_start = scenario.blocks[fetch.block_index].read_s, now
                 if now > read_ended or not scenario.overlap:
-                    read_left += scenario.handover_s
+                    read_left += scenario.read_latency_s
         ready = (pass_index, block) in arrived or (pass_index > 0 and scenario.resident[block])
         if math.isinf(compute_left) and ready:
             times = scenario.blocks[block]
@@ -119,7 +120,7 @@ def simulate(scenario: Scenario, block_names: Sequence[str] | None = None) -> Si
             if block == 0:
                 compute_left += scenario.overhead_s(pass_index)
             if now > waiting_since:
-                compute_left += scenario.wake_s
+                compute_left += scenario.stall_penalty_s
                 events.append(Event(Lane.STALL, block, pass_index, waiting_since, now))
             compute_start = now
         reading, computing = not math.isinf(read_left), not math.isinf(compute_left)

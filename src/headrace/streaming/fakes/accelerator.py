@@ -104,7 +104,7 @@ class FakeAccelerator:
     seed: int = 0
     fail_at_copy: int | None = None
     name: str = "fake:0"
-    lands_in_place: bool = False
+    uses_host_memory: bool = False
     torch_device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     copies: int = 0
     """enqueued so far"""

@@ -93,7 +93,7 @@ def probe_accelerator(
     BudgetError where too little is, ValueError for a device whose memory is the host's.
     """
     memory = device.memory()
-    if memory is None or device.lands_in_place:
+    if memory is None or device.uses_host_memory:
         raise ValueError(f"{device.name} has no memory of its own, nor a link to it")
     sizes = (sizes or ProbeSizes()).within(memory.free_bytes)
     try:

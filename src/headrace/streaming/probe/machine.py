@@ -27,7 +27,7 @@ from headrace.errors import MachineError
 from headrace.machine.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
 from headrace.model.layout import PAGE_BYTES, ByteRange, align_down, lay_out
 from headrace.model.safetensors_index import ShardFile
-from headrace.planning.plan import Place
+from headrace.planning.plan import Placement
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import TORCH_DTYPES
 from headrace.streaming.cuda_device import list_gpus
@@ -212,7 +212,7 @@ def probe_machine(directory: Path, *, device: str | Device = "auto", progress: P
     where too little of its memory is free; MachineError where the directory's disk cannot be written to.
     """
     opened = open_device(device)
-    if opened.lands_in_place:
+    if opened.uses_host_memory:
         machine = _probe_host(directory, progress)
         progress("done", 1.0)
         return machine
@@ -349,7 +349,7 @@ def handover_seconds(source: ByteSource, settings: StreamSettings, *, rounds: in
     page = lay_out([ByteRange("page", 0, 0, PAGE_BYTES)])
     stream = Stream(
         layouts=[page, page],
-        places=[Place.DISK, Place.DISK],
+        places=[Placement.DISK, Placement.DISK],
         source=source,
         device=CpuDevice(),
         settings=replace(settings, slots=1, slot_bytes=page.footprint_bytes, overlap=False),
