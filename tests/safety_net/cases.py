@@ -47,7 +47,7 @@ _CHECKPOINTS = {
         "llama-3gb", "server", "--memory 18GB --host-memory 60GB --batch 400 --prompt-tokens 300 --cache-on-host"
     ),
     "gemma-desktop-default-budget": _plan("gemma-3-12b", "desktop", "--prompt-tokens 500"),
-    "gemma-desktop-cpu-layers": _plan("gemma-3-12b", "desktop", "--memory 8GB --host-memory 30GB --processor-blocks"),
+    "gemma-desktop-cpu-layers": _plan("gemma-3-12b", "desktop", "--memory 8GB --host-memory 30GB --cpu-blocks"),
     "gemma-server-4gb": _plan("gemma-3-12b", "server", "--memory 4GB --host-memory 20GB"),
     "gemma-server-little-host": _plan("gemma-3-12b", "server", "--memory 10GB --host-memory 2GB --batch 8"),
     "gemma-server-too-small": _plan("gemma-3-12b", "server", "--memory 1GB --host-memory 20GB"),
