@@ -60,8 +60,8 @@ _CHECKPOINTS = {
     # both memories and the disk hold some: what is found depends on how far is searched
     "llama-desktop-searched": _plan("llama-3gb", "desktop", "--memory 600MB --host-memory 1200MB"),
     "gemma-desktop-searched": _plan("gemma-3-12b", "desktop", "--memory 5GB --host-memory 14GB"),
-    "gemma-server-searched": _plan("gemma-3-12b", "server", "--memory 5GB --host-memory 6GB --processor-blocks"),
-    "gpt2-server-searched": _plan("gpt2-xl", "server", "--memory 2GB --host-memory 3GB --processor-blocks"),
+    "gemma-server-searched": _plan("gemma-3-12b", "server", "--memory 5GB --host-memory 6GB --cpu-blocks"),
+    "gpt2-server-searched": _plan("gpt2-xl", "server", "--memory 2GB --host-memory 3GB --cpu-blocks"),
     "mixtral-server-searched": _plan(
         "mixtral-8x7b", "server", "--memory 30GB --host-memory 60GB --batch 64 --prompt-tokens 8"
     ),
