@@ -1,0 +1,168 @@
+"""Rules of the house that no linter knows. What breaks one today is listed and may only be taken off the list.
+
+A list is compared both ways: a new sin fails the test, and so does an entry that has been mended.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from headrace.model.formats import FORMATS
+from headrace.planning.strategies import STRATEGIES
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "headrace"
+MOST_FILES = 30
+
+TWICE_NAMED_CLASSES = {"Arrangement", "Outcome"}
+CROWDED_FOLDERS = {"cli"}
+STRATEGIES_NAMED_ELSEWHERE = {
+    "accuracy/published_case.py",
+    "cli/machine_plan.py",
+    "cli/options.py",
+    "cli/pass_chart.py",
+    "cli/run_session.py",
+    "economics/claims/facts.py",
+    "economics/claims/latency.py",
+    "economics/service.py",
+    "planning/arrangement.py",
+    "planning/break_even.py",
+    "planning/comparison.py",
+    "planning/curves.py",
+    "planning/plan.py",
+}
+FORMAT_TABLES_ELSEWHERE = {
+    "accuracy/published_case.py",
+    "cli/options.py",
+    "economics/service.py",
+    "inference/block_weights.py",
+    "inference/study.py",
+    "machine/compute_curve.py",
+    "machine/machine_file.py",
+    "model/from_config.py",
+    "model/from_index.py",
+    "model/quantized.py",
+    "model/safetensors_index.py",
+    "planning/comparison.py",
+    "planning/plan.py",
+    "planning/rates.py",
+    "streaming/checkpoint.py",
+    "streaming/probe/machine.py",
+}
+
+OTHER_MEANINGS = {"cpu", "experts", "tensor"}
+"""strategies whose names are also those of a device, of a part of a layer, of what a checkpoint consists of"""
+NAMES_OF_FORMATS = {name.lower() for name in FORMATS} | {"float32", "bfloat16", "float16", "f32", "f16"}
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every file of the source by its path within it."""
+    return {
+        path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(SOURCE.rglob("*.py"))
+    }
+
+
+def public_classes(tree: ast.Module) -> set[str]:
+    return {node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")}
+
+
+def names_a_strategy(tree: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in {*STRATEGIES} - OTHER_MEANINGS
+        for node in ast.walk(tree)
+    )
+
+
+def collections_of(tree: ast.Module) -> Iterator[list[ast.expr | None]]:
+    """What each display, each dictionary's side and each enumeration of the file consists of."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.List | ast.Tuple | ast.Set):
+            yield [*node.elts]
+        elif isinstance(node, ast.Dict):
+            yield [*node.keys]
+            yield [*node.values]
+        elif isinstance(node, ast.ClassDef):
+            yield [item.value for item in node.body if isinstance(item, ast.Assign)]
+
+
+def has_a_table_of_formats(tree: ast.Module) -> bool:
+    return any(
+        len(
+            {each.value.lower() for each in every if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+            & NAMES_OF_FORMATS
+        )
+        >= 2
+        for every in collections_of(tree)
+    )
+
+
+def files_where(breaks: Callable[[ast.Module], bool], *, apart_from: str) -> set[str]:
+    return {path for path, tree in modules().items() if path != apart_from and breaks(tree)}
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    places = defaultdict(list)
+    for path, tree in modules().items():
+        for name in public_classes(tree):
+            places[name].append(path)
+    assert {name for name, paths in places.items() if len(paths) > 1} == TWICE_NAMED_CLASSES, places
+
+
+def test_no_folder_is_crowded() -> None:
+    sizes: dict[str, int] = defaultdict(int)
+    for path in SOURCE.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            sizes[path.parent.relative_to(SOURCE).as_posix()] += 1
+    assert {folder for folder, size in sizes.items() if size > MOST_FILES} == CROWDED_FOLDERS, sizes
+
+
+def test_strategies_are_named_in_one_file() -> None:
+    assert files_where(names_a_strategy, apart_from="planning/strategies.py") == STRATEGIES_NAMED_ELSEWHERE
+
+
+def test_formats_of_numbers_have_one_table() -> None:
+    assert files_where(has_a_table_of_formats, apart_from="model/formats.py") == FORMAT_TABLES_ELSEWHERE
+
+
+def test_no_traces_of_a_run_are_kept() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout, so that nothing says which files are kept")
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    assert "pyproject.toml" in kept
+    assert [path for path in kept if path.endswith((".log", ".tmp"))] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "broken"),
+    [
+        ('chosen == "overlap"', True),
+        ('chosen == "cpu"', False),
+        ('"""overlap and resident"""', False),
+    ],
+)
+def test_a_strategy_is_seen(source: str, broken: bool) -> None:
+    assert names_a_strategy(ast.parse(source)) is broken
+
+
+@pytest.mark.parametrize(
+    ("source", "broken"),
+    [
+        ('BYTES = {"F32": 4, "BF16": 2}', True),
+        ('STORED = {torch.float32: "float32", torch.float16: "float16"}', True),
+        ('if name in ("bf16", "fp16"): pass', True),
+        ('class Dtype(StrEnum):\n    A = "float32"\n    B = "bfloat16"', True),
+        ('find("bf16", "overlap")', False),
+        ('NAMES = ("bf16", "llama")', False),
+    ],
+)
+def test_a_table_of_formats_is_seen(source: str, broken: bool) -> None:
+    assert has_a_table_of_formats(ast.parse(source)) is broken
