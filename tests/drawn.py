@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from headrace.model.model import LayerShape
+from headrace.model.model import Layer
 from headrace.planning.arrangement import Speculation
 
 
-def missed_experts(layer: LayerShape, *, tokens: int, hit_rate: float, draws: int, seed: int) -> float:
+def missed_experts(layer: Layer, *, tokens: int, hit_rate: float, draws: int, seed: int) -> float:
     """Mean number of distinct routed experts per pass that are not on the device.
 
     Each token draws its experts uniformly; the first `hit_rate` of them are on the device.

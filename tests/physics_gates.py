@@ -16,7 +16,7 @@ from headrace.machine.engine import PRESENT
 from headrace.machine.machine import Machine, Tier
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.break_even import break_even_report
 from headrace.planning.comparison import Answer, Question, compare, evaluate, fastest
@@ -35,7 +35,7 @@ def _answers() -> list[tuple[Question, Answer]]:
     found = []
     for model in MODELS:
         for place in PLACES:
-            question = Question(shape=find_model(model), machine=find_machine(place), work=WORK)
+            question = Question(model=find_model(model), machine=find_machine(place), work=WORK)
             for item in compare(question).values():
                 if isinstance(item, Answer):
                     found.append((question, item))
@@ -46,19 +46,19 @@ def _answers() -> list[tuple[Question, Answer]]:
 def nothing_is_faster_than_bytes_and_operations_allow() -> None:
     """Weights that must be read over the bandwidth of all devices used; operations over their peak; links likewise."""
     for question, item in _answers():
-        shape, machine, used = question.shape, question.machine, item.arrangement
+        model, machine, used = question.model, question.machine, item.arrangement
         work, devices = question.work, used.devices
         seconds = item.decode_s_per_pass.low
         best = max(rate.high for rate in machine.processor.flops.values())
         on_device = 1.0 - used.cpu_share
-        operations = shape.linear_flops(tokens=work.sequences, head_tokens=work.sequences) * on_device
+        operations = model.linear_flops(tokens=work.sequences, head_tokens=work.sequences) * on_device
         assert seconds >= operations / (best * devices) * 0.999
         if not used.cpu_share:
             # a copy's weights are read once per pass by each copy; what one token needs is the least
-            least_bytes = sum(g.count * g.layer.bytes_read(1) for g in shape.groups)
+            least_bytes = sum(g.count * g.layer.bytes_read(1) for g in model.groups)
             bandwidth = machine.processor.memory_bytes_per_s.high * used.tensor
             assert seconds >= least_bytes / bandwidth * 0.999 / used.pipeline
-        layers_bytes = sum(group.count * group.layer.size_bytes for group in shape.groups)
+        layers_bytes = sum(group.count * group.layer.size_bytes for group in model.groups)
         if used.expert_hit_rate is None and used.streamed_share:
             streamed = layers_bytes * used.streamed_share
             if machine.host is not None:
@@ -86,7 +86,7 @@ def what_is_loaded_takes_its_time_on_each_hop() -> None:
         used, machine = item.arrangement, question.machine
         if item.strategy != "overlap" or used.kv_tier is Tier.HOST:
             continue
-        layers_bytes = sum(group.count * group.layer.size_bytes for group in question.shape.groups)
+        layers_bytes = sum(group.count * group.layer.size_bytes for group in question.model.groups)
         streamed = layers_bytes * used.streamed_share
         share = PRESENT.link_share.expected
         if machine.host is not None:
@@ -132,7 +132,7 @@ def more_tokens_never_shorten_a_pass() -> None:
         times = []
         for sequences in (1, 2, 8, 32, 128, 512):
             work = Workload(sequences=sequences, prompt_tokens=200, generate_tokens=100)
-            question = Question(shape=find_model("mixtral-8x7b"), machine=machine, work=work)
+            question = Question(model=find_model("mixtral-8x7b"), machine=machine, work=work)
             times.append(evaluate(question, arrangement).decode_s_per_pass.expected)
         assert times == sorted(times)
         assert times[-1] > 1.5 * times[0]
@@ -140,11 +140,11 @@ def more_tokens_never_shorten_a_pass() -> None:
 
 def a_longer_context_is_read_every_pass() -> None:
     """The cache's bytes over the memory rate come on top: keys and values, of key-value heads only."""
-    shape, machine = find_model("llama-3.1-70b@fp8"), find_machine("h200")
+    model, machine = find_model("llama-3.1-70b@fp8"), find_machine("h200")
     times = []
     for prompt in (1000, 65000):
         work = Workload(sequences=1, prompt_tokens=prompt, generate_tokens=2)
-        question = Question(shape=shape, machine=machine, work=work)
+        question = Question(model=model, machine=machine, work=work)
         times.append(evaluate(question, Arrangement(strategy="resident")).decode_s_per_pass.expected)
     cache_s = 64000 * 327_680 / (4.8e12 * PRESENT.attention_share.expected)
     assert math.isclose(times[1] - times[0], cache_s, rel_tol=0.02)
@@ -152,13 +152,13 @@ def a_longer_context_is_read_every_pass() -> None:
 
 def splitting_by_width_costs_an_exchange() -> None:
     """Eight devices are faster than one, and slower than an eighth: partial results are added up twice per layer."""
-    question = Question(shape=find_model("llama-3-8b"), machine=find_machine("8xa100-80"), work=Workload())
+    question = Question(model=find_model("llama-3-8b"), machine=find_machine("8xa100-80"), work=Workload())
     one = evaluate(question, Arrangement(strategy="resident"))
     eight = evaluate(question, Arrangement(strategy="tensor", tensor=8))
     assert eight.decode_s_per_pass.expected < one.decode_s_per_pass.expected
     assert eight.decode_s_per_pass.expected > 1.5 * one.decode.device_s / 8
     long = Question(
-        shape=find_model("llama-3-8b"),
+        model=find_model("llama-3-8b"),
         machine=find_machine("8xa100-80"),
         work=Workload(sequences=1, prompt_tokens=8000, generate_tokens=2),
     )
@@ -173,12 +173,12 @@ def splitting_by_width_costs_an_exchange() -> None:
 
 def stages_do_not_cut_the_latency_of_one_token() -> None:
     """One token passes all stages: never less than one big device, and a hand-over more per stage."""
-    question = Question(shape=find_model("llama-3-8b"), machine=find_machine("8xa100-80"), work=Workload())
+    question = Question(model=find_model("llama-3-8b"), machine=find_machine("8xa100-80"), work=Workload())
     one = evaluate(question, Arrangement(strategy="resident")).decode_s_per_pass.expected
     eight = evaluate(question, Arrangement(strategy="pipeline", pipeline=8)).decode_s_per_pass.expected
     assert one < eight < 1.2 * one
     work = Workload(sequences=64, prompt_tokens=1000, generate_tokens=10)
-    many = Question(shape=find_model("llama-3-8b"), machine=find_machine("8xa100-80"), work=work)
+    many = Question(model=find_model("llama-3-8b"), machine=find_machine("8xa100-80"), work=work)
     alone = evaluate(many, Arrangement(strategy="pipeline", pipeline=8)).prefill_s.expected
     filled = evaluate(many, Arrangement(strategy="pipeline", pipeline=8, micro_batches=8)).prefill_s.expected
     assert 0.2 < filled / alone < 0.35, "8 micro-batches through 8 stages: 15 steps of a 64th"
@@ -192,7 +192,7 @@ def devices_that_share_an_uplink_get_less_each() -> None:
     machine = find_machine("dgx-2")
     assert machine.rate("host", sharers=16).expected * 16 <= machine.links["bridge"].bytes_per_s.expected * 1.0001
     work = Workload(sequences=64, generate_tokens=10)
-    question = Question(shape=find_model("opt-175b"), machine=machine, work=work)
+    question = Question(model=find_model("opt-175b"), machine=machine, work=work)
     seconds = {}
     for devices in (1, 4, 16):
         arrangement = Arrangement(
@@ -205,18 +205,18 @@ def devices_that_share_an_uplink_get_less_each() -> None:
 
 def memory_of_all_devices_is_the_whole() -> None:
     """Split by width, the devices together hold the weights once, and each its own work space."""
-    shape, machine = find_model("llama-3.1-70b"), find_machine("8xa100-80")
-    whole = memory_need(shape, machine, Arrangement(strategy="resident"), WORK)
-    part = memory_need(shape, machine, Arrangement(strategy="tensor", tensor=8), WORK)
+    model, machine = find_model("llama-3.1-70b"), find_machine("8xa100-80")
+    whole = memory_need(model, machine, Arrangement(strategy="resident"), WORK)
+    part = memory_need(model, machine, Arrangement(strategy="tensor", tensor=8), WORK)
     assert math.isclose(part.weights_bytes * 8, whole.weights_bytes, rel_tol=1e-6)
-    assert math.isclose(whole.weights_bytes, shape.weights_bytes, rel_tol=1e-6)
+    assert math.isclose(whole.weights_bytes, model.weights_bytes, rel_tol=1e-6)
     assert math.isclose(part.kv_cache_bytes * 8, whole.kv_cache_bytes, rel_tol=1e-6)
     assert math.isclose(whole.kv_cache_bytes, 8 * 300 * 327_680, rel_tol=1e-6)
-    sixteen = memory_need(shape, find_machine("2x8xa100-80"), Arrangement(strategy="tensor", tensor=16), WORK)
+    sixteen = memory_need(model, find_machine("2x8xa100-80"), Arrangement(strategy="tensor", tensor=16), WORK)
     assert math.isclose(sixteen.kv_cache_bytes, part.kv_cache_bytes, rel_tol=1e-6), "8 key-value heads: no further"
     streamed = Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.5)
-    need = memory_need(shape, machine, streamed, WORK)
-    assert math.isclose(need.weights_bytes + need.host_bytes, shape.weights_bytes, rel_tol=0.01)
+    need = memory_need(model, machine, streamed, WORK)
+    assert math.isclose(need.weights_bytes + need.host_bytes, model.weights_bytes, rel_tol=0.01)
     assert need.slots_bytes > 2 * 1.5e9
 
 
@@ -262,7 +262,7 @@ def known_times() -> None:
         ("llama-3-8b@q4_k_m", "rtx-4090", "resident", 4, 11),
     ):
         work = Workload(sequences=1, prompt_tokens=100, generate_tokens=100)
-        question = Question(shape=find_model(model), machine=find_machine(place), work=work)
+        question = Question(model=find_model(model), machine=find_machine(place), work=work)
         item = compare(question, only=strategy)[strategy]
         assert isinstance(item, Answer), (model, place)
         assert low_ms < item.decode_s_per_pass.expected * 1e3 < high_ms, (model, item.decode_s_per_pass)
@@ -271,7 +271,7 @@ def known_times() -> None:
 def known_prefill() -> None:
     """Two operations per parameter and token at 50 to 100 % of the matrix rate: 8,000 tokens of 8B on an H100."""
     work = Workload(sequences=1, prompt_tokens=8000, generate_tokens=2)
-    question = Question(shape=find_model("llama-3-8b"), machine=find_machine("h100"), work=work)
+    question = Question(model=find_model("llama-3-8b"), machine=find_machine("h100"), work=work)
     seconds = evaluate(question, Arrangement(strategy="resident")).prefill_s.expected
     least_s = 2 * 7.5e9 * 8000 / 989e12
     assert least_s * 1.2 < seconds < least_s * 2.5
@@ -281,14 +281,14 @@ def known_streaming() -> None:
     """GPT-3's size over PCI Express 3: half a minute per token; break-even near 10,000 tokens for 16-bit weights."""
     machine = find_machine("1xv100-32@dgx-2")
     work = Workload(sequences=64, prompt_tokens=4, generate_tokens=10)
-    question = Question(shape=find_model("opt-175b"), machine=machine, work=work)
+    question = Question(model=find_model("opt-175b"), machine=machine, work=work)
     item = compare(question, only="overlap")["overlap"]
     assert isinstance(item, Answer)
     assert 25 < item.decode_s_per_pass.expected < 36
     report = break_even_report(question)
     assert report is not None
     assert 4_000 < report.tokens_per_pass.expected < 11_000
-    mixture = Question(shape=find_model("mixtral-8x7b"), machine=machine, work=work)
+    mixture = Question(model=find_model("mixtral-8x7b"), machine=machine, work=work)
     mixed = break_even_report(mixture)
     assert mixed is not None
     assert 3.2 < mixed.tokens_per_pass.expected / report.tokens_per_pass.expected < 4.1
@@ -296,15 +296,15 @@ def known_streaming() -> None:
 
 def few_tokens_use_few_experts() -> None:
     """One token of DeepSeek-V3 reads about 37 billion parameters' worth, 256 tokens nearly all."""
-    shape = find_model("deepseek-v3")
-    assert 36e9 < shape.bytes_read(1) / 2 < 40e9
-    assert shape.bytes_read(256) > 0.99 * (shape.weights_bytes - shape.embedding_bytes)
+    model = find_model("deepseek-v3")
+    assert 36e9 < model.bytes_read(1) / 2 < 40e9
+    assert model.bytes_read(256) > 0.99 * (model.weights_bytes - model.embedding_bytes)
     assert math.isclose(next(find_model("mixtral-8x7b").layers()).experts_touched(1), 2.0)
 
 
 def the_price_is_the_rent_of_the_time() -> None:
     """Dollars per million tokens: devices x rent x seconds over tokens."""
-    question = Question(shape=find_model("llama-3-8b"), machine=find_machine("h100"), work=WORK)
+    question = Question(model=find_model("llama-3-8b"), machine=find_machine("h100"), work=WORK)
     item = evaluate(question, Arrangement(strategy="resident"))
     found = price(question.machine, item, WORK).usd_per_million_tokens
     rent = question.machine.processor.rent_usd_per_h
@@ -315,15 +315,15 @@ def the_price_is_the_rent_of_the_time() -> None:
 
 def loads_are_hidden_or_added() -> None:
     """70B on one device from host and disk: in sequence the sum of all, overlapped the longest, at the links' rates."""
-    shape, machine = find_model("llama-3.1-70b"), find_machine("rtx-4090")
-    layers_bytes = sum(group.count * group.layer.size_bytes for group in shape.groups)
+    model, machine = find_model("llama-3.1-70b"), find_machine("rtx-4090")
+    layers_bytes = sum(group.count * group.layer.size_bytes for group in model.groups)
     share = PRESENT.link_share.expected
     link_s = layers_bytes / (machine.links["host"].bytes_per_s.expected * share)
     for source in (Tier.HOST, Tier.DISK):
         disk_s = layers_bytes / (machine.links["storage"].bytes_per_s.expected * share) * (source is Tier.DISK)
         for sequences in (1, 16384):
             work = Workload(sequences=sequences, prompt_tokens=64, generate_tokens=8)
-            question = Question(shape=shape, machine=machine, work=work)
+            question = Question(model=model, machine=machine, work=work)
             stay = evaluate(question, Arrangement(strategy="resident")).decode.device_s
             way = Arrangement(strategy="overlap", source=source, slots=2, resident_share=0.0)
             hidden = evaluate(question, way).decode.total_s
@@ -331,10 +331,10 @@ def loads_are_hidden_or_added() -> None:
             assert math.isclose(hidden, max(stay, link_s, disk_s), rel_tol=0.01)
             first = evaluate(question, way).prefill
             ends_s = first.total_s - max(first.device_s, first.link_s, first.disk_s)
-            layer_s = (first.device_s + first.link_s + first.disk_s) / shape.num_layers
+            layer_s = (first.device_s + first.link_s + first.disk_s) / model.num_layers
             assert 0 < ends_s < layer_s * 1.5, "the first layer's loading, or the last one's computing and the head"
             if first.device_s > first.link_s + first.disk_s:
-                assert math.isclose(ends_s, (first.link_s + first.disk_s) / shape.num_layers, rel_tol=1e-6)
+                assert math.isclose(ends_s, (first.link_s + first.disk_s) / model.num_layers, rel_tol=1e-6)
             assert math.isclose(added, stay + link_s + disk_s, rel_tol=0.01)
 
 
@@ -343,17 +343,17 @@ def what_travels_besides_weights_is_counted() -> None:
     machine = find_machine("8xa100-80")
     link = machine.links["host"].bytes_per_s.expected * PRESENT.link_share.expected
     mixture = find_model("mixtral-8x7b")
-    question = Question(shape=mixture, machine=machine, work=Workload())
+    question = Question(model=mixture, machine=machine, work=Workload())
     missed = evaluate(question, Arrangement(strategy="experts", source=Tier.HOST, expert_hit_rate=0.5)).decode
     used_bytes = sum(group.count * 2 * group.layer.expert_bytes for group in mixture.groups)
     assert math.isclose(missed.cold_s, used_bytes / 2 / link, rel_tol=0.01), "2 experts a layer, every other one missed"
-    shape = find_model("llama-3.1-70b")
+    model = find_model("llama-3.1-70b")
     work = Workload(sequences=8, prompt_tokens=4000, generate_tokens=2)
-    question = Question(shape=shape, machine=machine, work=work)
+    question = Question(model=model, machine=machine, work=work)
     away = evaluate(question, Arrangement(strategy="resident", kv_tier=Tier.HOST)).decode
     assert math.isclose(away.link_s, 8 * 4001 * 327_680 / link, rel_tol=0.01)
     way = Arrangement(strategy="sharded", source=Tier.HOST, slots=2, resident_share=0.0, replicas=8, sharded=True)
-    layers_bytes = sum(group.count * group.layer.size_bytes for group in shape.groups)
+    layers_bytes = sum(group.count * group.layer.size_bytes for group in model.groups)
     pulled_s = layers_bytes / 8 / (machine.rate("host", sharers=8).expected * PRESENT.link_share.expected)
     gathered_s = layers_bytes * 7 / 8 / machine.links["scale_up"].bytes_per_s.expected
     assert math.isclose(evaluate(question, way).decode.link_s, pulled_s + gathered_s, rel_tol=0.02)
@@ -366,8 +366,8 @@ def a_window_keeps_no_more_than_its_tokens() -> None:
     assert found == 3 * per_layer * (18 * 128 + 18 * 10_000)
 
 
-def _best(shape: ModelShape, machine: Machine) -> float:
-    best = fastest(compare(Question(shape=shape, machine=machine, work=WORK)))
+def _best(model: Model, machine: Machine) -> float:
+    best = fastest(compare(Question(model=model, machine=machine, work=WORK)))
     assert best is not None
     return best.total_s.expected
 

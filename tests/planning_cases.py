@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from headrace.machine.machine import Host, Link, Machine, Processor
 from headrace.machine.quantity import Quantity
-from headrace.model.model import LayerGroup, LayerShape, ModelShape
+from headrace.model.model import Layer, LayerGroup, Model
 
 
 def exact(value: float) -> Quantity:
     return Quantity.of(value, "a test")
 
 
-def made_up_model(*, layers: int = 32, name: str = "made-up", context_tokens: int = 100_000) -> ModelShape:
+def made_up_model(*, layers: int = 32, name: str = "made-up", context_tokens: int = 100_000) -> Model:
     """0.2 x 10^9 parameters a layer in 16 bits: 13 GB with 32 layers."""
-    layer = LayerShape(
+    layer = Layer(
         attention_parameters=67_000_000,
         attention_bytes=134e6,
         feed_forward_parameters=135_000_000,
@@ -24,7 +24,7 @@ def made_up_model(*, layers: int = 32, name: str = "made-up", context_tokens: in
         kv_elements_per_token=2 * 8 * 128,
         kv_heads=8,
     )
-    return ModelShape(
+    return Model(
         name=name,
         groups=(LayerGroup(layer=layer, count=layers),),
         hidden_size=4096,

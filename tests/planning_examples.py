@@ -5,7 +5,7 @@ from __future__ import annotations
 from headrace.machine.engine import Engine
 from headrace.machine.machine import Host, Link, Machine, Processor
 from headrace.machine.quantity import Quantity
-from headrace.model.model import LayerGroup, LayerShape, ModelShape
+from headrace.model.model import Layer, LayerGroup, Model
 
 GPT3_WIDTH = 12288
 
@@ -53,7 +53,7 @@ PERFECT_ENGINE = Engine(
 )
 
 
-def dense_shape(
+def dense_model(
     *,
     name: str = "dense",
     layers: int = 32,
@@ -64,12 +64,12 @@ def dense_shape(
     vocab: int = 128000,
     bytes_per_parameter: float = 2.0,
     context: int = 8192,
-) -> ModelShape:
+) -> Model:
     """Return a llama-like decoder with gated feed-forward."""
     head = hidden // heads
     attention = 2 * hidden * hidden + 2 * hidden * kv_heads * head
     feed_forward = 3 * hidden * inner
-    layer = LayerShape(
+    layer = Layer(
         attention_parameters=attention,
         attention_bytes=attention * bytes_per_parameter,
         feed_forward_parameters=feed_forward,
@@ -81,7 +81,7 @@ def dense_shape(
         kv_heads=kv_heads,
     )
     table = vocab * hidden
-    return ModelShape(
+    return Model(
         name=name,
         groups=(LayerGroup(layer=layer, count=layers),),
         hidden_size=hidden,
@@ -94,9 +94,9 @@ def dense_shape(
     )
 
 
-def moe_shape() -> ModelShape:
+def moe_model() -> Model:
     """Return a mixture of 8 experts of which 2 are used."""
-    layer = LayerShape(
+    layer = Layer(
         attention_parameters=40_000_000,
         attention_bytes=80e6,
         feed_forward_parameters=100_000,
@@ -111,7 +111,7 @@ def moe_shape() -> ModelShape:
         kv_elements_per_token=2 * 8 * 128,
         kv_heads=8,
     )
-    return ModelShape(
+    return Model(
         name="mixture",
         groups=(LayerGroup(layer=layer, count=32),),
         hidden_size=4096,

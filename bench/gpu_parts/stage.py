@@ -115,7 +115,7 @@ class Stage:
         """Of a decoder layer, as the device holds it."""
         checkpoint = Checkpoint(self.rack.path(name), cut_head=False)
         checkpoint.close()
-        return checkpoint.spec.blocks[0].device_bytes
+        return checkpoint.model.blocks[0].held_bytes
 
     def most_tokens(self, name: str) -> int:
         """The most tokens, of a sequence each, for which a streamed model with its work fits beside a resident one."""
@@ -133,7 +133,7 @@ class Stage:
         checkpoint = Checkpoint(self.rack.path(name), cut_head=False)
         try:
             options = make_options(
-                checkpoint.spec,
+                checkpoint.model,
                 memory=memory,
                 default_budget_bytes=lambda: memory,
                 host_memory=self.host_bytes(name),

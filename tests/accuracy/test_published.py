@@ -99,7 +99,7 @@ def test_no_decode_row_implies_more_bytes_than_the_memories_deliver() -> None:
         seconds = row.batch / row.value if row.unit == "tok/s" else row.value * {"ms": 1e-3, "s": 1.0}[row.unit]
         width = case.arrangement.tensor  # stages take turns: only width adds bandwidths
         offered = case.machine.processor.memory_bytes_per_s.high * width
-        assert case.shape.bytes_read(1) / seconds <= offered * 1.05, (row.id, row.model, row.hardware)
+        assert case.model.bytes_read(1) / seconds <= offered * 1.05, (row.id, row.model, row.hardware)
         checked += 1
     assert checked > 240
 

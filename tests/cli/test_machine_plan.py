@@ -12,10 +12,10 @@ from headrace.planning.break_even import break_even_report
 from headrace.planning.comparison import Answer, Question, compare, fastest
 from headrace.planning.plan import Workload
 from headrace.planning.price import price
-from planning_examples import dense_shape, server
+from planning_examples import dense_model, server
 
-LARGE = dense_shape(name="large", layers=80, hidden=8192, heads=64, inner=28672)
-QUESTION = Question(shape=LARGE, machine=server(devices=1), work=Workload(sequences=4, generate_tokens=100))
+LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)
+QUESTION = Question(model=LARGE, machine=server(devices=1), work=Workload(sequences=4, generate_tokens=100))
 
 
 def test_the_json_holds_what_the_contract_names() -> None:

@@ -32,7 +32,7 @@ from headrace.inference import (
 from headrace.inference.layer_timing import Rehearsed
 from headrace.machine.probed_accelerator import ProbedAccelerator, find_accelerator
 from headrace.machine.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
-from headrace.model.blocks import build_spec
+from headrace.model.blocks import build_stored_model
 from headrace.model.layout import align_up
 from headrace.model.model_config import read_config
 from headrace.model.safetensors_index import TensorIndex
@@ -101,9 +101,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> FakeAccelerator:
 @cache
 def beside_bytes(model: Path) -> int:
     """Bytes of the device that are held whichever layers stay: head, cache, activations, what its libraries keep."""
-    spec = build_spec("twelve", read_config(model), TensorIndex.from_directory(model), cut_head=False)
+    spec = build_stored_model("twelve", read_config(model), TensorIndex.from_directory(model), cut_head=False)
     request = AcceleratorRequest(
-        spec=spec, workload=WORKLOAD, compute_dtype="bfloat16", budget_bytes=0, host_budget_bytes=0, device="cuda:0"
+        model=spec, workload=WORKLOAD, compute_dtype="bfloat16", budget_bytes=0, host_budget_bytes=0, device="cuda:0"
     )
     return request.device_memory(Arrangement((*[Placement.DISK] * 12, Placement.DEVICE), 0)).total_bytes
 
@@ -375,7 +375,7 @@ def test_every_constant_comes_from_the_file(model: Path) -> None:
     assert (unknown.staged_bytes_per_s, unknown.memory_copy_bytes_per_s) == (1e8, 1e8), "what ordinary memory gives"
     fast = case_of(model, machine(memory_bytes_per_s=1e12)).pace
     assert fast.staged_bytes_per_s == fast.link_bytes_per_s
-    limited = pace_from_probe(made, FIRST, case.request.spec, compute_dtype="bfloat16", read_limit_bytes_per_s=5e6)
+    limited = pace_from_probe(made, FIRST, case.request.model, compute_dtype="bfloat16", read_limit_bytes_per_s=5e6)
     assert limited.device.read_bytes_per_s == 5e6
 
 
@@ -408,7 +408,7 @@ def test_a_processor_that_was_not_measured_can_be_asked_for_nothing(model: Path)
     with pytest.raises(MachineError, match="has no measurement of bfloat16 products"):
         case_of(model, unmeasured, cpu_blocks=True)
     with pytest.raises(MachineError):
-        processor_layer_from_probe(unmeasured, case_of(model).request.spec, Workload(), compute_dtype="bfloat16")
+        processor_layer_from_probe(unmeasured, case_of(model).request.model, Workload(), compute_dtype="bfloat16")
 
 
 def test_which_accelerator_a_name_means() -> None:

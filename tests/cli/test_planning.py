@@ -66,7 +66,7 @@ def test_break_even_is_where_arithmetic_takes_as_long_as_loading(model: Path) ->
     best = best_of(case)
     even = break_even_of(case, best)
     load_s = best.plan.streamed_bytes_per_pass / 1e8
-    parameters = sum(block.active_parameters for block in case.request.spec.blocks)
+    parameters = sum(block.active_parameters for block in case.request.model.blocks)
     assert even.tokens_per_pass == pytest.approx(FLAT_UNTIL * load_s / (parameters * 1e-9), rel=0.02)
     assert even.kv_cache_bytes == pytest.approx(even.tokens_per_pass * 16 * 2 * 3 * 32 * 2, rel=0.02)
     names = [way.name for way in even.ways]
@@ -129,7 +129,7 @@ def test_weights_left_on_the_disk_are_counted(model: Path) -> None:
     case = case_of(model, read_bytes_per_s=1e8)
     report = plan_json(case, case.compare(None), best_of(case))
     overlap = next(item for item in report["strategies"] if item["name"] == "overlap")
-    table = case.request.spec.embedding.size_bytes
+    table = case.request.model.embedding.size_bytes
     assert overlap["memory_bytes"]["disk"] >= table
-    assert overlap["memory_bytes"]["disk"] <= case.request.spec.weights_bytes
+    assert overlap["memory_bytes"]["disk"] <= case.request.model.weights_bytes
     assert overlap["memory_bytes"]["host"] <= case.request.budget_bytes

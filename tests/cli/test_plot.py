@@ -14,10 +14,10 @@ from headrace.planning.break_even import break_even_report
 from headrace.planning.comparison import Question
 from headrace.planning.curves import against_devices, against_size, against_tokens, with_devices
 from headrace.planning.plan import Workload
-from planning_examples import dense_shape, server
+from planning_examples import dense_model, server
 
-LARGE = dense_shape(name="large", layers=80, hidden=8192, heads=64, inner=28672)
-QUESTION = Question(shape=LARGE, machine=server(nodes=1), work=Workload(sequences=8, generate_tokens=100))
+LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)
+QUESTION = Question(model=LARGE, machine=server(nodes=1), work=Workload(sequences=8, generate_tokens=100))
 
 
 def test_a_vector_picture_names_its_axes_and_break_even(tmp_path: Path) -> None:

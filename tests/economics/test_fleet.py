@@ -18,7 +18,7 @@ from headrace.planning.plan import Workload
 from planning_cases import exact, made_up_machine, made_up_model
 
 WORK = Workload(sequences=1, prompt_tokens=500, generate_tokens=500)
-QUESTION = Question(shape=made_up_model(), machine=made_up_machine(), work=WORK)
+QUESTION = Question(model=made_up_model(), machine=made_up_machine(), work=WORK)
 OFFLINE = Promise()
 
 
@@ -41,7 +41,7 @@ def test_devices_are_wanted_tokens_over_what_a_device_writes() -> None:
 
 
 def test_one_copy_takes_a_whole_group_of_devices() -> None:
-    made = fleet(replace(QUESTION, shape=made_up_model(layers=256)), copies=1, tokens_per_s=1.0)
+    made = fleet(replace(QUESTION, model=made_up_model(layers=256)), copies=1, tokens_per_s=1.0)
     assert made.devices.low == made.devices.expected == made.service.devices >= 2
     assert isinstance(made.rented, Bill)
     assert made.rented.usd_per_year.expected == pytest.approx(made.service.devices * 2.0 * 8760)
@@ -100,7 +100,7 @@ def test_power_is_below_the_rated_one_and_the_site_takes_more() -> None:
 
 
 def test_a_fleet_that_streams_draws_anything_between_idle_and_full() -> None:
-    large = replace(QUESTION, shape=made_up_model(layers=3000))
+    large = replace(QUESTION, model=made_up_model(layers=3000))
     made = fleet(large, promise=OFFLINE, sequences=8)
     assert made.device_power_w is not None
     assert made.service.answer.binds in {"host link", "disk"}
@@ -121,17 +121,17 @@ def test_share_of_the_stock_and_the_crossover() -> None:
 
 
 def test_without_training_tokens_twenty_per_parameter_are_assumed() -> None:
-    assert fleet(training_tokens=None).training_tokens == pytest.approx(20 * QUESTION.shape.parameters)
+    assert fleet(training_tokens=None).training_tokens == pytest.approx(20 * QUESTION.model.parameters)
 
 
 def test_a_model_larger_than_a_device_is_spread_and_weights_are_not_shared_for_nothing() -> None:
-    made = fleet(replace(QUESTION, shape=made_up_model(layers=256)))  # 104 GB
+    made = fleet(replace(QUESTION, model=made_up_model(layers=256)))  # 104 GB
     assert made.devices_per_copy_of_weights >= 2
     assert made.private_devices == 2 * 8e9
 
 
 def test_what_does_not_fit_names_the_smallest_change() -> None:
-    alone = replace(QUESTION, shape=made_up_model(layers=256), machine=made_up_machine(devices=1, host_bytes=10e9))
+    alone = replace(QUESTION, model=made_up_model(layers=256), machine=made_up_machine(devices=1, host_bytes=10e9))
     alone = replace(alone, machine=replace(alone.machine, disk_bytes=1e9))
     with pytest.raises(MachineError, match=r"fits in no way(.|\n)*2 of these devices instead of 1"):
         fleet(alone)

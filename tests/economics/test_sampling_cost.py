@@ -11,7 +11,7 @@ from headrace.errors import InvalidRequestError
 from headrace.machine.engine import PRESENT
 from headrace.machine.machine import Machine, Processor
 from headrace.machine.quantity import Quantity
-from headrace.model.model import LayerGroup, LayerShape, ModelShape
+from headrace.model.model import Layer, LayerGroup, Model
 from headrace.planning.arrangement import Arrangement, Speculation
 from headrace.planning.cost import WorkCost, work_cost
 from headrace.planning.plan import Workload
@@ -26,7 +26,7 @@ def exact(value: float) -> Quantity:
 
 def predictor(*, flops: float = 1e15) -> Callable[[Workload, Speculation | None], WorkCost]:
     """Seven billion parameters on one device with 2 TB/s."""
-    layer = LayerShape(
+    layer = Layer(
         attention_parameters=67_000_000,
         attention_bytes=134e6,
         feed_forward_parameters=135_000_000,
@@ -37,7 +37,7 @@ def predictor(*, flops: float = 1e15) -> Callable[[Workload, Speculation | None]
         kv_elements_per_token=2 * 8 * 128,
         kv_heads=8,
     )
-    shape = ModelShape(
+    model = Model(
         name="seven",
         groups=(LayerGroup(layer=layer, count=32),),
         hidden_size=4096,
@@ -63,7 +63,7 @@ def predictor(*, flops: float = 1e15) -> Callable[[Workload, Speculation | None]
     resident = Arrangement(strategy="resident")
     constants = quantities(machine, PRESENT, resident, weight_format="bf16")
     rates = Rates.of({name: constant.expected for name, constant in constants.items()})
-    return lambda work, drafts: work_cost(shape, machine, resident, work, rates, speculation=drafts)
+    return lambda work, drafts: work_cost(model, machine, resident, work, rates, speculation=drafts)
 
 
 def test_best_of_eight_is_nearly_free_where_reading_weights_binds() -> None:

@@ -156,7 +156,7 @@ def test_a_head_is_one_block_and_one_product(tmp_path: Path, dtype: str, vocab_s
     reference = resident_reference(directory, getattr(torch, dtype))
     options = {"dtype": dtype, "memory": PLENTY, "host_memory": PLENTY, "strategy": "overlap", "max_tokens": 60}
     with torch.inference_mode(), on_accelerator(directory, FakeAccelerator(), prompt_tokens=40, **options) as model:
-        assert sum(block.head_rows is not None for block in model.headrace.checkpoint.spec.blocks) == 1
+        assert sum(block.head_rows is not None for block in model.headrace.checkpoint.model.blocks) == 1
         for batch, tokens in ((1, 1), (1, 33), (3, 1), (3, 11)):
             ids = torch.arange(batch * tokens).view(batch, tokens)
             for keep in (1, 2, 0):

@@ -133,7 +133,7 @@ def test_a_head_in_pieces(tmp_path: Path, dtype: str, vocab_size: int) -> None:
     reference = resident_reference(directory, getattr(torch, dtype))
     options: dict[str, Any] = {"dtype": dtype, "batch": 3, "prompt_tokens": 40, "max_tokens": 60}
     with torch.inference_mode(), headrace.load(directory, memory="64MB", strategy="overlap", **options) as model:
-        pieces = sum(block.head_rows is not None for block in model.headrace.checkpoint.spec.blocks)
+        pieces = sum(block.head_rows is not None for block in model.headrace.checkpoint.model.blocks)
         assert pieces == (1 if vocab_size % 8 else 3)
         for batch, tokens in ((1, 1), (1, 9), (1, 33), (3, 1), (3, 4), (3, 11)):
             ids = torch.arange(batch * tokens).view(batch, tokens)

@@ -16,9 +16,9 @@ from headrace.errors import CheckpointCorruptError
 from headrace.model.blocks import (
     HEAD_CHUNK_ROWS,
     ROW_TILE,
-    ModelSpec,
     RowSlice,
-    build_spec,
+    StoredModel,
+    build_stored_model,
     product_slices,
 )
 from headrace.model.layout import PAGE_BYTES
@@ -90,8 +90,8 @@ def small_shapes(**changes: Any) -> Shapes:
     return llama_shapes(**{"hidden": 64, "ffn": 96, "layers": 3, "kv_width": 32, "vocab": 320, **changes})
 
 
-def small_spec(*, tied: bool = False, prefix: str = "model.") -> ModelSpec:
-    return build_spec("small", config_of(**SMALL), index_of(small_shapes(tied=tied, prefix=prefix)))
+def small_stored_model(*, tied: bool = False, prefix: str = "model.") -> StoredModel:
+    return build_stored_model("small", config_of(**SMALL), index_of(small_shapes(tied=tied, prefix=prefix)))
 
 
 # -- known models ------------------------------------------------------------------------------------------------------
@@ -107,16 +107,16 @@ def test_llama_3_8b() -> None:
         vocab_size=128256,
     )
     shapes = llama_shapes(hidden=4096, ffn=14336, layers=32, kv_width=1024, vocab=128256)
-    spec = build_spec("llama-3-8b", config, index_of(shapes, files=4))
-    assert spec.parameters == 8_030_261_248
-    assert spec.weights_bytes == 2 * 8_030_261_248
-    assert spec.stored_dtype == "BF16"
-    layers = [block for block in spec.blocks if block.layer_index is not None]
+    model = build_stored_model("llama-3-8b", config, index_of(shapes, files=4))
+    assert model.parameters == 8_030_261_248
+    assert model.weights_bytes == 2 * 8_030_261_248
+    assert model.stored_dtype == "BF16"
+    layers = [block for block in model.blocks if block.layer_index is not None]
     assert [block.layer_index for block in layers] == list(range(32))
     assert {block.parameters for block in layers} == {218_112_000}
     assert {block.flops_per_token for block in layers} == {2.0 * (218_112_000 - 2 * 4096)}
-    assert spec.kv_cache_bytes(sequences=1, tokens=1, element_bytes=2) == 131_072
-    assert spec.kv_cache_bytes(sequences=3, tokens=100, element_bytes=4) == 3 * 100 * 2 * 131_072
+    assert model.kv_cache_bytes(sequences=1, tokens=1, element_bytes=2) == 131_072
+    assert model.kv_cache_bytes(sequences=3, tokens=100, element_bytes=4) == 3 * 100 * 2 * 131_072
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_kv_bytes_per_token_of_known_models(config: dict[str, Any], expected_byt
     if parsed.architecture.model_type == "llama":
         layer, table = "layers.{}.w.weight", "embed_tokens.weight"
     shapes: Shapes = {layer.format(number): (8, 8) for number in range(parsed.num_layers)}
-    spec = build_spec("known", parsed, index_of(shapes | {table: (16, 8)}))
-    assert spec.kv_cache_bytes(sequences=1, tokens=1, element_bytes=2) == expected_bytes
+    model = build_stored_model("known", parsed, index_of(shapes | {table: (16, 8)}))
+    assert model.kv_cache_bytes(sequences=1, tokens=1, element_bytes=2) == expected_bytes
 
 
 def test_gpt2_is_tied_and_its_buffers_are_no_weights() -> None:
@@ -171,33 +171,33 @@ def test_gpt2_is_tied_and_its_buffers_are_no_weights() -> None:
         }
     shapes |= {"ln_f.weight": (hidden,), "ln_f.bias": (hidden,)}
     config = config_of("gpt2", n_embd=hidden, n_layer=12, n_head=12, vocab_size=vocab)
-    spec = build_spec("gpt2", config, index_of(shapes, dtype="F32"))
-    assert spec.parameters == 124_439_808
-    assert spec.weights_bytes == 4 * 124_439_808
-    assert spec.tied
-    assert [entry.name for entry in spec.fixed] == ["wpe.weight", "ln_f.weight", "ln_f.bias"]
+    model = build_stored_model("gpt2", config, index_of(shapes, dtype="F32"))
+    assert model.parameters == 124_439_808
+    assert model.weights_bytes == 4 * 124_439_808
+    assert model.tied
+    assert [entry.name for entry in model.fixed] == ["wpe.weight", "ln_f.weight", "ln_f.bias"]
 
 
 # -- blocks ------------------------------------------------------------------------------------------------------------
 
 
 def test_blocks_follow_the_order_of_a_pass() -> None:
-    spec = small_spec()
-    assert [block.name for block in spec.blocks] == ["layer 0", "layer 1", "layer 2", "head"]
-    assert [block.index for block in spec.blocks] == [0, 1, 2, 3]
-    assert [block.layer_index for block in spec.blocks] == [0, 1, 2, None]
-    assert [entry.name for entry in spec.fixed] == ["model.norm.weight"]
-    assert spec.embedding.name == "model.embed_tokens.weight"
+    model = small_stored_model()
+    assert [block.name for block in model.blocks] == ["layer 0", "layer 1", "layer 2", "head"]
+    assert [block.index for block in model.blocks] == [0, 1, 2, 3]
+    assert [block.layer_index for block in model.blocks] == [0, 1, 2, None]
+    assert [entry.name for entry in model.fixed] == ["model.norm.weight"]
+    assert model.embedding.name == "model.embed_tokens.weight"
     layer_parameters = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64 + 2 * 64
-    for block in spec.blocks[:3]:
+    for block in model.blocks[:3]:
         assert block.parameters == layer_parameters
         assert block.active_parameters == layer_parameters - 2 * 64, "vectors are no matrix products"
         assert block.size_bytes == 2 * layer_parameters
-        assert block.size_bytes <= block.footprint_bytes <= block.size_bytes + 2 * PAGE_BYTES
+        assert block.size_bytes <= block.read_bytes <= block.size_bytes + 2 * PAGE_BYTES
 
 
 def test_tied_weights_count_once() -> None:
-    tied, untied = small_spec(tied=True), small_spec(tied=False)
+    tied, untied = small_stored_model(tied=True), small_stored_model(tied=False)
     assert tied.tied
     assert not untied.tied
     assert untied.parameters - tied.parameters == 320 * 64
@@ -208,24 +208,24 @@ def test_tied_weights_count_once() -> None:
 
 
 def test_a_checkpoint_of_the_bare_model_lacks_the_prefix() -> None:
-    bare = small_spec(tied=True, prefix="")
-    assert (bare.parameters, bare.tied) == (small_spec(tied=True).parameters, True)
+    bare = small_stored_model(tied=True, prefix="")
+    assert (bare.parameters, bare.tied) == (small_stored_model(tied=True).parameters, True)
 
 
 def test_a_block_may_lie_in_several_files() -> None:
-    spec = build_spec("small", config_of(**SMALL), index_of(small_shapes(), files=5))
-    spread = [block for block in spec.blocks if len({entry.file_index for entry in block.tensors}) > 1]
+    model = build_stored_model("small", config_of(**SMALL), index_of(small_shapes(), files=5))
+    spread = [block for block in model.blocks if len({entry.file_index for entry in block.tensors}) > 1]
     assert spread
     for block in spread:
         assert {extent.file_index for extent in block.layout.extents} == {entry.file_index for entry in block.tensors}
-    assert spec.parameters == small_spec().parameters
+    assert model.parameters == small_stored_model().parameters
 
 
 def test_every_tensor_of_a_layer_has_a_place_in_its_slot() -> None:
-    for block in small_spec().blocks[:3]:
+    for block in small_stored_model().blocks[:3]:
         places = sorted((block.layout.positions[entry.name], entry.size_bytes) for entry in block.tensors)
         assert all(first + size <= second for (first, size), (second, _) in itertools.pairwise(places))
-        assert places[-1][0] + places[-1][1] <= block.footprint_bytes
+        assert places[-1][0] + places[-1][1] <= block.read_bytes
 
 
 def test_old_buffers_and_layers_beyond_the_config_are_left_out() -> None:
@@ -233,15 +233,15 @@ def test_old_buffers_and_layers_beyond_the_config_are_left_out() -> None:
         "model.layers.0.self_attn.rotary_emb.inv_freq": (8,),
         "model.layers.3.self_attn.q_proj.weight": (64, 64),
     }
-    spec = build_spec("small", config_of(**SMALL), index_of(shapes))
-    assert spec.parameters == small_spec().parameters
+    model = build_stored_model("small", config_of(**SMALL), index_of(shapes))
+    assert model.parameters == small_stored_model().parameters
 
 
 def test_the_dtype_of_most_bytes_is_the_stored_one() -> None:
     norms = {name: "F32" for name in small_shapes() if "norm" in name}
-    spec = build_spec("small", config_of(**SMALL), index_of(small_shapes(), dtypes=norms))
-    assert spec.stored_dtype == "BF16"
-    assert spec.blocks[0].size_bytes == 2 * (spec.blocks[0].parameters - 2 * 64) + 4 * 2 * 64
+    model = build_stored_model("small", config_of(**SMALL), index_of(small_shapes(), dtypes=norms))
+    assert model.stored_dtype == "BF16"
+    assert model.blocks[0].size_bytes == 2 * (model.blocks[0].parameters - 2 * 64) + 4 * 2 * 64
 
 
 def test_a_token_is_multiplied_with_its_own_experts_only() -> None:
@@ -251,7 +251,7 @@ def test_a_token_is_multiplied_with_its_own_experts_only() -> None:
         shapes |= {f"{inner}self_attn.q_proj.weight": (64, 64), f"{inner}mlp.gate.weight": (8, 64)}
         shapes |= {f"{inner}mlp.experts.{expert}.up_proj.weight": (32, 64) for expert in range(8)}
     config = config_of("qwen3_moe", **{**SMALL, "num_hidden_layers": 2}, num_experts=8, num_experts_per_tok=2)
-    block = build_spec("moe", config, index_of(shapes)).blocks[0]
+    block = build_stored_model("moe", config, index_of(shapes)).blocks[0]
     assert block.parameters == 64 * 64 + 8 * 64 + 8 * 32 * 64
     assert block.active_parameters == 64 * 64 + 8 * 64 + 2 * 32 * 64
 
@@ -278,7 +278,7 @@ def without(*names: str) -> Shapes:
 )
 def test_weights_that_contradict_the_config_are_refused(shapes: Shapes, words: str) -> None:
     with pytest.raises(CheckpointCorruptError, match=words):
-        build_spec("small", config_of(**SMALL), index_of(shapes))
+        build_stored_model("small", config_of(**SMALL), index_of(shapes))
 
 
 # -- the head ----------------------------------------------------------------------------------------------------------
@@ -298,9 +298,9 @@ def test_weights_that_contradict_the_config_are_refused(shapes: Shapes, words: s
 def test_the_head_is_cut_without_loss(rows: int, hidden: int, ffn: int, tied: bool) -> None:
     config = config_of(**{**SMALL, "hidden_size": hidden, "num_hidden_layers": 1, "vocab_size": rows})
     shapes = llama_shapes(hidden=hidden, ffn=ffn, layers=1, kv_width=hidden, vocab=rows, tied=tied)
-    spec = build_spec("x", config, index_of(shapes))
-    pieces = [block for block in spec.blocks if block.head_rows is not None]
-    matrix = spec.embedding if tied else pieces[0].tensors[0]
+    model = build_stored_model("x", config, index_of(shapes))
+    pieces = [block for block in model.blocks if block.head_rows is not None]
+    matrix = model.embedding if tied else pieces[0].tensors[0]
     reached = 0
     for number, piece in enumerate(pieces):
         assert piece.head_rows is not None
@@ -318,7 +318,7 @@ def test_the_head_is_cut_without_loss(rows: int, hidden: int, ffn: int, tied: bo
     if len(pieces) > 1:
         assert_same_products([piece.head_rows for piece in pieces if piece.head_rows is not None])
         assert max(piece.size_bytes for piece in pieces) <= 2 * hidden * 2 * ROW_TILE + max(
-            spec.blocks[0].size_bytes, 2 * hidden * HEAD_CHUNK_ROWS
+            model.blocks[0].size_bytes, 2 * hidden * HEAD_CHUNK_ROWS
         ), "pieces are about as large as a layer, or as what is multiplied at once"
     for piece in pieces:  # a piece is multiplied in parts, which must keep the products of the whole matrix
         assert piece.head_rows is not None
@@ -375,10 +375,10 @@ def test_a_sliding_window_keeps_no_more_than_itself(tokens: int, positions: int)
         sliding_window=8,
         layer_types=kinds,
     )
-    spec = build_spec("gemma", config, index_of(small_shapes(layers=4, tied=True)))
+    model = build_stored_model("gemma", config, index_of(small_shapes(layers=4, tied=True)))
     per_position = 2 * 2 * 16 * 2  # keys and values, two heads of 16, two bytes
-    assert spec.kv_cache_bytes(sequences=1, tokens=tokens, element_bytes=2) == positions * per_position
-    assert spec.kv_cache_bytes(sequences=5, tokens=tokens, element_bytes=4) == 10 * positions * per_position
+    assert model.kv_cache_bytes(sequences=1, tokens=tokens, element_bytes=2) == positions * per_position
+    assert model.kv_cache_bytes(sequences=5, tokens=tokens, element_bytes=4) == 10 * positions * per_position
 
 
 @given(
@@ -388,10 +388,10 @@ def test_a_sliding_window_keeps_no_more_than_itself(tokens: int, positions: int)
     element=st.sampled_from([2, 4]),
 )
 def test_work_space_grows_with_the_work(sequences: int, tokens: int, context: int, element: int) -> None:
-    spec = small_spec()
+    model = small_stored_model()
 
     def space(sequences: int, tokens: int, context: int) -> int:
-        return spec.work_space_bytes(
+        return model.work_space_bytes(
             sequences=sequences, new_tokens=tokens, context_tokens=context, element_bytes=element
         )
 

@@ -9,9 +9,9 @@ import pytest
 from headrace.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
 from headrace.model.catalogue import find_model
 from headrace.model.formats import FORMATS, find_format, requantised
-from headrace.model.from_config import shape_from_config
+from headrace.model.from_config import model_from_config
 from headrace.model.gguf_index import BLOCKS
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 
 HIDDEN = 4096
 LLAMA = {
@@ -26,8 +26,8 @@ LLAMA = {
 EXPERTS = {**LLAMA, "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 512}
 
 
-def shape(quantization: Any, raw: dict[str, Any] = LLAMA) -> ModelShape:
-    return shape_from_config({**raw, "quantization_config": quantization}, name="model", origin="config.json")
+def model(quantization: Any, raw: dict[str, Any] = LLAMA) -> Model:
+    return model_from_config({**raw, "quantization_config": quantization}, name="model", origin="config.json")
 
 
 def compressed(**weights: Any) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def test_unknown_formats_are_refused_with_near_matches() -> None:
     ],
 )
 def test_stored_weights_take_the_bits_of_their_method(quantization: dict[str, Any], bits: float) -> None:
-    made = shape(quantization)
+    made = model(quantization)
     for layer in made.layers():
         assert layer.attention_bytes * 8 == pytest.approx(bits * layer.attention_parameters)
         assert layer.feed_forward_bytes * 8 == pytest.approx(bits * layer.feed_forward_parameters)
@@ -129,22 +129,22 @@ def test_stored_weights_take_the_bits_of_their_method(quantization: dict[str, An
 
 def test_modules_not_to_convert_keep_16_bits() -> None:
     """Names of modules, of one layer's modules, of patterns: as the methods write them."""
-    attention = shape({"quant_method": "fp8", "ignored_layers": ["self_attn", "lm_head"]})
+    attention = model({"quant_method": "fp8", "ignored_layers": ["self_attn", "lm_head"]})
     assert [layer.attention_bytes / layer.attention_parameters for layer in attention.layers()] == [2] * 4
     assert [layer.feed_forward_bytes / layer.feed_forward_parameters for layer in attention.layers()] == [1] * 4
-    first = shape({"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0.self_attn.o_proj"]})
+    first = model({"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0.self_attn.o_proj"]})
     assert [layer.attention_bytes / layer.attention_parameters for layer in first.layers()] == [2, 1, 1, 1]
     wanted = {
         **compressed(num_bits=4, type="int", group_size=32),
         "ignore": ["re:.*self_attn.*", "re:.*shared_experts.*"],
     }
-    experts = next(shape(wanted, EXPERTS).layers())
+    experts = next(model(wanted, EXPERTS).layers())
     assert experts.attention_bytes == 2 * experts.attention_parameters
     assert experts.expert_bytes * 8 == 4.5 * experts.expert_parameters
 
 
 def test_mxfp4_is_for_experts_alone() -> None:
-    layer = next(shape({"quant_method": "mxfp4"}, EXPERTS).layers())
+    layer = next(model({"quant_method": "mxfp4"}, EXPERTS).layers())
     assert layer.expert_bytes * 8 == 4.25 * layer.expert_parameters
     assert layer.attention_bytes == 2 * layer.attention_parameters
     assert layer.feed_forward_bytes == 2 * layer.feed_forward_parameters
@@ -172,5 +172,5 @@ def test_mxfp4_is_for_experts_alone() -> None:
 )
 def test_what_a_quantization_config_cannot_mean(quantization: dict[str, Any], message: str) -> None:
     with pytest.raises((CheckpointError, UnsupportedModelError), match=message) as caught:
-        shape(quantization)
+        model(quantization)
     assert "config.json" in str(caught.value)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from headrace.errors import CheckpointError, HeadraceError, UnsupportedModelError
 from headrace.model.catalogue import ModelEntry, find_model, model_entries
-from headrace.model.from_config import shape_from_config
-from headrace.model.model import ModelShape
+from headrace.model.from_config import model_from_config
+from headrace.model.model import Model
 
 LLAMA = {
     "model_type": "llama",
@@ -65,8 +65,8 @@ DEEPSEEK = {
 }
 
 
-def shape(raw: dict[str, Any]) -> ModelShape:
-    return shape_from_config(raw, name="model", origin="config.json")
+def model(raw: dict[str, Any]) -> Model:
+    return model_from_config(raw, name="model", origin="config.json")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def transformers_parameters(config: Any) -> int:
 def test_transformers_builds_as_many_parameters(raw: dict[str, Any]) -> None:
     config = transformers.AutoConfig.for_model(**raw, pad_token_id=None)
     resolved = {**config.to_dict(), **raw}  # what the library fills in is part of the config
-    assert shape(resolved).parameters == transformers_parameters(config)
+    assert model(resolved).parameters == transformers_parameters(config)
 
 
 EXACT = [
@@ -181,7 +181,7 @@ def test_transformers_builds_the_catalogue_s_models_with_as_many_parameters(entr
     raw["model_type"] = {"kimi_k2": "deepseek_v3"}.get(raw["model_type"], raw["model_type"])
     raw["q_lora_rank"] = raw.get("q_lora_rank") or None
     config = transformers.AutoConfig.for_model(**raw, pad_token_id=None)
-    assert entry.shape().parameters == transformers_parameters(config)
+    assert entry.model().parameters == transformers_parameters(config)
 
 
 def test_the_cache_of_each_kind_of_attention() -> None:
@@ -204,13 +204,13 @@ def test_a_window_bounds_the_cache() -> None:
     oss = find_model("gpt-oss-120b")
     long, longer = (oss.kv_cache_bytes(sequences=1, context_tokens=tokens) for tokens in (10_000, 20_000))
     assert longer - long == 18 * 2 * 8 * 64 * 2 * 10_000, "half of the layers see a window of 128 only"
-    every = shape({**LLAMA, "model_type": "mistral", "sliding_window": 4096})
+    every = model({**LLAMA, "model_type": "mistral", "sliding_window": 4096})
     assert every.kv_cache_bytes(sequences=1, context_tokens=8192) == 4096 * 131_072
-    mixed = shape({**LLAMA, "model_type": "gemma3_text", "num_hidden_layers": 12, "sliding_window": 512})
+    mixed = model({**LLAMA, "model_type": "gemma3_text", "num_hidden_layers": 12, "sliding_window": 512})
     assert [layer.window_tokens for layer in mixed.layers()] == ([512] * 5 + [0]) * 2
     named = ["full_attention", "sliding_attention"] * 16
     windowed = {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 8, "layer_types": named}
-    given = shape({**LLAMA, **windowed})
+    given = model({**LLAMA, **windowed})
     assert [layer.window_tokens for layer in given.layers()] == [0, 8] * 16
 
 
@@ -263,14 +263,14 @@ def test_gpt_oss_is_as_large_as_its_files() -> None:
 )
 def test_a_config_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises((CheckpointError, UnsupportedModelError), match=message) as caught:
-        shape({**LLAMA, **change})
+        model({**LLAMA, **change})
     assert "config.json" in str(caught.value)
 
 
 def test_layers_without_experts_are_listed_by_number() -> None:
     for listed in (["0"], 3, [4], [-1], [True]):
         with pytest.raises(CheckpointError, match="mlp_only_layers"):
-            shape({**QWEN_MOE, "mlp_only_layers": listed})
+            model({**QWEN_MOE, "mlp_only_layers": listed})
 
 
 JUNK = st.one_of(
@@ -285,7 +285,7 @@ def test_whatever_a_field_holds_nothing_but_our_errors_comes(raw: dict[str, Any]
     fields = sorted({*raw, "layer_types", "sliding_window", "mlp_only_layers", "quantization_config", "text_config"})
     changed = {**raw, data.draw(st.sampled_from(fields)): data.draw(JUNK)}
     with contextlib.suppress(HeadraceError):
-        made = shape(changed)
+        made = model(changed)
         assert made.parameters > 0
         assert made.weights_bytes > 0
 
@@ -306,7 +306,7 @@ def test_every_model_of_the_catalogue_has_a_shape_and_a_source() -> None:
     entries = model_entries()
     assert len(entries) > 100
     for entry in entries:
-        made = entry.shape()
+        made = entry.model()
         assert entry.source
         assert made.weights_bytes > made.parameters * 0.4
         assert made.kv_bytes_per_token() > 0

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from headrace.errors import CheckpointCorruptError, CheckpointError
 from headrace.model.catalogue import find_model
-from headrace.model.from_index import shape_from_checkpoint
+from headrace.model.from_index import model_from_checkpoint
 from headrace.model.safetensors_index import TensorIndex
 from tiny_models import CONFIGS, save_tiny
 
@@ -21,17 +21,17 @@ from tiny_models import CONFIGS, save_tiny
 def test_a_checkpoint_s_shape_has_its_bytes_and_parameters(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     directory = save_tiny(name, tmp_path / name, dtype=dtype)
     index = TensorIndex.from_directory(directory)
-    shape = shape_from_checkpoint(directory)
-    assert shape.weights_bytes == index.total_bytes
-    assert shape.parameters == sum(entry.num_elements for entry in index.entries.values())
+    model = model_from_checkpoint(directory)
+    assert model.weights_bytes == index.total_bytes
+    assert model.parameters == sum(entry.num_elements for entry in index.entries.values())
     computed = find_model(str(directory / "config.json"))
-    for stored, made in zip(shape.layers(), computed.layers(), strict=True):
+    for stored, made in zip(model.layers(), computed.layers(), strict=True):
         assert stored.size_bytes == made.parameters * dtype.itemsize
         assert stored.attention_bytes == made.attention_parameters * dtype.itemsize
         assert stored.feed_forward_bytes == made.feed_forward_parameters * dtype.itemsize
         assert stored.expert_bytes == made.expert_parameters * dtype.itemsize
-    assert shape.head_bytes == computed.vocab_size * _table_width(index) * dtype.itemsize
-    assert find_model(str(directory)) == shape
+    assert model.head_bytes == computed.vocab_size * _table_width(index) * dtype.itemsize
+    assert find_model(str(directory)) == model
 
 
 def _table_width(index: TensorIndex) -> int:
@@ -42,11 +42,11 @@ def _table_width(index: TensorIndex) -> int:
 def test_what_the_config_does_not_know_of_is_counted(tmp_path: Path) -> None:
     """A layer beyond the config's (one that predicts several tokens), a table of its own."""
     directory = save_tiny("llama", tmp_path / "llama", dtype=torch.float32, shard="1GB")
-    before = shape_from_checkpoint(directory)
+    before = model_from_checkpoint(directory)
     tensors = load_file(directory / "model.safetensors")
     tensors["model.layers.5.eh_proj.weight"] = torch.zeros(64, 128)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    after = shape_from_checkpoint(directory)
+    after = model_from_checkpoint(directory)
     assert after.weights_bytes == TensorIndex.from_directory(directory).total_bytes
     assert after.weights_bytes - before.weights_bytes == 64 * 128 * 4
     assert after.num_layers == before.num_layers
@@ -57,9 +57,9 @@ def test_layers_that_differ_in_bytes_are_groups_of_their_own(tmp_path: Path) -> 
     tensors = load_file(directory / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].bfloat16()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    shape = shape_from_checkpoint(directory)
-    assert [group.count for group in shape.groups] == [1, 4]
-    assert shape.weights_bytes == TensorIndex.from_directory(directory).total_bytes
+    model = model_from_checkpoint(directory)
+    assert [group.count for group in model.groups] == [1, 4]
+    assert model.weights_bytes == TensorIndex.from_directory(directory).total_bytes
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_missing_layers_are_named(tmp_path: Path, lost: str, message: str) -> No
     kept = {name: tensor for name, tensor in tensors.items() if lost and not name.startswith(lost)}
     save_file(kept or {"other.weight": torch.zeros(1)}, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointCorruptError, match=message):
-        shape_from_checkpoint(directory)
+        model_from_checkpoint(directory)
 
 
 def test_a_checkpoint_without_ends_is_refused(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_checkpoint_without_ends_is_refused(tmp_path: Path) -> None:
     kept = {name: tensor for name, tensor in tensors.items() if "embed" not in name and "head" not in name}
     save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointCorruptError, match="neither an embedding table nor a head"):
-        shape_from_checkpoint(directory)
+        model_from_checkpoint(directory)
 
 
 def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     raw = json.loads(config.read_text())
     config.write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON"):
-        shape_from_checkpoint(directory)
+        model_from_checkpoint(directory)
     config.write_text(json.dumps({**raw, "num_attention_heads": 5, "head_dim": None}))
     with pytest.raises(CheckpointError, match=r"config\.json: hidden_size 64 is no multiple of 5 attention heads"):
-        shape_from_checkpoint(directory)
+        model_from_checkpoint(directory)
     config.unlink()
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        shape_from_checkpoint(directory)
+        model_from_checkpoint(directory)

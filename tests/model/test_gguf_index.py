@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import CheckpointCorruptError, CheckpointError, HeadraceError, UnsupportedModelError
 from headrace.model.catalogue import find_model
-from headrace.model.from_index import shape_from_gguf
+from headrace.model.from_index import model_from_gguf
 from headrace.model.gguf_index import BLOCKS, GgufIndex
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, VOCAB = 2, 64, 128, 4, 2, 96
@@ -74,7 +74,7 @@ def test_the_shape_has_the_file_s_bytes(tmp_path: Path, tied: bool, quantised: b
     index = GgufIndex.from_file(path)
     assert sum(tensor.size_bytes for tensor in index.tensors) == total
     assert index.metadata["tokenizer.ggml.scores"] == {"length": 5000}
-    shape = shape_from_gguf(path)
+    shape = model_from_gguf(path)
     assert shape.weights_bytes == total
     assert shape.tied is tied
     assert shape.weight_format == ("q8_0" if quantised else "fp16")
@@ -148,7 +148,7 @@ def moe_layers(*numbers: int) -> dict[str, tuple[int, ...]]:
 def test_experts_are_told_from_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "moe.gguf"
     total = write_parts(path, "qwen3moe", MOE, {**MOE_ENDS, **moe_layers(0, 1)})
-    shape = shape_from_gguf(path)
+    shape = model_from_gguf(path)
     layer = next(shape.layers())
     assert shape.weights_bytes == total
     assert shape.parameters == sum(tensor.num_elements for tensor in GgufIndex.from_file(path).tensors)
@@ -168,7 +168,7 @@ def test_a_table_of_positions_is_no_head(tmp_path: Path) -> None:
     ends = {"token_embd.weight": (96, 64), "position_embd.weight": (32, 64)}
     norms: dict[str, tuple[int, ...]] = {"output_norm.weight": (64,), "output_norm.bias": (64,)}
     total = write_parts(path, "gpt2", fields, {**ends, **norms, **{f"blk.0.{name}": at for name, at in layer.items()}})
-    shape = shape_from_gguf(path)
+    shape = model_from_gguf(path)
     assert shape.weights_bytes == total
     assert shape.tied
     assert (shape.embedding_bytes, shape.head_bytes) == (2 * (96 + 32) * 64, 2 * 96 * 64)
@@ -182,8 +182,8 @@ def test_parts_are_read_as_one_model_from_any_of_them(tmp_path: Path) -> None:
     whole = tmp_path / "moe.gguf"
     write_parts(whole, "qwen3moe", MOE, {**MOE_ENDS, **moe_layers(0, 1)})
     for path in (first, second):
-        assert shape_from_gguf(path).weights_bytes == total
-        assert shape_from_gguf(path).groups == shape_from_gguf(whole).groups
+        assert model_from_gguf(path).weights_bytes == total
+        assert model_from_gguf(path).groups == model_from_gguf(whole).groups
     write_parts(second, "qwen3moe", {}, moe_layers(0))
     with pytest.raises(CheckpointCorruptError, match="listed twice"):
         GgufIndex.from_file(first)
@@ -195,7 +195,7 @@ def test_version_2_and_other_alignments_are_read(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[4:8] = struct.pack("<I", 2)
     path.write_bytes(data)
-    assert shape_from_gguf(path).weights_bytes == total
+    assert model_from_gguf(path).weights_bytes == total
     wide = tmp_path / "wide.gguf"
     writer = gguf.GGUFWriter(wide, "llama")
     writer.add_custom_alignment(256)
@@ -214,14 +214,14 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "moe.gguf"
     write_parts(path, "qwen9", {"block_count": 1}, MOE_ENDS)
     with pytest.raises(UnsupportedModelError, match=r"'qwen9'.*did you mean"):
-        shape_from_gguf(path)
+        model_from_gguf(path)
 
 
 def test_a_missing_layer_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_llama(path, layers=LAYERS + 1)
     with pytest.raises(CheckpointCorruptError, match="layer 2"):
-        shape_from_gguf(path)
+        model_from_gguf(path)
 
 
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
@@ -267,4 +267,4 @@ def test_whatever_the_bytes_nothing_but_our_errors_comes(
         content[data.draw(st.integers(0, 3000))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     with contextlib.suppress(HeadraceError):
-        shape_from_gguf(path)
+        model_from_gguf(path)

@@ -13,7 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import BudgetError, InvalidRequestError, MachineError
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.model.layout import PAGE_BYTES, align_up
 from headrace.planning import accelerator_planner
 from headrace.planning.accelerator_arrangements import SLOT_COUNTS, stores
@@ -42,12 +42,12 @@ CHUNK_BYTES = 64 << 10
 
 
 def request_of(
-    spec: ModelSpec, *, dtype: str = "bfloat16", work: Workload | None = None, **changes: Any
+    spec: StoredModel, *, dtype: str = "bfloat16", work: Workload | None = None, **changes: Any
 ) -> AcceleratorRequest:
     """Ask for plans of a made-up model, with no memory at all unless `changes` give some."""
     return dataclasses.replace(
         AcceleratorRequest(
-            spec=spec,
+            model=spec,
             workload=work or Workload(),
             compute_dtype=dtype,
             budget_bytes=0,
@@ -65,12 +65,12 @@ def weights_bytes(request: AcceleratorRequest) -> int:
 
 def beside_bytes(request: AcceleratorRequest) -> int:
     """Return the device's memory that is held whichever blocks stay."""
-    return request.device_memory(Arrangement((DISK,) * len(request.spec.blocks), 0)).total_bytes
+    return request.device_memory(Arrangement((DISK,) * len(request.model.blocks), 0)).total_bytes
 
 
 def budgets(request: AcceleratorRequest, share: float, host_share: float) -> AcceleratorRequest:
     """Give these shares of the weights' bytes on the device and on the host, beside what is needed there anyhow."""
-    table_bytes = 2 * request.spec.embedding.size_bytes
+    table_bytes = 2 * request.model.embedding.size_bytes
     return dataclasses.replace(
         request,
         budget_bytes=beside_bytes(request) + int(share * (weights_bytes(request) + table_bytes)),
@@ -85,9 +85,9 @@ def host_beside_bytes(request: AcceleratorRequest) -> int:
     return request.ring_bytes + request.work_space_bytes + request.cpu_conversion_bytes
 
 
-def accelerator_pace(spec: ModelSpec, *, disk_s: float, link_s: float, **changes: Any) -> AcceleratorPace:
+def accelerator_pace(spec: StoredModel, *, disk_s: float, link_s: float, **changes: Any) -> AcceleratorPace:
     """Return a machine on which a decode pass computes for 1 s; reading or copying all blocks take this long."""
-    size_bytes = sum(block.device_bytes for block in spec.blocks)
+    size_bytes = sum(block.held_bytes for block in spec.blocks)
     return dataclasses.replace(
         AcceleratorPace(
             device=pace_of(spec, load_per_compute=disk_s),
@@ -114,7 +114,7 @@ workloads = st.builds(
 def cases(
     draw: st.DrawFn,
     *,
-    models: st.SearchStrategy[ModelSpec] = specs,
+    models: st.SearchStrategy[StoredModel] = specs,
     processor: bool | None = None,
     host_cache: bool | None = None,
 ) -> tuple[AcceleratorRequest, AcceleratorPace]:
@@ -191,16 +191,16 @@ def plan_any(request: AcceleratorRequest, strategy: Strategy | None, pace: Accel
 def check_books(request: AcceleratorRequest, plan: Plan) -> None:
     """Recount from the blocks what the plan says of itself."""
     assert plan.accelerator is not None
-    spec, places, host = request.spec, plan.places, plan.accelerator.host
+    spec, places, host = request.model, plan.places, plan.accelerator.host
     of = {place: [b for b, own in zip(spec.blocks, places, strict=True) if own is place] for place in Placement}
-    travelling = [block.device_bytes for block in (*of[HOST], *of[DISK])]
+    travelling = [block.held_bytes for block in (*of[HOST], *of[DISK])]
     assert plan.resident == tuple(place is DEVICE for place in places)
-    assert plan.memory.resident_bytes == sum(block.device_bytes for block in of[DEVICE])
+    assert plan.memory.resident_bytes == sum(block.held_bytes for block in of[DEVICE])
     assert plan.streamed_bytes_per_pass == sum(travelling)
     assert plan.slot_bytes == max(travelling, default=0)
     assert plan.memory.slots_bytes == plan.slots * plan.slot_bytes
-    assert host.stores_bytes == sum(align_up(block.device_bytes) for block in of[HOST])
-    own_bytes = sum(align_up(block.device_bytes) for block in of[PROCESSOR])
+    assert host.stores_bytes == sum(align_up(block.held_bytes) for block in of[HOST])
+    own_bytes = sum(align_up(block.held_bytes) for block in of[PROCESSOR])
     assert host.cpu_bytes >= own_bytes
     assert host.ring_bytes == request.ring_chunks * request.chunk_bytes
     assert (plan.accelerator.device, plan.device) == ("cuda:0", "cuda:0")
@@ -377,7 +377,7 @@ def test_what_the_processor_computes_lies_on_the_host_with_all_it_needs() -> Non
     request = request_of(spec, dtype="float32", host_budget_bytes=1 << 40)
     places = (PROCESSOR, DISK, PROCESSOR, HOST, DEVICE)
     held = request.memory(Arrangement(places, 2))
-    host, layer = held.host, align_up(spec.blocks[0].device_bytes)
+    host, layer = held.host, align_up(spec.blocks[0].held_bytes)
     assert host.cpu_bytes == 2 * layer + request.cpu_conversion_bytes
     assert host.stores_bytes == layer
     one_cache = spec.kv_cache_bytes(sequences=1, tokens=48, element_bytes=4) // 4
@@ -428,7 +428,7 @@ def fill_then_stream(request: AcceleratorRequest) -> list[Arrangement]:
 
     Of the rest as many wait on the host as it has room for, or none.
     """
-    count = len(request.spec.blocks)
+    count = len(request.model.blocks)
     for number in range(count - 2, -1, -1):
         bare = Arrangement((DEVICE,) * number + (DISK,) * (count - number), 2)
         if request.device_memory(bare).total_bytes <= request.budget_bytes:
@@ -459,7 +459,7 @@ def prediction_s(request: AcceleratorRequest, pace: AcceleratorPace, plan: Plan,
         memory=held.device,
         accelerator=on_device,
     )
-    return predict_on_accelerator(request.spec, other, pace, pinned=request.pinned).total_s
+    return predict_on_accelerator(request.model, other, pace, pinned=request.pinned).total_s
 
 
 @given(cases(host_cache=False))
@@ -570,15 +570,15 @@ def test_nothing_is_faster_than_bytes_over_bandwidth(
     except BudgetError:
         assume(False)
         raise
-    blocks = request.spec.blocks
-    from_disk = [b.footprint_bytes for b, place in zip(blocks, plan.places, strict=True) if place is DISK]
+    blocks = request.model.blocks
+    from_disk = [b.read_bytes for b, place in zip(blocks, plan.places, strict=True) if place is DISK]
     read_s = sum(from_disk) / pace.device.read_bytes_per_s
     copy_s = plan.streamed_bytes_per_pass / pace.link_bytes_per_s
     slack = 1 - 1e-9
     assert prediction.decode_s_per_pass >= max(read_s, copy_s, prediction.compute_s_per_pass) * slack
     assert prediction.decode_s_per_pass >= prediction.possible_decode_s * slack
     assert prediction.load_s_per_pass >= max(read_s, copy_s) * slack
-    first_read_s = sum(block.footprint_bytes for block in blocks) / pace.device.read_bytes_per_s
+    first_read_s = sum(block.read_bytes for block in blocks) / pace.device.read_bytes_per_s
     assert prediction.prefill_s >= first_read_s * slack
     further = request.workload.generate_tokens - 1
     assert prediction.total_s == pytest.approx(prediction.prefill_s + further * prediction.decode_s_per_pass)
@@ -615,7 +615,7 @@ def best_of_everything(request: AcceleratorRequest, pace: AcceleratorPace) -> fl
     plan, prediction = plan_fastest_on_accelerator(request, pace)
     best_s = prediction.total_s
     kinds = Placement if request.allow_cpu else (DEVICE, HOST, DISK)
-    for places in itertools.product(kinds, repeat=len(request.spec.blocks)):
+    for places in itertools.product(kinds, repeat=len(request.model.blocks)):
         if (
             places[-1] is PROCESSOR
             or request.host_memory(Arrangement(places, 0)).total_bytes > request.host_budget_bytes
@@ -703,7 +703,7 @@ def test_host_memory_comes_before_the_disk_and_what_is_left_is_spread() -> None:
     half = budgets(request, 0.3, 0.3)
     plan, prediction = plan_fastest_on_accelerator(half, pace)
     assert plan.accelerator is not None
-    assert plan.accelerator.host.stores_bytes + align_up(spec.blocks[0].device_bytes) > half.host_budget_bytes - (
+    assert plan.accelerator.host.stores_bytes + align_up(spec.blocks[0].held_bytes) > half.host_budget_bytes - (
         plan.accelerator.host.ring_bytes + plan.accelerator.host.embedding_bytes
     )
     travelling = [place for place in plan.places if place in TRAVELLING]
@@ -788,14 +788,14 @@ def test_times_by_place() -> None:
         assert found[1:] == tiered_times(spec, work, pace, (DEVICE,) * 3, pinned=True, chunk_bytes=CHUNK_BYTES)[1:]
         return found[0]
 
-    copy_s = layer.device_bytes / pace.link_bytes_per_s + 0.25
+    copy_s = layer.held_bytes / pace.link_bytes_per_s + 0.25
     assert times_in(DISK) == times_in(DEVICE)
     assert times_in(DISK)[:6] == (own.read_s, copy_s, own.prefill_s, own.decode_s, 0.0, 0.0)
-    assert times_in(DISK).pieces == -(-layer.footprint_bytes // CHUNK_BYTES)
+    assert times_in(DISK).pieces == -(-layer.read_bytes // CHUNK_BYTES)
     assert times_in(HOST)[:4] == times_in(DISK)[:4]
-    assert (times_in(HOST).store_s, times_in(HOST).stage_s) == (layer.device_bytes / 1e6, 0.0)
-    assert times_in(HOST, pinned=False).stage_s == layer.device_bytes / pace.staged_bytes_per_s
-    assert times_in(PROCESSOR)[:5] == (own.read_s, 0.0, 7.0 + 0.5 + 2.5, 5.0 + 0.5 + 0.25, layer.device_bytes / 1e6)
+    assert (times_in(HOST).store_s, times_in(HOST).stage_s) == (layer.held_bytes / 1e6, 0.0)
+    assert times_in(HOST, pinned=False).stage_s == layer.held_bytes / pace.staged_bytes_per_s
+    assert times_in(PROCESSOR)[:5] == (own.read_s, 0.0, 7.0 + 0.5 + 2.5, 5.0 + 0.5 + 0.25, layer.held_bytes / 1e6)
 
 
 def test_what_the_processor_was_not_measured_with_is_refused() -> None:
@@ -825,7 +825,7 @@ def test_keys_and_values_on_the_host_visit_the_device_for_their_layers_turn() ->
     assert visited[3:] == plain[3:], "the processor has its own beside it, the head has none"
 
 
-def prediction_of(spec: ModelSpec, pace: AcceleratorPace, places: str, **changes: Any) -> Any:
+def prediction_of(spec: StoredModel, pace: AcceleratorPace, places: str, **changes: Any) -> Any:
     letters = {"v": DEVICE, "h": HOST, "d": DISK, "p": PROCESSOR}
     request = budgets(request_of(spec), 2.0, 9.0)
     plan, _ = plan_on_accelerator(request, Strategy.RESIDENT, pace)

@@ -14,14 +14,14 @@ from headrace.planning.comparison import Question, evaluate
 from headrace.planning.cost import PassTokens, pass_cost
 from headrace.planning.plan import Workload
 from headrace.planning.rates import Rates, quantities
-from planning_examples import PERFECT_ENGINE, dense_shape, moe_shape, server
+from planning_examples import PERFECT_ENGINE, dense_model, moe_model, server
 
 STREAMED = Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.0)
-LARGE = dense_shape(name="large", layers=80, hidden=8192, heads=64, inner=28672)
+LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)
 
 
 def ask(machine: Machine | None = None, *, engine: Engine = PERFECT_ENGINE, **work: int) -> Question:
-    return Question(shape=LARGE, machine=machine or server(devices=1), work=Workload(**work), engine=engine)
+    return Question(model=LARGE, machine=machine or server(devices=1), work=Workload(**work), engine=engine)
 
 
 def test_sixteen_bit_weights_break_even_at_flops_over_link_rate() -> None:
@@ -30,7 +30,7 @@ def test_sixteen_bit_weights_break_even_at_flops_over_link_rate() -> None:
 
 def test_a_mixture_needs_as_many_times_more_as_it_has_experts_for_each_used() -> None:
     dense = break_even_tokens(ask(), STREAMED).expected
-    mixed = break_even_tokens(dataclasses.replace(ask(), shape=moe_shape()), STREAMED).expected
+    mixed = break_even_tokens(dataclasses.replace(ask(), model=moe_model()), STREAMED).expected
     assert mixed / dense == pytest.approx(8 / 2, rel=0.15), "attention is used whole, so a little less than 4"
 
 
@@ -88,14 +88,14 @@ def test_the_critical_batch_of_resident_weights_is_flops_over_memory_rate() -> N
 def test_fewer_bits_lower_it() -> None:
     narrow = dataclasses.replace(LARGE.groups[0].layer, attention_bytes=0.25 * LARGE.groups[0].layer.attention_bytes)
     narrow = dataclasses.replace(narrow, feed_forward_bytes=0.25 * narrow.feed_forward_bytes)
-    shape = dataclasses.replace(LARGE, groups=(dataclasses.replace(LARGE.groups[0], layer=narrow),))
-    tokens = break_even_tokens(dataclasses.replace(ask(), shape=shape), STREAMED).expected
+    model = dataclasses.replace(LARGE, groups=(dataclasses.replace(LARGE.groups[0], layer=narrow),))
+    tokens = break_even_tokens(dataclasses.replace(ask(), model=model), STREAMED).expected
     assert tokens == pytest.approx(300e12 / 25e9 / 4, rel=1e-6)
 
 
 def test_beyond_it_a_faster_link_does_not_help() -> None:
-    shape = dataclasses.replace(LARGE, context_tokens=40000)
-    question = dataclasses.replace(ask(), shape=shape, work=Workload(prompt_tokens=30000, generate_tokens=2))
+    model = dataclasses.replace(LARGE, context_tokens=40000)
+    question = dataclasses.replace(ask(), model=model, work=Workload(prompt_tokens=30000, generate_tokens=2))
     faster_links = {
         name: dataclasses.replace(link, bytes_per_s=link.bytes_per_s.times(2))
         for name, link in question.machine.links.items()

@@ -9,18 +9,18 @@ import pytest
 
 from headrace.errors import InvalidRequestError
 from headrace.machine.engine import PRESENT
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.comparison import Answer, Question, Refusal, compare, fastest
 from headrace.planning.plan import Workload
 from headrace.planning.strategies import STRATEGIES
-from planning_examples import dense_shape, moe_shape, server, sure_engine
+from planning_examples import dense_model, moe_model, server, sure_engine
 
-SMALL = dense_shape()
-LARGE = dense_shape(name="large", layers=80, hidden=8192, heads=64, inner=28672)
+SMALL = dense_model()
+LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)
 
 
-def ask(shape: ModelShape, *, devices: int = 8, memory_gb: float = 80, **work: int) -> Question:
-    return Question(shape=shape, machine=server(devices=devices, memory_gb=memory_gb), work=Workload(**work))
+def ask(model: Model, *, devices: int = 8, memory_gb: float = 80, **work: int) -> Question:
+    return Question(model=model, machine=server(devices=devices, memory_gb=memory_gb), work=Workload(**work))
 
 
 def answered(question: Question, strategy: str) -> Answer:
@@ -92,24 +92,24 @@ def test_what_does_not_fit_is_refused_with_the_smallest_change() -> None:
     assert "weights in int8 would fit" in refusal.why_not.lower()
     work = Workload(sequences=4000, prompt_tokens=1000, generate_tokens=100)
     small_host = server(devices=1, host_memory_gb=20)
-    many = refused(Question(shape=SMALL, machine=small_host, work=work), "resident")
+    many = refused(Question(model=SMALL, machine=small_host, work=work), "resident")
     assert "a batch of" in many.why_not.lower()
     batch = int(many.why_not.lower().split("a batch of ")[1].split()[0])
     work = dataclasses.replace(work, sequences=batch)
-    fits = Question(shape=SMALL, machine=small_host, work=work)
+    fits = Question(model=SMALL, machine=small_host, work=work)
     assert isinstance(compare(fits, only="resident")["resident"], Answer)
     more = dataclasses.replace(fits, work=dataclasses.replace(work, sequences=batch + 1))
     assert isinstance(compare(more, only="resident")["resident"], Refusal)
 
 
 def test_more_devices_are_named_where_they_would_do() -> None:
-    huge = dense_shape(name="huge", layers=200, hidden=16384, heads=128, kv_heads=128, inner=53248)
+    huge = dense_model(name="huge", layers=200, hidden=16384, heads=128, kv_heads=128, inner=53248)
     refusal = refused(ask(huge, devices=8, memory_gb=40), "tensor")
     assert "devices would do" in refusal.why_not
 
 
 def test_a_mixture_keeps_the_experts_that_fit() -> None:
-    question = ask(moe_shape(), devices=1, memory_gb=40)
+    question = ask(moe_model(), devices=1, memory_gb=40)
     item = answered(question, "experts")
     assert item.arrangement.expert_hit_rate is not None
     assert 0.1 < item.arrangement.expert_hit_rate < 0.9
@@ -143,7 +143,7 @@ def test_uncertain_constants_widen_the_interval_and_exact_ones_do_not() -> None:
 
 def test_the_whole_comparison_takes_less_than_two_seconds() -> None:
     question = Question(
-        shape=LARGE,
+        model=LARGE,
         machine=server(devices=8, nodes=9),
         work=Workload(sequences=64, prompt_tokens=1000, generate_tokens=200),
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import MachineError
 from headrace.machine.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
-from headrace.model.blocks import ModelSpec, build_spec
+from headrace.model.blocks import StoredModel, build_stored_model
 from headrace.model.model_config import parse_config
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.planning.estimate import (
@@ -36,7 +36,7 @@ LAYER_PARAMETERS = 256 * HIDDEN
 HEAD_PARAMETERS = VOCAB * HIDDEN
 
 
-def model() -> ModelSpec:
+def model() -> StoredModel:
     """Three layers of one 256 x 64 matrix and a head of 128 x 64, 16 bit, each at the beginning of a page."""
     shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
     shapes |= {f"model.layers.{layer}.mlp.up_proj.weight": (256, HIDDEN) for layer in range(LAYERS)}
@@ -57,7 +57,7 @@ def model() -> ModelSpec:
     index = TensorIndex(
         directory=Path("model"), files=(ShardFile(Path("model/0"), end, 0, 0, 0),), entries=MappingProxyType(entries)
     )
-    return build_spec("made up", parse_config(raw, origin="config.json"), index)
+    return build_stored_model("made up", parse_config(raw, origin="config.json"), index)
 
 
 SPEC = model()
@@ -100,7 +100,7 @@ def pace_of(*points: tuple[int, float], read_bytes_per_s: float = float(LAYER_BY
 
 
 def test_the_model_is_as_described() -> None:
-    assert [block.footprint_bytes for block in SPEC.blocks] == [LAYER_BYTES] * LAYERS + [HEAD_BYTES]
+    assert [block.read_bytes for block in SPEC.blocks] == [LAYER_BYTES] * LAYERS + [HEAD_BYTES]
     assert HEAD_BYTES * 2 == LAYER_BYTES
 
 
@@ -385,7 +385,7 @@ def test_no_prediction_is_faster_than_bytes_and_arithmetic_allow(
         stall_penalty_s=waits_s[1],
     )
     prediction = predict(SPEC, plan, pace)
-    sizes = [block.footprint_bytes for block in SPEC.blocks]
+    sizes = [block.read_bytes for block in SPEC.blocks]
     streamed_s = sum(size for size, stays in zip(sizes, resident, strict=True) if not stays) / pace.read_bytes_per_s
     assert prediction.load_s_per_pass == pytest.approx(streamed_s)
     assert prediction.possible_decode_s == max(prediction.load_s_per_pass, prediction.compute_s_per_pass)

@@ -26,7 +26,7 @@ BUDGET = 1 << 40
 
 def test_a_resident_model_depends_on_computing_alone() -> None:
     pace = pace_of((1, 0.001), (64, 0.002))
-    request = Request(spec=SPEC, workload=Workload(), compute_dtype="float32", budget_bytes=BUDGET)
+    request = Request(model=SPEC, workload=Workload(), compute_dtype="float32", budget_bytes=BUDGET)
     found = prediction_interval(SPEC, plan_fastest(request, pace), pace, read_is_limited=False)
     decode = found.decode_s_per_pass
     assert decode.high / decode.expected == pytest.approx(COMPUTE_RANGE.high, rel=1e-6)
@@ -36,7 +36,7 @@ def test_a_resident_model_depends_on_computing_alone() -> None:
 
 def test_a_rehearsed_layer_is_as_uncertain_as_the_curve() -> None:
     pace = replace(pace_of((1, 0.001), (64, 0.002)), layer=LayerTimes(prefill_s=3.0, decode_s=2.0))
-    request = Request(spec=SPEC, workload=Workload(), compute_dtype="float32", budget_bytes=BUDGET)
+    request = Request(model=SPEC, workload=Workload(), compute_dtype="float32", budget_bytes=BUDGET)
     decode = prediction_interval(SPEC, plan_fastest(request, pace), pace, read_is_limited=False).decode_s_per_pass
     assert decode.high / decode.expected == pytest.approx(COMPUTE_RANGE.high, rel=1e-6)
     assert decode.low / decode.expected == pytest.approx(COMPUTE_RANGE.low, rel=1e-6)
@@ -45,7 +45,7 @@ def test_a_rehearsed_layer_is_as_uncertain_as_the_curve() -> None:
 @pytest.mark.parametrize("limited", [False, True])
 def test_what_waits_for_the_disk_moves_with_its_rate(limited: bool) -> None:
     pace = pace_of((1, 1e-6), (64, 1e-6), read_bytes_per_s=1e6)
-    request = Request(spec=SPEC, workload=Workload(), compute_dtype="float32", budget_bytes=BUDGET)
+    request = Request(model=SPEC, workload=Workload(), compute_dtype="float32", budget_bytes=BUDGET)
     fastest = plan_fastest(request, pace)
     found = prediction_interval(SPEC, fastest, pace, read_is_limited=limited)
     constant = LIMITED_READ_RANGE if limited else READ_RANGE
@@ -57,7 +57,7 @@ def test_what_waits_for_the_disk_moves_with_its_rate(limited: bool) -> None:
 def on_accelerator() -> tuple[AcceleratorRequest, AcceleratorPace]:
     """A device with room for little more than two slots, all else in host memory; the link and the disk do 1 MB/s."""
     request = AcceleratorRequest(
-        spec=SPEC,
+        model=SPEC,
         workload=Workload(),
         compute_dtype="float32",
         budget_bytes=0,

@@ -42,7 +42,7 @@ def needs_of(count: int, prompt: int = 20, new: int = 10) -> dict[Hashable, Need
 
 def request(budget_bytes: int) -> Request:
     return Request(
-        spec=SPEC,
+        model=SPEC,
         workload=Workload(sequences=1, prompt_tokens=1, generate_tokens=1),
         compute_dtype="bfloat16",
         budget_bytes=budget_bytes,

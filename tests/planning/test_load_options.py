@@ -11,14 +11,14 @@ import pytest
 
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.probed_machine import ComputeCurve, CurvePoint
-from headrace.model.blocks import ModelSpec, build_spec
+from headrace.model.blocks import StoredModel, build_stored_model
 from headrace.model.model_config import parse_config
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.planning.load_options import Options, compute_dtypes, make_options, reserve_bytes, work_seconds
 from headrace.planning.plan import Strategy, Workload
 
 
-def small_model(*, context_tokens: int) -> ModelSpec:
+def small_model(*, context_tokens: int) -> StoredModel:
     """One layer of one matrix, a head, 16 bit."""
     shapes = {
         "model.embed_tokens.weight": (8, 4),
@@ -40,16 +40,16 @@ def small_model(*, context_tokens: int) -> ModelSpec:
     }
     files = (ShardFile(Path("model/0"), 4096, 0, 0, 0),)
     index = TensorIndex(directory=Path("model"), files=files, entries=MappingProxyType(entries))
-    return build_spec("small", parse_config(raw, origin="config.json"), index)
+    return build_stored_model("small", parse_config(raw, origin="config.json"), index)
 
 
-def made(spec: ModelSpec, **changes: Any) -> Options:
-    return make_options(spec, **({"memory": None, "default_budget_bytes": lambda: 12345} | changes))
+def made(model: StoredModel, **changes: Any) -> Options:
+    return make_options(model, **({"memory": None, "default_budget_bytes": lambda: 12345} | changes))
 
 
 def test_defaults() -> None:
-    spec = small_model(context_tokens=4096)
-    options = made(spec)
+    model = small_model(context_tokens=4096)
+    options = made(model)
     assert options == Options(
         budget_bytes=12345, workload=Workload(sequences=1, prompt_tokens=512, generate_tokens=512)
     )
@@ -99,9 +99,9 @@ def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], words: str) ->
 
 
 def test_the_edges_are_allowed() -> None:
-    spec = small_model(context_tokens=64)
-    assert made(spec, max_tokens=64, prompt_tokens=63).workload.generate_tokens == 1
-    assert made(spec, max_tokens=2).workload.prompt_tokens == 1
+    model = small_model(context_tokens=64)
+    assert made(model, max_tokens=64, prompt_tokens=63).workload.generate_tokens == 1
+    assert made(model, max_tokens=2).workload.prompt_tokens == 1
 
 
 def test_what_is_left_alone() -> None:
@@ -110,12 +110,12 @@ def test_what_is_left_alone() -> None:
 
 
 def test_dtypes_to_compare() -> None:
-    spec = small_model(context_tokens=64)
-    assert compute_dtypes(spec, None) == ("bfloat16", "float32")
-    assert compute_dtypes(spec, "float16") == ("float16",)
-    assert compute_dtypes(dataclasses.replace(spec, stored_dtype="F32"), None) == ("float32",)
+    model = small_model(context_tokens=64)
+    assert compute_dtypes(model, None) == ("bfloat16", "float32")
+    assert compute_dtypes(model, "float16") == ("float16",)
+    assert compute_dtypes(dataclasses.replace(model, stored_dtype="F32"), None) == ("float32",)
     with pytest.raises(MachineError, match="stored as I8"):
-        compute_dtypes(dataclasses.replace(spec, stored_dtype="I8"), "float32")
+        compute_dtypes(dataclasses.replace(model, stored_dtype="I8"), "float32")
 
 
 def test_the_seconds_of_work() -> None:

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from drawn import missed_experts, passes_for
 from headrace.machine.engine import PRESENT, Engine
 from headrace.machine.machine import Machine, Tier
-from headrace.model.model import LayerGroup, ModelShape
+from headrace.model.model import LayerGroup, Model
 from headrace.planning.arrangement import Arrangement, Speculation
 from headrace.planning.cost import WorkCost, work_cost
 from headrace.planning.plan import Workload
 from headrace.planning.rates import Rates, quantities
 from headrace.planning.simulation import SimulatedWork, simulate_work
 from headrace.planning.simulation.many_devices import DECODE_PASSES
-from planning_examples import dense_shape, moe_shape, server
+from planning_examples import dense_model, moe_model, server
 
-SHAPE = dense_shape(name="forty", layers=40)
+SHAPE = dense_model(name="forty", layers=40)
 ONE_LAYER = 1 / 40
 works = st.builds(
     Workload,
@@ -34,7 +34,7 @@ def both(
     arrangement: Arrangement,
     work: Workload,
     *,
-    shape: ModelShape = SHAPE,
+    model: Model = SHAPE,
     machine: Machine | None = None,
     engine: Engine = PRESENT,
     passes: int = DECODE_PASSES,
@@ -42,8 +42,8 @@ def both(
     place = machine or server()
     constants = quantities(place, engine, arrangement, weight_format="bf16")
     rates = Rates.of({name: constant.expected for name, constant in constants.items()})
-    closed = work_cost(shape, place, arrangement, work, rates)
-    return closed, simulate_work(shape, place, arrangement, work, rates, passes=passes)
+    closed = work_cost(model, place, arrangement, work, rates)
+    return closed, simulate_work(model, place, arrangement, work, rates, passes=passes)
 
 
 def agree(closed: WorkCost, played: SimulatedWork, *, decode: float, prefill: float) -> None:
@@ -158,22 +158,22 @@ def test_shared_uplinks_bind_in_both() -> None:
 def test_unequal_layers_agree() -> None:
     """Three small layers before the others, as in DeepSeek-V3."""
     small = dataclasses.replace(next(SHAPE.layers()), feed_forward_parameters=10**7, feed_forward_bytes=2e7)
-    shape = dataclasses.replace(SHAPE, groups=(LayerGroup(layer=small, count=3), *SHAPE.groups))
+    model = dataclasses.replace(SHAPE, groups=(LayerGroup(layer=small, count=3), *SHAPE.groups))
     arrangement = Arrangement(strategy="overlap", source=Tier.HOST, slots=3, resident_share=0.0)
-    agree(*both(arrangement, Workload(generate_tokens=32), shape=shape), decode=1e-9, prefill=ONE_LAYER)
+    agree(*both(arrangement, Workload(generate_tokens=32), model=model), decode=1e-9, prefill=ONE_LAYER)
 
 
 @given(works, st.sampled_from([Tier.HOST, Tier.DISK]), st.sampled_from([0.0, 0.5, 1.0]))
 @settings(deadline=None, max_examples=20)
 def test_experts_fetched_on_demand_are_exact(work: Workload, source: Tier, hit_rate: float) -> None:
     arrangement = Arrangement(strategy="experts", source=source, expert_hit_rate=hit_rate)
-    agree(*both(arrangement, work, shape=moe_shape()), decode=1e-9, prefill=1e-9)
+    agree(*both(arrangement, work, model=moe_model()), decode=1e-9, prefill=1e-9)
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 16, 64])
 @pytest.mark.parametrize("hit_rate", [0.0, 0.5, 1.0])
 def test_missed_experts_are_those_of_the_closed_form(tokens: int, hit_rate: float) -> None:
-    layer = next(moe_shape().layers())
+    layer = next(moe_model().layers())
     drawn = missed_experts(layer, tokens=tokens, hit_rate=hit_rate, draws=4000, seed=7)
     assert drawn == pytest.approx(layer.experts_touched(tokens) * (1 - hit_rate), abs=0.05)
 

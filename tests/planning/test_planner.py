@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import BudgetError
 from headrace.machine.probed_machine import ComputeCurve, CurvePoint
-from headrace.model.blocks import ModelSpec, build_spec
+from headrace.model.blocks import StoredModel, build_stored_model
 from headrace.model.layout import PAGE_BYTES
 from headrace.model.model_config import parse_config
 from headrace.model.safetensors_index import DTYPE_BYTES, ShardFile, TensorEntry, TensorIndex
@@ -39,7 +39,7 @@ HIDDEN = 256
 
 def model(
     layer_widths: Sequence[int], *, vocab: int = 3000, tied: bool = False, experts: int = 0, dtype: str = "BF16"
-) -> ModelSpec:
+) -> StoredModel:
     """Fabricate a model whose layers have the given widths of their feed-forward part; no bytes of it exist."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, HIDDEN), "model.norm.weight": (HIDDEN,)}
     for layer, width in enumerate(layer_widths):
@@ -70,15 +70,15 @@ def model(
     index = TensorIndex(
         directory=Path("model"), files=(ShardFile(Path("model/0"), end, 0, 0, 0),), entries=MappingProxyType(entries)
     )
-    return build_spec("made up", parse_config(raw, origin="config.json"), index)
+    return build_stored_model("made up", parse_config(raw, origin="config.json"), index)
 
 
-def pace_of(spec: ModelSpec, *, load_per_compute: float, **changes: Any) -> Pace:
+def pace_of(spec: StoredModel, *, load_per_compute: float, **changes: Any) -> Pace:
     """Return a machine on which a decode pass of one sequence computes for 1 s, reads for `load_per_compute`."""
     per_parameter = 1.0 / sum(block.active_parameters for block in spec.blocks)
     return dataclasses.replace(
         Pace(
-            read_bytes_per_s=sum(block.footprint_bytes for block in spec.blocks) / load_per_compute,
+            read_bytes_per_s=sum(block.read_bytes for block in spec.blocks) / load_per_compute,
             curve=ComputeCurve(
                 compute_dtype="bfloat16",
                 stored_dtype="BF16",
@@ -91,8 +91,8 @@ def pace_of(spec: ModelSpec, *, load_per_compute: float, **changes: Any) -> Pace
     )
 
 
-def request_of(spec: ModelSpec, budget_bytes: int, *, dtype: str = "bfloat16", **workload: int) -> Request:
-    return Request(spec=spec, workload=Workload(**workload), compute_dtype=dtype, budget_bytes=budget_bytes)
+def request_of(spec: StoredModel, budget_bytes: int, *, dtype: str = "bfloat16", **workload: int) -> Request:
+    return Request(model=spec, workload=Workload(**workload), compute_dtype=dtype, budget_bytes=budget_bytes)
 
 
 def with_budget(request: Request, budget_bytes: int) -> Request:
@@ -101,7 +101,7 @@ def with_budget(request: Request, budget_bytes: int) -> Request:
 
 def everything_bytes(request: Request) -> int:
     """Return a budget in which all blocks and the embedding table can stay."""
-    return minimum_bytes(request, Strategy.RESIDENT) + request.spec.embedding.size_bytes + 4 * PAGE_BYTES
+    return minimum_bytes(request, Strategy.RESIDENT) + request.model.embedding.size_bytes + 4 * PAGE_BYTES
 
 
 widths = st.lists(st.just(700), min_size=1, max_size=8) | st.lists(
@@ -163,7 +163,7 @@ def test_a_plan_never_exceeds_the_budget(case: tuple[Request, Pace], strategy: S
 
 def check_books(request: Request, plan: Plan) -> None:
     """Recount from the blocks what the plan says of itself."""
-    sizes = [block.footprint_bytes for block in request.spec.blocks]
+    sizes = [block.read_bytes for block in request.model.blocks]
     streamed = [size for size, stays in zip(sizes, plan.resident, strict=True) if not stays]
     assert plan.memory.resident_bytes == sum(sizes) - sum(streamed)
     assert plan.streamed_bytes_per_pass == sum(streamed)
@@ -179,10 +179,10 @@ def check_books(request: Request, plan: Plan) -> None:
         assert plan.slots in SLOT_COUNTS
         assert plan.slots <= len(streamed), "more slots than streamed blocks would be memory for nothing"
     table_stays = plan.embedding is EmbeddingPlacement.RESIDENT
-    assert (plan.memory.embedding_bytes >= request.spec.embedding.size_bytes) == table_stays
+    assert (plan.memory.embedding_bytes >= request.model.embedding.size_bytes) == table_stays
     if plan.embedding is EmbeddingPlacement.HEAD:
-        assert request.spec.tied
-        assert all(s for s, block in zip(plan.resident, request.spec.blocks, strict=True) if block.head_rows)
+        assert request.model.tied
+        assert all(s for s, block in zip(plan.resident, request.model.blocks, strict=True) if block.head_rows)
 
 
 @given(cases(), st.sampled_from([*Strategy, None]))
@@ -235,7 +235,7 @@ def test_what_is_held_beside_the_blocks() -> None:
 def test_a_few_large_blocks_stay_where_slots_of_their_size_would_not_fit() -> None:
     """A head of six layers' size: two slots for it take twelve, keeping it takes six and two small slots."""
     spec = model([100] * 5, vocab=7000)
-    layer, head = spec.blocks[0].footprint_bytes, spec.blocks[-1].footprint_bytes
+    layer, head = spec.blocks[0].read_bytes, spec.blocks[-1].read_bytes
     assert head > 4 * layer
     request = request_of(spec, 0)
     beside_bytes = request.beside_blocks.total_bytes
@@ -258,7 +258,7 @@ def test_several_large_blocks_of_different_sizes_stay() -> None:
 
 def fill_then_stream(request: Request) -> Plan | None:
     """Apply the rule that users apply by hand: two slots, the first blocks stay as long as they fit."""
-    sizes = [block.footprint_bytes for block in request.spec.blocks]
+    sizes = [block.read_bytes for block in request.model.blocks]
     beside = request.beside_blocks
     for number in range(len(sizes) - 2, -1, -1):
         memory = dataclasses.replace(beside, resident_bytes=sum(sizes[:number]), slots_bytes=2 * max(sizes[number:]))
@@ -285,7 +285,7 @@ def test_the_planner_is_never_slower_than_filling_memory_and_streaming_the_rest(
     _, prediction = planned(request, pace)
     simple = fill_then_stream(request)
     if simple is not None:
-        assert prediction.total_s <= predict(request.spec, simple, pace).total_s * (1 + 1e-9)
+        assert prediction.total_s <= predict(request.model, simple, pace).total_s * (1 + 1e-9)
 
 
 def test_filling_memory_from_the_first_block_on_is_sometimes_best() -> None:
@@ -297,7 +297,7 @@ def test_filling_memory_from_the_first_block_on_is_sometimes_best() -> None:
     simple = fill_then_stream(request)
     assert simple is not None
     _, prediction = plan_fastest(request, pace)
-    assert prediction.total_s <= predict(request.spec, simple, pace).total_s * (1 + 1e-9)
+    assert prediction.total_s <= predict(request.model, simple, pace).total_s * (1 + 1e-9)
 
 
 @given(cases())
@@ -341,29 +341,29 @@ def test_one_more_layer_of_memory_never_predicts_a_slower_run(
     spec = model([700] * layers, vocab=vocab)
     request = dataclasses.replace(request_of(spec, 0), workload=work)
     pace = pace_of(spec, load_per_compute=load_per_compute, compute_slowdown=slowdown, read_slowdown=slowdown)
-    budget_bytes = minimum_bytes(request) + int(first_budget * spec.blocks[0].footprint_bytes)
+    budget_bytes = minimum_bytes(request) + int(first_budget * spec.blocks[0].read_bytes)
     fastest_s = math.inf
     while budget_bytes < everything_bytes(request):
         _, prediction = plan_fastest(with_budget(request, budget_bytes), pace)
         assert prediction.total_s <= fastest_s * 1.01
         fastest_s = min(fastest_s, prediction.total_s)
-        budget_bytes += spec.blocks[0].footprint_bytes
+        budget_bytes += spec.blocks[0].read_bytes
 
 
 def best_of_everything(request: Request, pace: Pace) -> float:
     """Try every set of residents with every number of slots; seconds of the fastest."""
-    blocks = request.spec.blocks
+    blocks = request.model.blocks
     plan, prediction = plan_fastest(request, pace)
     best_s = prediction.total_s
     for slots in SLOT_COUNTS:
         for resident in itertools.product((True, False), repeat=len(blocks)):
-            streamed = [b.footprint_bytes for b, stays in zip(blocks, resident, strict=True) if not stays]
+            streamed = [b.read_bytes for b, stays in zip(blocks, resident, strict=True) if not stays]
             if len(streamed) < slots:
                 continue
-            held_bytes = sum(b.footprint_bytes for b in blocks) - sum(streamed) + slots * max(streamed)
+            held_bytes = sum(b.read_bytes for b in blocks) - sum(streamed) + slots * max(streamed)
             if request.beside_blocks.total_bytes + held_bytes <= request.budget_bytes:
                 other = dataclasses.replace(plan, strategy=Strategy.OVERLAP, resident=resident, slots=slots)
-                best_s = min(best_s, predict(request.spec, other, pace).total_s)
+                best_s = min(best_s, predict(request.model, other, pace).total_s)
     return best_s
 
 
@@ -371,7 +371,7 @@ def best_of_everything(request: Request, pace: Pace) -> float:
 @settings(max_examples=15, deadline=None)
 def test_the_planner_comes_close_to_trying_everything(case: tuple[Request, Pace]) -> None:
     request, pace = case
-    assume(len(request.spec.blocks) <= 6)
+    assume(len(request.model.blocks) <= 6)
     _, prediction = planned(request, pace)
     assert prediction.total_s <= 1.05 * best_of_everything(request, pace)
 
@@ -397,7 +397,7 @@ def test_everything_stays_where_everything_fits(case: tuple[Request, Pace]) -> N
     plan, prediction = plan_fastest(with_budget(request, everything_bytes(request)), pace)
     assert plan.strategy is Strategy.RESIDENT
     assert all(plan.resident)
-    expected = EmbeddingPlacement.HEAD if request.spec.tied else EmbeddingPlacement.RESIDENT
+    expected = EmbeddingPlacement.HEAD if request.model.tied else EmbeddingPlacement.RESIDENT
     assert plan.embedding is expected
     assert prediction.binds == "compute"
 
@@ -446,7 +446,7 @@ def test_each_strategy_on_request(strategy: Strategy) -> None:
 def test_overlap_is_taken_where_it_pays_and_residents_are_spread() -> None:
     spec = model([700] * 11, vocab=500)
     request = request_of(spec, 0, prompt_tokens=1)
-    size = spec.blocks[0].footprint_bytes
+    size = spec.blocks[0].read_bytes
     half = with_budget(request, request.beside_blocks.total_bytes + 7 * size)
     plan, prediction = plan_fastest(half, pace_of(spec, load_per_compute=2.0))
     assert plan.strategy is Strategy.OVERLAP
@@ -469,7 +469,7 @@ def test_what_is_left_is_filled_with_blocks_that_fit(
 ) -> None:
     spec = model(layer_widths)
     request = request_of(spec, 0)
-    sizes = [block.footprint_bytes for block in spec.blocks]
+    sizes = [block.read_bytes for block in spec.blocks]
     left_bytes = sum(sizes[index] for index in fitting) + PAGE_BYTES
     assert left_bytes < sizes[-1] < sizes[0], "neither the head nor a large layer fits"
     budget_bytes = request.beside_blocks.total_bytes + max(sizes) + left_bytes
@@ -491,7 +491,7 @@ def test_leftover_memory_does_not_lie_idle(case: tuple[Request, Pace]) -> None:
         assume(False)
     free_bytes = request.budget_bytes - plan.memory.total_bytes
     if plan.streamed_blocks > 1:
-        streamed = [b.footprint_bytes for b, s in zip(request.spec.blocks, plan.resident, strict=True) if not s]
+        streamed = [b.read_bytes for b, s in zip(request.model.blocks, plan.resident, strict=True) if not s]
         assert free_bytes < min(streamed)
 
 

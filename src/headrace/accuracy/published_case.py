@@ -18,7 +18,7 @@ from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Quantity
 from headrace.model.catalogue import named_model
 from headrace.model.formats import find_format, requantised
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement, Speculation
 from headrace.planning.memory_need import memory_need, usable_bytes
 from headrace.planning.plan import Workload
@@ -37,7 +37,7 @@ class Case:
 
     row: Row
     family: str
-    shape: ModelShape
+    model: Model
     machine: Machine
     arrangement: Arrangement
     engine: Engine
@@ -75,7 +75,7 @@ def family_of(row: Row) -> str:
 def case_of(row: Row) -> Case:
     """Read a row. Raises Excluded with the reason where it cannot be predicted."""
     _refuse(row)
-    shape = _shape(row)
+    model = _model(row)
     machine, stated = _machine(row)
     family = family_of(row)
     engine = engine_named(row.engine)
@@ -91,7 +91,7 @@ def case_of(row: Row) -> Case:
         generate = 1
     if row.prompt_tokens is None and row.batch is not None and row.batch > 8:
         unstated = True
-    arrangement = _arrangement(row, shape, machine, batch)
+    arrangement = _arrangement(row, model, machine, batch)
     machine = _with_room(machine, arrangement)
     replicas = arrangement.replicas if row.per_device or arrangement.sharded else 1
     work = Workload(sequences=batch * replicas, prompt_tokens=max(1, prompt), generate_tokens=max(1, generate))
@@ -99,11 +99,11 @@ def case_of(row: Row) -> Case:
     if "speculative" in row.strategy:
         speculation = Speculation(draft_tokens=16, acceptance=0.85)
         unstated = True
-    arrangement = _filled(row, shape, machine, arrangement, work)
+    arrangement = _filled(row, model, machine, arrangement, work)
     return Case(
         row=row,
         family=family,
-        shape=replace(shape, context_tokens=max(shape.context_tokens, work.context_tokens + 1)),
+        model=replace(model, context_tokens=max(model.context_tokens, work.context_tokens + 1)),
         machine=machine,
         arrangement=arrangement,
         engine=engine,
@@ -164,28 +164,28 @@ def _refuse(row: Row) -> None:
 # -- model --------------------------------------------------------------------------------------------------------
 
 
-def _shape(row: Row) -> ModelShape:
+def _model(row: Row) -> Model:
     try:
-        shape = named_model(row.model)
+        model = named_model(row.model)
     except HeadraceError:
         raise Excluded(f"no shape is known of {row.model!r}") from None
-    total = shape.parameters
+    total = model.parameters
     if row.params_total and not 0.7 < row.params_total / total < 1.4:
         raise Excluded(f"{row.model} has {row.params_total / 1e9:.4g} billion in the source, {total / 1e9:.4g} here")
-    name = _weight_format(row, shape)
-    if name is not None and name != shape.weight_format:
-        shape = requantised(shape, name)
+    name = _weight_format(row, model)
+    if name is not None and name != model.weight_format:
+        model = requantised(model, name)
     if "kv" in row.weight_dtype:
-        shape = shape.with_kv_element_bytes(0.5625)
-    return shape
+        model = model.with_kv_element_bytes(0.5625)
+    return model
 
 
-def _weight_format(row: Row, shape: ModelShape) -> str | None:
+def _weight_format(row: Row, model: Model) -> str | None:
     text = row.weight_dtype.lower()
     text = re.sub(r"\(.*?\)|\?", "", text).strip()
     text = text.split("/")[0].split()[0] if text.split() else ""
     text = re.sub(r"-(int\d)$", r" \1", text).split(" ")[-1] if text.startswith(("awq-", "gptq-")) else text
-    if shape.weight_format == "mxfp4" and text in {"fp4", "mxfp4"}:
+    if model.weight_format == "mxfp4" and text in {"fp4", "mxfp4"}:
         return None
     named = re.search(r"[_-](q\d_k_[sml]|q\d_[01k]|iq\d_\w+)\b", row.model.lower())
     if text in {"quant", "q4", ""} and named is not None:
@@ -326,7 +326,7 @@ def _batch(row: Row) -> tuple[int, bool]:
     return (64 if row.metric == "throughput" else 1), True
 
 
-def _arrangement(row: Row, shape: ModelShape, machine: Machine, batch: int) -> Arrangement:
+def _arrangement(row: Row, model: Model, machine: Machine, batch: int) -> Arrangement:
     strategy, count = row.strategy, row.num_devices or 1
     tier = row.weight_tier.lower()
     source = Tier.DISK if re.search(r"nvme|disk|ssd|hdd", tier) and "cpu/ssd" not in tier else Tier.HOST
@@ -360,7 +360,7 @@ def _arrangement(row: Row, shape: ModelShape, machine: Machine, batch: int) -> A
             strategy="sharded", source=source, slots=2, resident_share=0.0, replicas=count, sharded=count > 1
         )
     if strategy.startswith(("stream_sequential", "stream_overlap", "stream", "partial_resident")):
-        if "selectively" in row.notes and any(group.layer.num_experts for group in shape.groups):
+        if "selectively" in row.notes and any(group.layer.num_experts for group in model.groups):
             return Arrangement(strategy="experts", source=source, expert_hit_rate=0.0, overlap=False)
         overlap = "sequential" not in strategy
         kv = Tier.HOST if re.search(r"kv (?:offload|cache in cpu)", (row.engine + row.notes).lower()) else Tier.DEVICE
@@ -375,7 +375,7 @@ def _arrangement(row: Row, shape: ModelShape, machine: Machine, batch: int) -> A
     if strategy == "partial_offload_cpu_compute":
         return Arrangement(strategy="hybrid", source=Tier.HOST, slots=0, resident_share=0.5, cpu_share=0.5)
     if strategy in {"moe_offload", "moe_cpu_compute"}:
-        if not any(group.layer.num_experts for group in shape.groups):
+        if not any(group.layer.num_experts for group in model.groups):
             raise Excluded("no mixture of experts")
         if strategy == "moe_cpu_compute":
             return Arrangement(strategy="hybrid", source=Tier.HOST, slots=0, resident_share=0.5, cpu_share=0.5)
@@ -395,16 +395,16 @@ def _with_room(machine: Machine, arrangement: Arrangement) -> Machine:
     return machine
 
 
-def _filled(row: Row, shape: ModelShape, machine: Machine, arrangement: Arrangement, work: Workload) -> Arrangement:
+def _filled(row: Row, model: Model, machine: Machine, arrangement: Arrangement, work: Workload) -> Arrangement:
     """Decide what stays on the device where the source leaves that to the software."""
     if row.strategy == "partial_resident":
         held = re.search(r"gpu(\d+(?:\.\d+)?)B", row.weight_tier)
         if held is not None:
-            share = min(0.99, float(held[1]) * 1e9 / shape.parameters)
+            share = min(0.99, float(held[1]) * 1e9 / model.parameters)
             return replace(arrangement, resident_share=share)
     room = usable_bytes(machine, Tier.DEVICE)
     if arrangement.streamed_share > 0 and machine.host is not None:
-        alone = memory_need(shape, machine, replace(arrangement, kv_tier=Tier.DEVICE), work)
+        alone = memory_need(model, machine, replace(arrangement, kv_tier=Tier.DEVICE), work)
         if alone.device_bytes > room:
             return replace(arrangement, kv_tier=Tier.HOST)
     if arrangement.strategy == "hybrid":
@@ -413,7 +413,7 @@ def _filled(row: Row, shape: ModelShape, machine: Machine, arrangement: Arrangem
             middle = (low + high) / 2
             tried = replace(arrangement, resident_share=middle, cpu_share=1 - middle)
             low, high = (
-                (middle, high) if memory_need(shape, machine, tried, work).device_bytes <= room else (low, middle)
+                (middle, high) if memory_need(model, machine, tried, work).device_bytes <= room else (low, middle)
             )
         return replace(arrangement, resident_share=low, cpu_share=1 - low)
     if arrangement.expert_hit_rate is not None:
@@ -422,7 +422,7 @@ def _filled(row: Row, shape: ModelShape, machine: Machine, arrangement: Arrangem
             middle = (low + high) / 2
             tried = replace(arrangement, expert_hit_rate=middle)
             low, high = (
-                (middle, high) if memory_need(shape, machine, tried, work).device_bytes <= room else (low, middle)
+                (middle, high) if memory_need(model, machine, tried, work).device_bytes <= room else (low, middle)
             )
         return replace(arrangement, expert_hit_rate=low)
     return arrangement

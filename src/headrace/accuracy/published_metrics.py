@@ -78,7 +78,7 @@ def predict_case(case: Case, *, expected_only: bool = False) -> Interval:
         raise Excluded(f"the unit {unit!r} is not known")
     if case.row.batch_text.startswith("max"):
         case = _filled_batch(case)
-    constants = dict(quantities(case.machine, case.engine, case.arrangement, weight_format=case.shape.weight_format))
+    constants = dict(quantities(case.machine, case.engine, case.arrangement, weight_format=case.model.weight_format))
     constants["engine.spread"] = case.engine.spread
     if case.unstated:
         constants["unstated"] = _UNSTATED_BATCH if case.assumed_batch else _UNSTATED
@@ -103,7 +103,7 @@ def _filled_batch(case: Case) -> Case:
 
     def fits(sequences: int) -> bool:
         work = replace(case.work, sequences=sequences)
-        return memory_need(case.shape, case.machine, case.arrangement, work).device_bytes <= room
+        return memory_need(case.model, case.machine, case.arrangement, work).device_bytes <= room
 
     low, high = 1, _MOST_SEQUENCES
     while high - low > 1:
@@ -114,7 +114,7 @@ def _filled_batch(case: Case) -> Case:
 
 
 def _work(case: Case, rates: Rates) -> WorkCost:
-    return work_cost(case.shape, case.machine, case.arrangement, case.work, rates, speculation=case.speculation)
+    return work_cost(case.model, case.machine, case.arrangement, case.work, rates, speculation=case.speculation)
 
 
 def _throughput(case: Case, rates: Rates) -> float:
@@ -135,7 +135,7 @@ def _steady(case: Case, rates: Rates) -> float:
 def _served_step_s(case: Case, rates: Rates) -> float:
     """A decode pass of all sequences and the share of a prefill that comes with it on the average."""
     work = _served(case)
-    step_s = work_cost(case.shape, case.machine, case.arrangement, work, rates).decode_s_per_pass
+    step_s = work_cost(case.model, case.machine, case.arrangement, work, rates).decode_s_per_pass
     prefill_s = _prefill_s(case, rates, work.prompt_tokens)
     return step_s + work.sequences / work.generate_tokens * prefill_s
 
@@ -152,7 +152,7 @@ def _served(case: Case) -> Workload:
 def _prefill_s(case: Case, rates: Rates, tokens: int) -> float:
     """Prefill of one sequence beside running ones: its arithmetic; the weights are read by the pass anyhow."""
     carried = PassTokens(sequences=1, new_tokens=tokens, context_tokens=tokens)
-    cost = pass_cost(case.shape, case.machine, case.arrangement, carried, rates)
+    cost = pass_cost(case.model, case.machine, case.arrangement, carried, rates)
     fixed_s = cost.overhead_s
     return max(0.0, cost.total_s - fixed_s)
 
@@ -160,7 +160,7 @@ def _prefill_s(case: Case, rates: Rates, tokens: int) -> float:
 def _first_token(case: Case, rates: Rates) -> float:
     work = _served(case)
     alone_s = pass_cost(
-        case.shape,
+        case.model,
         case.machine,
         case.arrangement,
         PassTokens(sequences=1, new_tokens=work.prompt_tokens, context_tokens=work.prompt_tokens),
@@ -179,7 +179,7 @@ def _per_token_over_batch(case: Case, rates: Rates) -> float:
     cost = _work(case, rates)
     if "world_size" in case.row.notes or "world size" in case.row.notes:
         # Every device holds a copy of the batch, and the source counts all of them.
-        gather = case.shape.weights_bytes / rates.peer_bytes_per_s
+        gather = case.model.weights_bytes / rates.peer_bytes_per_s
         return (cost.decode_s_per_pass + gather) / case.work.sequences
     return cost.total_s / case.work.generate_tokens / case.work.sequences
 

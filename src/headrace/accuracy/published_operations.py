@@ -118,10 +118,10 @@ def _drives(row: Row) -> Interval | None:
 
 def _context(row: Row, machine: Machine) -> Interval | None:
     """Tokens of context whose cache takes 30 % of all devices' memory, by how the cache is divided."""
-    shape = named_model(row.model)
-    layer = next(shape.layers())
+    model = named_model(row.model)
+    layer = next(model.layers())
     devices, sequences = row.num_devices or 1, row.batch or 1
-    per_token = shape.kv_bytes_per_token()
+    per_token = model.kv_bytes_per_token()
     share = machine.processor.memory_bytes * 0.3
     if "multi-head" in row.parallelism:
         # As many key-value heads as query heads, of half the width, as the source compares them.

@@ -11,7 +11,7 @@ from headrace.cli.planning_case import Asked, PlanningCase, constants_of
 from headrace.errors import BudgetError, MachineError
 from headrace.machine.probed_accelerator import ProbedAccelerator
 from headrace.machine.probed_machine import ProbedMachine
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.accelerator_planner import (
@@ -64,7 +64,7 @@ class AcceleratorCase(PlanningCase):
 
     def predict_at(self, pace: AcceleratorPace, plan: Plan) -> Prediction:
         """Predict what the plan does at another pace."""
-        return predict_on_accelerator(self.request.spec, plan, pace, pinned=self.request.pinned)
+        return predict_on_accelerator(self.request.model, plan, pace, pinned=self.request.pinned)
 
     def least_bytes(self, workload: Workload) -> int:
         """Return the smallest budget of the device's memory for this work."""
@@ -81,7 +81,7 @@ class AcceleratorCase(PlanningCase):
     def interval(self, candidate: Candidate) -> PredictionInterval:
         """Move the rates of disk and link and the time of computing."""
         return prediction_interval(
-            self.request.spec,
+            self.request.model,
             candidate,
             self.pace,
             read_is_limited=self.read_is_limited,
@@ -109,7 +109,7 @@ def measured_accelerator(checkpoint: Checkpoint, device: Device, asked: Asked) -
     from headrace.streaming.cuda_device import list_gpus
     from headrace.streaming.device_budget import device_budget_bytes, host_budget_bytes, refuse_what_is_not_free
 
-    options = asked.options(checkpoint.spec, lambda: device_budget_bytes(device), host_budget_bytes)
+    options = asked.options(checkpoint.model, lambda: device_budget_bytes(device), host_budget_bytes)
     refuse_what_is_not_free(device, options.budget_bytes, options.host_budget_bytes)
     config = read_transformers_config(checkpoint.directory)
     request, pace, notes = study_accelerator(checkpoint, options, config, device)
@@ -137,7 +137,7 @@ def measured_accelerator(checkpoint: Checkpoint, device: Device, asked: Asked) -
 
 
 def described_accelerator(
-    spec: ModelSpec, asked: Asked, machine: ProbedMachine, accelerator: ProbedAccelerator, *, origin: str
+    model: StoredModel, asked: Asked, machine: ProbedMachine, accelerator: ProbedAccelerator, *, origin: str
 ) -> AcceleratorCase:
     """Take an accelerator of a machine file, with what is free on it and all of its host's memory, less reserves.
 
@@ -146,13 +146,13 @@ def described_accelerator(
     """
     free_bytes, host_bytes = accelerator.free_bytes, machine.memory_bytes
     options = asked.options(
-        spec,
+        model,
         lambda: max(0, free_bytes - device_reserve_bytes(free_bytes)),
         lambda: max(0, host_bytes - host_reserve_bytes(host_bytes)),
     )
-    dtype = compute_dtypes(spec, asked.dtype)[0]
+    dtype = compute_dtypes(model, asked.dtype)[0]
     request = AcceleratorRequest(
-        spec=spec,
+        model=model,
         workload=asked.workload,
         compute_dtype=dtype,
         budget_bytes=options.budget_bytes,
@@ -165,10 +165,10 @@ def described_accelerator(
     pace = pace_from_probe(
         machine,
         accelerator,
-        spec,
+        model,
         compute_dtype=dtype,
         read_limit_bytes_per_s=options.read_limit_bytes_per_s,
-        processor_layer=_processor_layer(machine, spec, asked, dtype),
+        processor_layer=_processor_layer(machine, model, asked, dtype),
     )
     return AcceleratorCase(
         request=request,
@@ -186,10 +186,10 @@ def described_accelerator(
     )
 
 
-def _processor_layer(machine: ProbedMachine, spec: ModelSpec, asked: Asked, dtype: str) -> LayerTimes | None:
+def _processor_layer(machine: ProbedMachine, model: StoredModel, asked: Asked, dtype: str) -> LayerTimes | None:
     """None where the file does not say and nobody asked."""
     try:
-        return processor_layer_from_probe(machine, spec, asked.workload, compute_dtype=dtype)
+        return processor_layer_from_probe(machine, model, asked.workload, compute_dtype=dtype)
     except MachineError:
         if asked.cpu_blocks:
             raise
@@ -229,5 +229,5 @@ def _constants(request: AcceleratorRequest, pace: AcceleratorPace, *, accelerato
         "link_bytes_per_s": pace.link_bytes_per_s,
         "staged_bytes_per_s": pace.staged_bytes_per_s,
         "page_locked": request.pinned,
-        **constants_of(request.spec, pace.device),
+        **constants_of(request.model, pace.device),
     }

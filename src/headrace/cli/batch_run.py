@@ -18,7 +18,7 @@ from headrace.cli.run_progress import displayed
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
 from headrace.machine.probed_machine import ProbedMachine
-from headrace.model.blocks import HEAD_CHUNK_ROWS, ModelSpec
+from headrace.model.blocks import HEAD_CHUNK_ROWS, StoredModel
 from headrace.planning.jobs.forecast import JobForecast, Packing, PassTimes, choose_packing, longest_first
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool
 from headrace.planning.load_options import make_options
@@ -108,7 +108,7 @@ def perform_batch(request: BatchJobRequest, output: Output) -> BatchResult:
         checkpoint = Checkpoint(directory)
         try:
             tokenizer = load_tokenizer(checkpoint.directory, trust_remote_code=request.trust_remote_code)
-            config = checkpoint.spec.config
+            config = checkpoint.model.config
             source = JobInput(
                 request.input.expanduser(),
                 Encoder(tokenizer, context_tokens=config.context_tokens, vocab_size=config.vocab_size),
@@ -192,7 +192,7 @@ class _Start:
         started = time.perf_counter()
         needs, prefixes, examples = self._source.needs(entries)
         options = make_options(
-            checkpoint.spec,
+            checkpoint.model,
             memory=request.memory,
             default_budget_bytes=default_budget_bytes,
             strategy=request.strategy,
@@ -210,9 +210,9 @@ class _Start:
         longest = max(need.positions for need in needs.values())
         least = Packed(positions=longest, pass_tokens=min(16, request.pass_tokens or 16), samples=1, longest=longest)
         studied = study(
-            checkpoint, options, config, pass_tokens=_studied(checkpoint.spec, options.budget_bytes), packed=least
+            checkpoint, options, config, pass_tokens=_studied(checkpoint.model, options.budget_bytes), packed=least
         )
-        costs = rehearse_packing(checkpoint.spec, DTYPES[studied.request.compute_dtype])
+        costs = rehearse_packing(checkpoint.model, DTYPES[studied.request.compute_dtype])
         packing, candidate, forecast = choose_packing(
             studied.request,
             studied.pace,
@@ -224,7 +224,7 @@ class _Start:
             strategy=options.strategy,
             answer_share=request.answer_share,
         )
-        times = PassTimes(checkpoint.spec, candidate.plan, studied.pace, costs, pass_tokens=packing.pass_tokens)
+        times = PassTimes(checkpoint.model, candidate.plan, studied.pace, costs, pass_tokens=packing.pass_tokens)
         self._output.note(*_announcement(packing, candidate.plan, forecast, times, len(entries), prefixes, needs))
         model = assemble(checkpoint, config, candidate, studied, options, started=started)
         with model:
@@ -250,7 +250,7 @@ class _Start:
             for key in longest_first(needs):
                 scheduler.add(key, needs[key])
             job = BatchJob(
-                model_name=checkpoint.spec.name,
+                model_name=checkpoint.model.name,
                 source=self._source,
                 entries=entries,
                 examples=examples,
@@ -297,9 +297,9 @@ def _announcement(
     return lines
 
 
-def _studied(spec: ModelSpec, budget_bytes: int) -> list[int]:
+def _studied(model: StoredModel, budget_bytes: int) -> list[int]:
     """Numbers of tokens whose activations and logits in a rehearsal take no more than a small part of the budget."""
-    config = spec.config
+    config = model.config
     token_bytes = 4 * (HEAD_CHUNK_ROWS + 4 * config.hidden_size + 4 * config.intermediate_size)
     return [tokens for tokens in STUDIED_PASS_TOKENS if tokens * token_bytes <= budget_bytes * STUDY_SHARE]
 

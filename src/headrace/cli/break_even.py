@@ -55,17 +55,17 @@ NO_BREAK_EVEN = BreakEven(0.0, 0, 0, ())
 def break_even_of(case: PlanningCase, candidate: Candidate) -> BreakEven:
     """Return the break-even of one plan, its price in KV cache, and the ways to it that fit this budget."""
     tokens = candidate.prediction.break_even_tokens_per_pass
-    spec, work = case.request.spec, case.request.workload
+    model, work = case.request.model, case.request.workload
     if not tokens:
         return BreakEven(0.0, work.sequences, 0, ())
     sequences = math.ceil(tokens)
-    kv_cache_bytes = spec.kv_cache_bytes(
+    kv_cache_bytes = model.kv_cache_bytes(
         sequences=sequences,
         tokens=work.context_tokens,
         element_bytes=ELEMENT_BYTES[case.request.compute_dtype],
     )
     ways = [SpreadRule("decode", "every pass of this work")] if tokens <= work.sequences else []
-    if sequences <= spec.config.context_tokens * work.sequences:
+    if sequences <= model.config.context_tokens * work.sequences:
         ways.append(SpreadRule("prefill", f"prompts of {math.ceil(tokens / work.sequences)} tokens (the first pass)"))
     if case.fits(sequences=sequences):
         ways.append(SpreadRule("batch", f"a batch of {sequences}"))

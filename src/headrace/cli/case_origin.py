@@ -13,7 +13,7 @@ from headrace.cli.planning_case import Asked, PlanningCase
 from headrace.cli.processor_case import described_processor, measured_processor
 from headrace.machine.probed_accelerator import find_accelerator
 from headrace.machine.probed_machine import ProbedMachine
-from headrace.model.blocks import build_spec
+from headrace.model.blocks import build_stored_model
 from headrace.model.model_config import read_config
 from headrace.model.safetensors_index import TensorIndex
 
@@ -40,7 +40,7 @@ def from_description(directory: Path, asked: Asked, machine: ProbedMachine, *, o
     """
     accelerator = find_accelerator(machine.accelerators, asked.device, origin=origin)
     config, index = read_config(directory), TensorIndex.from_directory(directory)
-    spec = build_spec(directory.resolve().name, config, index, cut_head=accelerator is None)
+    model = build_stored_model(directory.resolve().name, config, index, cut_head=accelerator is None)
     if accelerator is None:
-        return described_processor(spec, asked, machine, origin=origin)
-    return described_accelerator(spec, asked, machine, accelerator, origin=origin)
+        return described_processor(model, asked, machine, origin=origin)
+    return described_accelerator(model, asked, machine, accelerator, origin=origin)

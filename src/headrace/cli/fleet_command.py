@@ -88,12 +88,12 @@ def fleet(
     """
     output = Output(as_json=as_json)
     rate = parse_count(tokens_per_second, option="--tokens-per-second")
-    shape, place = find_model(model), find_machine(machine)
+    found, place = find_model(model), find_machine(machine)
     if weights is not None:
-        shape = requantised(shape, weights)
+        found = requantised(found, weights)
     asked = FleetAsked(
         question=Question(
-            shape=shape,
+            model=found,
             machine=place,
             work=Workload(sequences=batch or 1, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens),
         ),

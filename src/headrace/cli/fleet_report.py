@@ -16,9 +16,9 @@ from headrace.units import format_seconds
 
 def fleet_json(asked: FleetAsked, made: Fleet) -> dict[str, Any]:
     """Build the object that `headrace fleet --json` prints."""
-    shape, machine, service = asked.question.shape, asked.question.machine, made.service
+    model, machine, service = asked.question.model, asked.question.machine, made.service
     return {
-        "model": {"name": shape.name, "parameters": shape.parameters, "weights_bytes": round(shape.weights_bytes)},
+        "model": {"name": model.name, "parameters": model.parameters, "weights_bytes": round(model.weights_bytes)},
         "machine": {"name": machine.name, "processor": machine.processor.name, "devices": machine.num_devices},
         "asked": {
             "copies": asked.copies,
@@ -98,7 +98,7 @@ def show_fleet(output: Output, asked: FleetAsked, made: Fleet) -> None:
     service, machine = made.service, asked.question.machine
     answer = service.answer
     output.text(
-        f"{large(asked.copies)} {'copy' if asked.copies == 1 else 'copies'} of {asked.question.shape.name} at "
+        f"{large(asked.copies)} {'copy' if asked.copies == 1 else 'copies'} of {asked.question.model.name} at "
         f"{asked.tokens_per_s:g} tokens/s each, on {machine.name}\n"
         f"{answer.strategy} ({how(answer)}), a batch of {service.sequences:,} on {counted(service.devices)}: "
         f"{three_digits(service.tokens_per_s_per_device.expected)} tokens/s per device, "

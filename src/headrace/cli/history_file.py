@@ -68,13 +68,13 @@ def _machine_name(device: str) -> str:
 def record_of(request: RunRequest, result: RunResult) -> RunRecord:
     """Write down what matters of a run."""
     handle, measured = result.handle, result.measured
-    plan, spec, predicted = handle.plan, handle.checkpoint.spec, handle.prediction
+    plan, model, predicted = handle.plan, handle.checkpoint.model, handle.prediction
     return RunRecord(
         at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=_machine_name(plan.device),
-        model=spec.name,
-        active_parameters=float(sum(block.active_parameters for block in spec.blocks)),
-        stored_dtype=spec.stored_dtype,
+        model=model.name,
+        active_parameters=float(sum(block.active_parameters for block in model.blocks)),
+        stored_dtype=model.stored_dtype,
         compute_dtype=plan.compute_dtype,
         strategy=plan.strategy.value,
         budget_bytes=plan.budget_bytes,

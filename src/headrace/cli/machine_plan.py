@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace import __version__
-from headrace.cli.models_command import shape_json
+from headrace.cli.models_command import model_json
 from headrace.cli.output import Output, table, three_digits
 from headrace.machine.machine import Machine
 from headrace.machine.quantity import Interval
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.advice import remedies
 from headrace.planning.arrangement import Speculation
 from headrace.planning.break_even import BreakEvenReport, break_even_report
@@ -24,7 +24,7 @@ from headrace.units import format_bytes, format_rate, format_seconds
 class MachineAsked(NamedTuple):
     """The options of `headrace plan` for a machine, read."""
 
-    shape: ModelShape
+    model: Model
     machine: Machine
     work: Workload
     memory_bytes: int | None
@@ -38,7 +38,7 @@ class MachineAsked(NamedTuple):
 
 def plan_for_machine(output: Output, asked: MachineAsked) -> None:
     """Compare the strategies and print the result, as text or as the one JSON object."""
-    work, notes = asked.work, [*asked.shape.notes, *asked.machine.notes]
+    work, notes = asked.work, [*asked.model.notes, *asked.machine.notes]
     multiplier = 1.0
     if asked.sampling is not None:
         from headrace.economics.sampling_cost import sampled_work
@@ -46,7 +46,7 @@ def plan_for_machine(output: Output, asked: MachineAsked) -> None:
         work, multiplier, why = sampled_work(asked.work, asked.sampling)
         notes.append(why)
     question = Question(
-        shape=asked.shape,
+        model=asked.model,
         machine=asked.machine,
         work=work,
         device_memory_bytes=asked.memory_bytes,
@@ -85,7 +85,7 @@ def machine_plan_json(
 ) -> dict[str, Any]:
     """Build the object that `headrace plan --json` prints."""
     return {
-        "model": shape_json(question.shape),
+        "model": model_json(question.model),
         "machine": _machine(question),
         "workload": dict(question.work.__dict__),
         "strategies": [_strategy(name, item, prices.get(name)) for name, item in compared.items()],
@@ -214,12 +214,12 @@ def _show(
     prices: dict[str, Price],
     notes: list[str],
 ) -> None:
-    shape, machine, work = question.shape, question.machine, question.work
-    active = f", {_count(shape.active_parameters)} active" if shape.active_parameters < 0.8 * shape.parameters else ""
+    model, machine, work = question.model, question.machine, question.work
+    active = f", {_count(model.active_parameters)} active" if model.active_parameters < 0.8 * model.parameters else ""
     output.text(
-        f"{shape.name}: {_count(shape.parameters)} parameters{active}, {format_bytes(shape.weights_bytes)} "
-        f"of weights ({shape.weight_format}) in {shape.num_layers} layers, "
-        f"{format_bytes(shape.kv_bytes_per_token())} of KV cache per token\n"
+        f"{model.name}: {_count(model.parameters)} parameters{active}, {format_bytes(model.weights_bytes)} "
+        f"of weights ({model.weight_format}) in {model.num_layers} layers, "
+        f"{format_bytes(model.kv_bytes_per_token())} of KV cache per token\n"
         f"{machine.name}: {machine.num_devices} x {machine.processor.name}, "
         f"{format_bytes(machine.processor.memory_bytes)} each at "
         f"{format_rate(machine.processor.memory_bytes_per_s.expected)}; {work.sequences} x ({work.prompt_tokens} + "

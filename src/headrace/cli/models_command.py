@@ -10,7 +10,7 @@ from headrace.cli.command import Command
 from headrace.cli.options import JsonOption
 from headrace.cli.output import Output, table, three_digits
 from headrace.model.catalogue import ModelEntry, find_model, model_entries
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.units import format_bytes
 
 EXAMPLES = ("headrace models", "headrace models deepseek-v3", "headrace models 'gpt-3*1000' --json")
@@ -29,8 +29,8 @@ def models(
     """List the models that planning knows by name, or describe one."""
     output = Output(as_json=as_json)
     if name is not None:
-        shape = find_model(name)
-        output.json(shape_json(shape)) if as_json else _show_one(output, shape)
+        model = find_model(name)
+        output.json(model_json(model)) if as_json else _show_one(output, model)
     elif as_json:
         output.json({"models": [entry_json(entry) for entry in model_entries()]})
     else:
@@ -39,22 +39,22 @@ def models(
 
 def entry_json(entry: ModelEntry) -> dict[str, Any]:
     """Describe a catalogue entry: its shape and the names that it goes by."""
-    return {**shape_json(entry.shape()), "name": entry.name, "aliases": list(entry.aliases)}
+    return {**model_json(entry.model()), "name": entry.name, "aliases": list(entry.aliases)}
 
 
-def shape_json(shape: ModelShape) -> dict[str, Any]:
+def model_json(model: Model) -> dict[str, Any]:
     """Describe a shape: sizes in bytes, parameters, the groups of equal layers."""
     return {
-        "name": shape.name,
-        "parameters": shape.parameters,
-        "active_parameters": shape.active_parameters,
-        "weights_bytes": round(shape.weights_bytes),
-        "weight_format": shape.weight_format,
-        "num_layers": shape.num_layers,
-        "hidden_size": shape.hidden_size,
-        "vocab_size": shape.vocab_size,
-        "context_tokens": shape.context_tokens,
-        "kv_cache_bytes_per_token": round(shape.kv_bytes_per_token()),
+        "name": model.name,
+        "parameters": model.parameters,
+        "active_parameters": model.active_parameters,
+        "weights_bytes": round(model.weights_bytes),
+        "weight_format": model.weight_format,
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        "context_tokens": model.context_tokens,
+        "kv_cache_bytes_per_token": round(model.kv_bytes_per_token()),
         "layers": [
             {
                 "count": group.count,
@@ -68,29 +68,29 @@ def shape_json(shape: ModelShape) -> dict[str, Any]:
                 "kv_elements_per_token": group.layer.kv_elements_per_token,
                 "window_tokens": group.layer.window_tokens,
             }
-            for group in shape.groups
+            for group in model.groups
         ],
-        "source": shape.source,
-        "notes": list(shape.notes),
+        "source": model.source,
+        "notes": list(model.notes),
     }
 
 
 def _show_all(output: Output) -> None:
     rows = []
     for entry in model_entries():
-        shape = entry.shape()
-        experts = any(group.layer.num_experts for group in shape.groups)
+        model = entry.model()
+        experts = any(group.layer.num_experts for group in model.groups)
         rows.append(
             [
                 entry.name,
-                _billions(shape.parameters),
-                _billions(shape.active_parameters) if experts else "",
-                str(shape.num_layers),
-                f"{shape.hidden_size:,}",
-                format_bytes(shape.weights_bytes),
-                f"{shape.weight_format}",
-                format_bytes(shape.kv_bytes_per_token()),
-                f"{shape.context_tokens:,}",
+                _billions(model.parameters),
+                _billions(model.active_parameters) if experts else "",
+                str(model.num_layers),
+                f"{model.hidden_size:,}",
+                format_bytes(model.weights_bytes),
+                f"{model.weight_format}",
+                format_bytes(model.kv_bytes_per_token()),
+                f"{model.context_tokens:,}",
             ]
         )
     columns = ("model", "parameters", "active", "layers", "width", "weights", "format", "KV per token", "context")
@@ -100,11 +100,11 @@ def _show_all(output: Output) -> None:
     )
 
 
-def _show_one(output: Output, shape: ModelShape) -> None:
+def _show_one(output: Output, model: Model) -> None:
     output.text(
-        f"{shape.name}: {shape.parameters:,} parameters, {shape.active_parameters:,} used by a token\n"
-        f"{format_bytes(shape.weights_bytes)} of weights ({shape.weight_format}), "
-        f"{format_bytes(shape.kv_bytes_per_token())} of KV cache per token, {shape.context_tokens:,} tokens at most\n"
+        f"{model.name}: {model.parameters:,} parameters, {model.active_parameters:,} used by a token\n"
+        f"{format_bytes(model.weights_bytes)} of weights ({model.weight_format}), "
+        f"{format_bytes(model.kv_bytes_per_token())} of KV cache per token, {model.context_tokens:,} tokens at most\n"
     )
     rows = [
         [
@@ -115,11 +115,11 @@ def _show_one(output: Output, shape: ModelShape) -> None:
             f"{group.layer.experts_per_token} of {group.layer.num_experts}" if group.layer.num_experts else "",
             f"{group.layer.window_tokens:,}" if group.layer.window_tokens else "all",
         ]
-        for group in shape.groups
+        for group in model.groups
     ]
     output.show(table(("", "parameters each", "bytes each", "heads / KV heads", "experts", "tokens seen"), rows))
-    output.text(f"source: {shape.source}\n")
-    for note in shape.notes:
+    output.text(f"source: {model.source}\n")
+    for note in model.notes:
         output.text(f"note: {note}\n")
 
 

@@ -59,13 +59,13 @@ def pass_chart(question: Question, best: Answer, report: BreakEvenReport | None)
 
 def _seconds(question: Question, arrangement: Arrangement) -> Callable[[float], float]:
     """Return the time of a pass over so many tokens, each with this work's context before it."""
-    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.shape.weight_format)
+    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.model.weight_format)
     rates = Rates.of({name: constant.expected for name, constant in constants.items()})
     context = question.work.context_tokens
     held_on_device = arrangement.kv_tier is Tier.DEVICE
 
     def of(tokens: float) -> float:
         carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=context if held_on_device else 1)
-        return pass_cost(question.shape, question.machine, arrangement, carried, rates).total_s
+        return pass_cost(question.model, question.machine, arrangement, carried, rates).total_s
 
     return of

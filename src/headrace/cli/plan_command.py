@@ -183,16 +183,16 @@ def plan(
             with output.to_stderr.status("measuring this machine ..."):
                 described = _measure_here(device)
         place = described if isinstance(described, Machine) else _as_machine(described, device, origin=machine)
-        shape = find_model(model)
+        found = find_model(model)
         if weights is not None:
-            shape = requantised(shape, weights)
+            found = requantised(found, weights)
         if kv_bits is not None:
-            shape = shape.with_kv_element_bytes(kv_bits / 8)
+            found = found.with_kv_element_bytes(kv_bits / 8)
         drafts = None if draft_tokens is None else Speculation(draft_tokens=draft_tokens, acceptance=acceptance)
         plan_for_machine(
             output,
             MachineAsked(
-                shape=shape,
+                model=found,
                 machine=place,
                 work=workload,
                 memory_bytes=None if memory is None else parse_size(memory),

@@ -10,7 +10,7 @@ from headrace.cli.output import Output, table, three_digits
 from headrace.cli.planning_case import PlanningCase
 from headrace.cli.remedy import remedy
 from headrace.errors import HeadraceError
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.estimate import DECODE_PASSES_SIMULATED
 from headrace.planning.plan import EmbeddingPlacement, Placement, Plan
@@ -36,10 +36,10 @@ def recommended(compared: Compared) -> Candidate | None:
 
 def plan_json(case: PlanningCase, compared: Compared, best: Candidate | None) -> dict[str, Any]:
     """Build the object that `headrace plan --json` prints."""
-    spec = case.request.spec
+    model = case.request.model
     even = NO_BREAK_EVEN if best is None else break_even_of(case, best)
     return {
-        "model": _model(spec),
+        "model": _model(model),
         "machine": {**case.machine, **_budgets(case)},
         "workload": case.request.workload.__dict__,
         "strategies": [_strategy(case, name, item) for name, item in compared.items()],
@@ -63,22 +63,22 @@ def _budgets(case: PlanningCase) -> dict[str, int]:
     return {"budget_bytes": request.budget_bytes}
 
 
-def _model(spec: ModelSpec) -> dict[str, Any]:
+def _model(model: StoredModel) -> dict[str, Any]:
     return {
-        "name": spec.name,
-        "model_type": spec.config.architecture.model_type,
-        "parameters": spec.parameters,
-        "weights_bytes": spec.weights_bytes,
-        "stored_dtype": spec.stored_dtype,
-        "num_layers": spec.config.num_layers,
-        "num_blocks": len(spec.blocks),
-        "largest_block_bytes": max(block.size_bytes for block in spec.blocks),
-        "context_tokens": spec.config.context_tokens,
+        "name": model.name,
+        "model_type": model.config.architecture.model_type,
+        "parameters": model.parameters,
+        "weights_bytes": model.weights_bytes,
+        "stored_dtype": model.stored_dtype,
+        "num_layers": model.config.num_layers,
+        "num_blocks": len(model.blocks),
+        "largest_block_bytes": max(block.size_bytes for block in model.blocks),
+        "context_tokens": model.config.context_tokens,
     }
 
 
 def _strategy(case: PlanningCase, name: str, item: Candidate | HeadraceError) -> dict[str, Any]:
-    spec = case.request.spec
+    model = case.request.model
     no_price: dict[str, Any] = {"usd_per_750_words": None, "usd_per_million_tokens": None}
     if not isinstance(item, Candidate):
         unknown: dict[str, Any] = {
@@ -97,7 +97,7 @@ def _strategy(case: PlanningCase, name: str, item: Candidate | HeadraceError) ->
         "prefill_s": predicted.prefill_s,
         "decode_s_per_pass": predicted.decode_s_per_pass,
         "tokens_per_s": predicted.tokens_per_s,
-        "memory_bytes": _memory_by_tier(spec, chosen),
+        "memory_bytes": _memory_by_tier(model, chosen),
         "binds": predicted.binds,
         **no_price,
         "low": {field: interval.low for field, interval in ends._asdict().items()},
@@ -132,10 +132,10 @@ def _on_accelerator(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _memory_by_tier(spec: ModelSpec, plan: Plan) -> dict[str, int]:
+def _memory_by_tier(model: StoredModel, plan: Plan) -> dict[str, int]:
     """Bytes held in each memory, and bytes of weights that stay on the disk: blocks, and a table read row by row."""
-    table_bytes = 0 if spec.tied or plan.embedding is not EmbeddingPlacement.ROWS else spec.embedding.size_bytes
-    blocks = zip(spec.blocks, plan.places, strict=True)
+    table_bytes = 0 if model.tied or plan.embedding is not EmbeddingPlacement.ROWS else model.embedding.size_bytes
+    blocks = zip(model.blocks, plan.places, strict=True)
     disk = table_bytes + sum(block.size_bytes for block, place in blocks if place is Placement.DISK)
     if plan.accelerator is None:
         return {"host": plan.memory.total_bytes, "disk": disk}
@@ -147,11 +147,11 @@ def _memory_by_tier(spec: ModelSpec, plan: Plan) -> dict[str, int]:
 
 def show_plan(output: Output, case: PlanningCase, compared: Compared, best: Candidate | None) -> None:
     """Print the comparison for people."""
-    spec, work = case.request.spec, case.request.workload
+    model, work = case.request.model, case.request.workload
     output.text(
-        f"{spec.name}: {spec.parameters / 1e9:.3g} billion parameters, {format_bytes(spec.weights_bytes)} of weights "
-        f"in {len(spec.blocks)} blocks; {work.sequences} x ({work.prompt_tokens} + {work.generate_tokens}) tokens, "
-        f"computed in {case.request.compute_dtype}\n"
+        f"{model.name}: {model.parameters / 1e9:.3g} billion parameters, {format_bytes(model.weights_bytes)} of "
+        f"weights in {len(model.blocks)} blocks; {work.sequences} x ({work.prompt_tokens} + {work.generate_tokens}) "
+        f"tokens, computed in {case.request.compute_dtype}\n"
         f"{case.machine['name']}: {case.describe_machine()}\n\n"
     )
     on_accelerator = isinstance(case.request, AcceleratorRequest)

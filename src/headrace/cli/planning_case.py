@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from headrace.errors import BudgetError, HeadraceError
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace
 from headrace.planning.estimate import Pace, Prediction
@@ -37,7 +37,7 @@ class Asked(NamedTuple):
 
     def options(
         self,
-        spec: ModelSpec,
+        model: StoredModel,
         default_budget_bytes: Callable[[], int],
         default_host_budget_bytes: Callable[[], int] | None = None,
     ) -> Options:
@@ -47,7 +47,7 @@ class Asked(NamedTuple):
         this model or this device cannot do.
         """
         return make_options(
-            spec,
+            model,
             memory=self.memory,
             default_budget_bytes=default_budget_bytes,
             dtype=self.dtype or "auto",
@@ -123,13 +123,13 @@ class PlanningCase(ABC):
         return least_bytes <= self.request.budget_bytes
 
 
-def constants_of(spec: ModelSpec, pace: Pace) -> dict[str, Any]:
+def constants_of(model: StoredModel, pace: Pace) -> dict[str, Any]:
     """List the speeds that a prediction rests on, as JSON shows them: the disk's and the computing device's."""
     curve = pace.curve
     return {
         "read_bytes_per_s": pace.read_bytes_per_s,
         "compute_dtype": curve.compute_dtype,
-        "stored_dtype": spec.stored_dtype,
+        "stored_dtype": model.stored_dtype,
         "arithmetic": [
             {"tokens": point.tokens, "parameters_per_s": 1 / point.seconds_per_parameter} for point in curve.points
         ],

@@ -42,7 +42,7 @@ def draw_plan(path: Path, question: Question) -> None:
     _devices_panel(axes[2], question)
     work = question.work
     figure.suptitle(
-        f"{question.shape.name} on {question.machine.name}: {work.sequences} x ({work.prompt_tokens} + "
+        f"{question.model.name} on {question.machine.name}: {work.sequences} x ({work.prompt_tokens} + "
         f"{work.generate_tokens}) tokens"
     )
     _save(figure, path)
@@ -55,7 +55,7 @@ def draw_checkpoint_plan(path: Path, case: PlanningCase, best: Candidate) -> Non
 
     check_plot_path(path)
     figure, axes = _figure(2)
-    spec = case.request.spec
+    model = case.request.model
     counts = [2**power for power in range(15)]
     load_s = best.prediction.load_s_per_pass
     passes = [replace(best.plan, workload=Workload(sequences=count)) for count in counts]
@@ -86,7 +86,7 @@ def draw_checkpoint_plan(path: Path, case: PlanningCase, best: Candidate) -> Non
     axes[1].set_ylim(bottom=0)
     axes[1].legend(fontsize=8)
     where = case.machine["name"] if device == "cpu" else f"{device} of {case.machine['name']}"
-    figure.suptitle(f"{spec.name} in {format_bytes(case.request.budget_bytes)} on {where}")
+    figure.suptitle(f"{model.name} in {format_bytes(case.request.budget_bytes)} on {where}")
     _save(figure, path)
 
 
@@ -107,10 +107,10 @@ def _tokens_panel(axis: Any, question: Question) -> None:
 def _size_panel(axis: Any, question: Question) -> None:
     curve = against_size(question)
     _line(axis, Curve(name="this model, scaled", points=curve.points), _COLOURS[0], marker="o")
-    own = [point for point in curve.points if point[0] == question.shape.parameters]
+    own = [point for point in curve.points if point[0] == question.model.parameters]
     if own:
         axis.plot([own[0][0]], [own[0][1].expected], marker="*", color=_COLOURS[1], markersize=12, linestyle="none")
-        axis.annotate(question.shape.name, (own[0][0], own[0][1].expected), fontsize=8, xytext=(6, -12),
+        axis.annotate(question.model.name, (own[0][0], own[0][1].expected), fontsize=8, xytext=(6, -12),
                       textcoords="offset points")  # fmt: skip
     if not curve.points:
         axis.text(0.5, 0.5, "no rent is known of these devices", ha="center", transform=axis.transAxes, fontsize=9)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from headrace.cli.planning_case import Asked, PlanningCase, constants_of
 from headrace.machine.probed_machine import ProbedMachine
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.estimate import Pace, Prediction, predict
 from headrace.planning.estimate_interval import PredictionInterval, prediction_interval
 from headrace.planning.load_options import compute_dtypes, reserve_bytes, work_seconds
@@ -38,7 +38,7 @@ class ProcessorCase(PlanningCase):
 
     def predict(self, plan: Plan) -> Prediction:
         """Predict without what the rehearsal of the asked workload found."""
-        return predict(self.request.spec, plan, replace(self.pace, layer=None))
+        return predict(self.request.model, plan, replace(self.pace, layer=None))
 
     def least_bytes(self, workload: Workload) -> int:
         """Return the smallest budget for this work."""
@@ -50,7 +50,7 @@ class ProcessorCase(PlanningCase):
 
     def interval(self, candidate: Candidate) -> PredictionInterval:
         """Move the disk's rate and the time of computing."""
-        return prediction_interval(self.request.spec, candidate, self.pace, read_is_limited=self.read_is_limited)
+        return prediction_interval(self.request.model, candidate, self.pace, read_is_limited=self.read_is_limited)
 
     def describe_machine(self) -> str:
         """Name the disk's rate and the budget."""
@@ -66,7 +66,7 @@ def measured_processor(checkpoint: Checkpoint, asked: Asked) -> ProcessorCase:
     from headrace.inference.study import study
     from headrace.streaming.system_memory import default_budget_bytes
 
-    options = asked.options(checkpoint.spec, default_budget_bytes)
+    options = asked.options(checkpoint.model, default_budget_bytes)
     studied = study(checkpoint, options, read_transformers_config(checkpoint.directory))
     machine = {
         "name": platform.node() or "this machine",
@@ -77,15 +77,15 @@ def measured_processor(checkpoint: Checkpoint, asked: Asked) -> ProcessorCase:
         request=studied.request,
         pace=studied.pace,
         notes=studied.notes,
-        machine=machine | constants_of(checkpoint.spec, studied.pace),
+        machine=machine | constants_of(checkpoint.model, studied.pace),
         read_is_limited=asked.read_limit is not None,
     )
 
 
-def described_processor(spec: ModelSpec, asked: Asked, machine: ProbedMachine, *, origin: str) -> ProcessorCase:
+def described_processor(model: StoredModel, asked: Asked, machine: ProbedMachine, *, origin: str) -> ProcessorCase:
     """Take the processor of a machine file, with the dtype that is faster there among those that fit."""
     free_bytes = machine.memory_bytes
-    options = asked.options(spec, lambda: max(0, free_bytes - reserve_bytes(free_bytes)))
+    options = asked.options(model, lambda: max(0, free_bytes - reserve_bytes(free_bytes)))
     budget_bytes, limit = options.budget_bytes, options.read_limit_bytes_per_s
     notes = []
     if asked.memory is None:
@@ -93,15 +93,15 @@ def described_processor(spec: ModelSpec, asked: Asked, machine: ProbedMachine, *
         notes = [f"budget: the machine's {format_bytes(free_bytes)} less {reserve} in reserve"]
     about = {"name": machine.name, "memory_bytes": machine.memory_bytes, "source": origin}
     cases = []
-    for name in compute_dtypes(spec, asked.dtype):
-        request = Request(spec=spec, workload=asked.workload, compute_dtype=name, budget_bytes=budget_bytes)
-        pace = Pace.of(machine, compute_dtype=name, stored_dtype=spec.stored_dtype, read_limit_bytes_per_s=limit)
+    for name in compute_dtypes(model, asked.dtype):
+        request = Request(model=model, workload=asked.workload, compute_dtype=name, budget_bytes=budget_bytes)
+        pace = Pace.of(machine, compute_dtype=name, stored_dtype=model.stored_dtype, read_limit_bytes_per_s=limit)
         cases.append(
             ProcessorCase(
                 request=request,
                 pace=pace,
                 notes=tuple(notes),
-                machine=about | constants_of(spec, pace),
+                machine=about | constants_of(model, pace),
                 read_is_limited=limit is not None,
             )
         )

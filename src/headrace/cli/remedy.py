@@ -36,7 +36,7 @@ def _processor_remedies(case: ProcessorCase, best: Candidate) -> list[str]:
         )
     else:
         faster = replace(case.pace, read_bytes_per_s=2 * case.pace.read_bytes_per_s)
-        halved_s = predict(case.request.spec, best.plan, faster).decode_s_per_pass
+        halved_s = predict(case.request.model, best.plan, faster).decode_s_per_pass
         sentences.append(
             f"The disk binds: one of twice the speed would make a pass {format_seconds(halved_s)} instead of "
             f"{format_seconds(now_s)}."
@@ -50,7 +50,7 @@ def _processor_remedies(case: ProcessorCase, best: Candidate) -> list[str]:
         budget_bytes=case.request.budget_bytes,
         enough_bytes=case.bytes_for_all(),
         holds="everything",
-        block_bytes=max(block.footprint_bytes for block in case.request.spec.blocks),
+        block_bytes=max(block.read_bytes for block in case.request.model.blocks),
         planned=case.with_budget,
     )
     return [*sentences, *filter(None, [further.describe(best)])]

@@ -54,7 +54,7 @@ def run_json(result: RunResult) -> dict[str, Any]:
 
 def plan_json(handle: Handle) -> dict[str, Any]:
     """The plan of a run."""
-    plan, spec = handle.plan, handle.checkpoint.spec
+    plan, model = handle.plan, handle.checkpoint.model
     return {
         "strategy": plan.strategy.value,
         "num_blocks": plan.num_blocks,
@@ -64,7 +64,7 @@ def plan_json(handle: Handle) -> dict[str, Any]:
         "memory_bytes": plan.memory.total_bytes,
         "budget_bytes": plan.budget_bytes,
         "streamed_bytes_per_pass": plan.streamed_bytes_per_pass,
-        "weights_bytes": spec.weights_bytes,
+        "weights_bytes": model.weights_bytes,
         "kv_cache_bytes": plan.memory.kv_cache_bytes,
         "compute_dtype": plan.compute_dtype,
         "embedding": plan.embedding.value,

@@ -15,7 +15,7 @@ from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
 from headrace.machine.probed_machine import ProbedMachine
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.jobs.draft_length import Drafted, DraftLength
 from headrace.planning.load_options import (
     DEVICE_RESERVE_MIN_BYTES,
@@ -131,11 +131,11 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             request.prompts,
             chat=request.chat,
             system=request.system,
-            vocab_size=checkpoint.spec.config.vocab_size,
+            vocab_size=checkpoint.model.config.vocab_size,
         )
-        new_tokens = _new_tokens(request, prompts, checkpoint.spec)
+        new_tokens = _new_tokens(request, prompts, checkpoint.model)
         options = make_options(
-            checkpoint.spec,
+            checkpoint.model,
             memory=request.memory,
             default_budget_bytes=lambda: device_budget_bytes(device),
             host_memory=request.host_memory,
@@ -160,8 +160,8 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             )
             held_bytes = draft.headrace.plan.memory.total_bytes
             options = options._replace(budget_bytes=options.budget_bytes - held_bytes)
-            output.note(f"draft: {draft.headrace.checkpoint.spec.name}, {format_bytes(held_bytes)} of the budget")
-        output.note(_announcement(checkpoint.spec, options, device, memory_given=request.memory is not None))
+            output.note(f"draft: {draft.headrace.checkpoint.model.name}, {format_bytes(held_bytes)} of the budget")
+        output.note(_announcement(checkpoint.model, options, device, memory_given=request.memory is not None))
         progress.doing = "loading: measuring the disk and one layer, planning, taking the memory"
         progress.tell()
         with contextlib.ExitStack() as open_models:
@@ -243,12 +243,12 @@ def _draft_report(request: RunRequest, handle: Handle, generated: int) -> DraftR
     )
 
 
-def _new_tokens(request: RunRequest, prompts: PromptBatch, spec: ModelSpec) -> int:
+def _new_tokens(request: RunRequest, prompts: PromptBatch, model: StoredModel) -> int:
     """Tokens to generate; raises InvalidRequestError, with the numbers, where the context does not hold them."""
-    longest, context = prompts.longest, spec.config.context_tokens
+    longest, context = prompts.longest, model.config.context_tokens
     if longest >= context:
         raise InvalidRequestError(
-            f"the prompt has {longest} tokens, but {spec.name} was trained for a context of {context} tokens, "
+            f"the prompt has {longest} tokens, but {model.name} was trained for a context of {context} tokens, "
             f"prompt and answer together; shorten the prompt to at most {context - 1} tokens"
         )
     if request.max_new_tokens is None:
@@ -256,7 +256,7 @@ def _new_tokens(request: RunRequest, prompts: PromptBatch, spec: ModelSpec) -> i
     if longest + request.max_new_tokens > context:
         raise InvalidRequestError(
             f"a prompt of {longest} tokens and {request.max_new_tokens} new ones come to "
-            f"{longest + request.max_new_tokens}, but {spec.name} was trained for a context of {context} tokens; "
+            f"{longest + request.max_new_tokens}, but {model.name} was trained for a context of {context} tokens; "
             f"give --max-new-tokens {context - longest} or less, or shorten the prompt"
         )
     return request.max_new_tokens
@@ -313,7 +313,7 @@ def _until_end(tokens: list[int], eos_token_id: int | list[int] | None) -> list[
     return tokens
 
 
-def _announcement(spec: ModelSpec, options: Options, device: Device, *, memory_given: bool) -> str:
+def _announcement(model: StoredModel, options: Options, device: Device, *, memory_given: bool) -> str:
     """Weights next to the memory that they may take."""
     least_bytes = RESERVE_MIN_BYTES if device.uses_host_memory else DEVICE_RESERVE_MIN_BYTES
     reserve = f"{RESERVE_SHARE:.0%}, at least {format_bytes(least_bytes)}"
@@ -324,7 +324,7 @@ def _announcement(spec: ModelSpec, options: Options, device: Device, *, memory_g
         else f" of {device.name}, and {format_bytes(options.host_budget_bytes)} of the host"
     )
     return (
-        f"{spec.name}: {format_bytes(spec.weights_bytes)} of weights; headrace may hold "
+        f"{model.name}: {format_bytes(model.weights_bytes)} of weights; headrace may hold "
         f"{format_bytes(options.budget_bytes)}{origin}{where}"
     )
 

@@ -123,7 +123,7 @@ def plan_fleet(asked: FleetAsked) -> Fleet:
     equivalents = price.scaled(devices, h100_equivalents(question.machine.processor))
     work = question.work
     per_day = wanted * _SECONDS_PER_DAY * work.context_tokens / work.generate_tokens
-    training = asked.training_tokens or TOKENS_PER_PARAMETER * question.shape.parameters
+    training = asked.training_tokens or TOKENS_PER_PARAMETER * question.model.parameters
     crossover = price.crossover_tokens(training)
     reached = _inference_share(question, service)
     chips, site = _power(asked, service, devices)
@@ -180,8 +180,8 @@ def _whole(devices: float, service: Service) -> float:
 def _inference_share(question: Question, service: Service) -> float:
     work, flops = question.work, question.machine.processor.flops
     tokens = service.tokens_per_s_per_device.expected * work.context_tokens / work.generate_tokens
-    operations = price.FLOPS_PER_PARAMETER_INFERRED * question.shape.active_parameters * tokens
-    return min(1.0, operations / flops[arithmetic_format(question.shape.weight_format, flops)].expected)
+    operations = price.FLOPS_PER_PARAMETER_INFERRED * question.model.active_parameters * tokens
+    return min(1.0, operations / flops[arithmetic_format(question.model.weight_format, flops)].expected)
 
 
 def _power(asked: FleetAsked, service: Service, devices: Interval) -> tuple[Interval | None, Interval | None]:
@@ -225,7 +225,7 @@ def _bill(reckon: Callable[[], Interval], service: Service, devices: Interval) -
 
 def _fewest_devices(question: Question, most: int) -> int:
     """Fewest devices whose memory holds the weights (or those that stay, where the service streams)."""
-    return min(most, math.ceil(question.shape.weights_bytes / question.device_bytes))
+    return min(most, math.ceil(question.model.weights_bytes / question.device_bytes))
 
 
 def _share(amount: Interval, of: Quantity) -> Interval:

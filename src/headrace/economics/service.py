@@ -151,9 +151,9 @@ def _at(question: Question, strategy: str, promise: Promise, sequences: int) -> 
 
 def _costs(question: Question, strategy: str) -> Iterator[tuple[Arrangement, WorkCost]]:
     """Every arrangement of a strategy that fits, with its expected times."""
-    shape, machine, work = question.shape, question.machine, question.work
-    for arrangement in candidates(strategy, shape, machine, work, device_bytes=question.device_bytes):
-        need = memory_need(shape, machine, arrangement, work)
+    model, machine, work = question.model, question.machine, question.work
+    for arrangement in candidates(strategy, model, machine, work, device_bytes=question.device_bytes):
+        need = memory_need(model, machine, arrangement, work)
         if (
             need.device_bytes > question.device_bytes
             or need.host_bytes > question.host_bytes
@@ -161,13 +161,13 @@ def _costs(question: Question, strategy: str) -> Iterator[tuple[Arrangement, Wor
         ):
             continue
         try:
-            constants = quantities(machine, question.engine, arrangement, weight_format=shape.weight_format)
+            constants = quantities(machine, question.engine, arrangement, weight_format=model.weight_format)
         except MachineError:  # a link that this arrangement needs is not described
             continue
         rates = Rates.of({name: constant.expected for name, constant in constants.items()})
         yield (
             arrangement,
-            work_cost(shape, machine, arrangement, work, rates, speculation=question.speculation),
+            work_cost(model, machine, arrangement, work, rates, speculation=question.speculation),
         )
 
 
@@ -190,14 +190,14 @@ def _rate(amount: float, seconds: Interval) -> Interval:
 
 def _refusal(question: Question, promise: Promise, sequences: int | None) -> str:
     """Say what was asked, what was found, and the smallest change that would do."""
-    who = f"{question.shape.name} on {question.machine.name}"
+    who = f"{question.model.name} on {question.machine.name}"
     fastest = _best_speed(question, sequences)
     changes = _changes(question, promise, sequences)
     if fastest is None:
-        shape, machine, work = question.shape, question.machine, question.work
-        cache_bytes = shape.kv_cache_bytes(sequences=sequences or 1, context_tokens=work.context_tokens)
+        model, machine, work = question.model, question.machine, question.work
+        cache_bytes = model.kv_cache_bytes(sequences=sequences or 1, context_tokens=work.context_tokens)
         return (
-            f"{who} fits in no way: its weights take {format_bytes(shape.weights_bytes)} and the cache of a batch of "
+            f"{who} fits in no way: its weights take {format_bytes(model.weights_bytes)} and the cache of a batch of "
             f"{sequences or 1} {format_bytes(cache_bytes)}; its devices may hold "
             f"{format_bytes(question.device_bytes * machine.num_devices)}, its hosts' memory "
             f"{format_bytes(question.host_bytes * machine.nodes)}. "
@@ -229,7 +229,7 @@ def _changes(question: Question, promise: Promise, sequences: int | None) -> lis
     """More devices of the kind, or fewer bits: the least of each that would do."""
     found = []
     held_bytes = question.device_bytes * question.machine.num_devices
-    least = max(1, math.ceil(math.log2(question.shape.weights_bytes / held_bytes)))
+    least = max(1, math.ceil(math.log2(question.model.weights_bytes / held_bytes)))
     for doublings in range(least, least + 6):
         machine = _more(question.machine, 2**doublings)
         if _best(replace(question, machine=machine), promise, sequences or 1) is not None:
@@ -237,11 +237,11 @@ def _changes(question: Question, promise: Promise, sequences: int | None) -> lis
             break
     for name in ("int8", "int4"):
         try:
-            narrow = requantised(question.shape, name)
+            narrow = requantised(question.model, name)
         except HeadraceError:
             continue
-        fewer = narrow.weights_bytes < 0.95 * question.shape.weights_bytes
-        if fewer and _best(replace(question, shape=narrow), promise, sequences or 1) is not None:
+        fewer = narrow.weights_bytes < 0.95 * question.model.weights_bytes
+        if fewer and _best(replace(question, model=narrow), promise, sequences or 1) is not None:
             found.append(f"weights in {name}")
             break
     return found

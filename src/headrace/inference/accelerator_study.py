@@ -15,7 +15,7 @@ from headrace.inference.layer_timing import time_layer
 from headrace.inference.study import DTYPES, largest_shape, reader_settings, rehearsed_pace
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.probed_accelerator import ProbedAccelerator
-from headrace.model.blocks import WORK_SPACE_CONSTANT_BYTES, ModelSpec
+from headrace.model.blocks import WORK_SPACE_CONSTANT_BYTES, StoredModel
 from headrace.model.layout import align_down
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
@@ -88,11 +88,11 @@ def study_accelerator(
     `pass_tokens`: further numbers of tokens in a pass at which the layer is timed. Takes no more than the budget, and
     gives it back. Raises BudgetError before anything is measured where nothing could fit.
     """
-    spec = checkpoint.spec
-    name = options.dtype or STORED_AS[spec.stored_dtype]
+    model = checkpoint.model
+    name = options.dtype or STORED_AS[model.stored_dtype]
     settings = reader_settings(options)
     request = AcceleratorRequest(
-        spec=spec,
+        model=model,
         workload=options.workload,
         compute_dtype=name,
         budget_bytes=options.budget_bytes,
@@ -108,10 +108,10 @@ def study_accelerator(
     refuse_below_minimum_on_accelerator(request, options.strategy)
     probed = _known(options, device)
     if probed is None:
-        sizes = _sizes(largest_shape(spec), options.budget_bytes)
+        sizes = _sizes(largest_shape(model), options.budget_bytes)
         probed = probe_accelerator(device, name=device.name, sizes=sizes, compute_dtypes=(name,))
         device.release_cached()
-    curve = _curve_of(probed, name, spec)
+    curve = _curve_of(probed, name, model)
     read_bytes_per_s = _read_rate(checkpoint, options)
     rehearsed = time_layer(
         checkpoint,
@@ -127,9 +127,9 @@ def study_accelerator(
     )
     on_cpu = rehearse_processor(checkpoint, options, config, request) if options.cpu_blocks else None
     copy_bytes_per_s = _memory_copy_rate()
-    hidden_bytes = spec.config.hidden_size * DTYPES[name].itemsize
+    hidden_bytes = model.config.hidden_size * DTYPES[name].itemsize
     pace = AcceleratorPace(
-        device=rehearsed_pace(curve, rehearsed, read_bytes_per_s, options, spec),
+        device=rehearsed_pace(curve, rehearsed, read_bytes_per_s, options, model),
         link_bytes_per_s=probed.pinned_to_device_while_computing_bytes_per_s,
         staged_bytes_per_s=min(copy_bytes_per_s, probed.pinned_to_device_while_computing_bytes_per_s),
         copy_latency_s=0.0,  # of copies in a row: each begins while the one before still goes on
@@ -175,13 +175,13 @@ def compare_on_accelerator(
 
 def draft_length_on_accelerator(studied: AcceleratorStudied, plan: Plan, most: int) -> DraftLength:
     """What chooses the number of drafts, from the pass times that the planner predicts."""
-    spec = studied.request.spec
+    model = studied.request.model
     pace = replace(studied.accelerator_pace, device=replace(studied.pace, layer=None))
 
     @cache
     def pass_s(tokens: int) -> float:
         carried = replace(plan, workload=replace(plan.workload, sequences=tokens))
-        return predict_on_accelerator(spec, carried, pace, pinned=studied.request.pinned).decode_s_per_pass
+        return predict_on_accelerator(model, carried, pace, pinned=studied.request.pinned).decode_s_per_pass
 
     return DraftLength(pass_s=pass_s, most=most)
 
@@ -192,8 +192,8 @@ def _near_break_even(request: AcceleratorRequest, curve: ComputeCurve, probed: P
     Enqueuing binds at few tokens and arithmetic at many, so what the curve is wrong by at the one says nothing of the
     other. As many as a part of the budget holds.
     """
-    spec, layer = request.spec, request.spec.blocks[0]
-    copy_s = layer.device_bytes / probed.pinned_to_device_while_computing_bytes_per_s
+    model, layer = request.model, request.model.blocks[0]
+    copy_s = layer.held_bytes / probed.pinned_to_device_while_computing_bytes_per_s
     tokens = 1
     while layer.active_parameters * curve.seconds_per_parameter(tokens) < copy_s:
         tokens += max(1, tokens // 8)
@@ -204,7 +204,7 @@ def _near_break_even(request: AcceleratorRequest, curve: ComputeCurve, probed: P
     return [
         count
         for count in near
-        if spec.work_space_bytes(sequences=count, new_tokens=1, context_tokens=1, element_bytes=element_bytes)
+        if model.work_space_bytes(sequences=count, new_tokens=1, context_tokens=1, element_bytes=element_bytes)
         <= request.budget_bytes // 4 + WORK_SPACE_CONSTANT_BYTES
     ]
 
@@ -236,10 +236,10 @@ def _can_lock(device: Device) -> bool:
     return pinned
 
 
-def _curve_of(probed: ProbedAccelerator, dtype_name: str, spec: ModelSpec) -> ComputeCurve:
+def _curve_of(probed: ProbedAccelerator, dtype_name: str, model: StoredModel) -> ComputeCurve:
     """The device's arithmetic in a dtype; what converting costs, where weights are stored in another, is rehearsed."""
     found = next(curve for curve in probed.compute if curve.compute_dtype == dtype_name)
-    return replace(found, stored_dtype=spec.stored_dtype)
+    return replace(found, stored_dtype=model.stored_dtype)
 
 
 def _read_rate(checkpoint: Checkpoint, options: Options) -> float:
@@ -278,7 +278,7 @@ def rehearse_processor(
     checkpoint: Checkpoint, options: Options, config: Any, request: AcceleratorRequest
 ) -> LayerTimes | None:
     """One layer computed by the processor; None where the host's budget does not hold one."""
-    if request.host_budget_bytes < 2 * checkpoint.spec.blocks[0].footprint_bytes + request.work_space_bytes:
+    if request.host_budget_bytes < 2 * checkpoint.model.blocks[0].read_bytes + request.work_space_bytes:
         return None
     try:
         return time_layer(

@@ -20,7 +20,7 @@ from headrace.inference.model_source import resolve_model
 from headrace.inference.skeleton import read_transformers_config
 from headrace.inference.study import Studied, choose, compare, study
 from headrace.machine.probed_machine import ProbedMachine
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.estimate import Pace
 from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.jobs.forecast import PackedCosts, PassLoad, PassTimes
@@ -83,7 +83,7 @@ def load(
     computing = open_device(device)
     checkpoint = Checkpoint(resolve_model(model), cut_head=computing.uses_host_memory)
     options = make_options(
-        checkpoint.spec,
+        checkpoint.model,
         memory=memory,
         default_budget_bytes=lambda: device_budget_bytes(computing),
         host_memory=host_memory,
@@ -130,13 +130,13 @@ def load_checkpoint(
     if options.draft_tokens and isinstance(studied, AcceleratorStudied):
         model.headrace.draft_length = draft_length_on_accelerator(studied, candidate.plan, options.draft_tokens)
     elif options.draft_tokens:
-        model.headrace.draft_length = draft_length(checkpoint.spec, candidate.plan, studied.pace, options.draft_tokens)
+        model.headrace.draft_length = draft_length(checkpoint.model, candidate.plan, studied.pace, options.draft_tokens)
     return model
 
 
-def draft_length(spec: ModelSpec, plan: Plan, pace: Pace, most: int) -> DraftLength:
+def draft_length(model: StoredModel, plan: Plan, pace: Pace, most: int) -> DraftLength:
     """What chooses the number of drafts, from the pass times that the planner predicts."""
-    times = PassTimes(spec, plan, replace(pace, layer=None), NO_COSTS, pass_tokens=1 + most)
+    times = PassTimes(model, plan, replace(pace, layer=None), NO_COSTS, pass_tokens=1 + most)
     return DraftLength(pass_s=lambda tokens: times.seconds(PassLoad(tokens, tokens, 1, 0, 0)), most=most)
 
 
@@ -163,7 +163,7 @@ def plan(
     checkpoint = Checkpoint(resolve_model(model), cut_head=computing.uses_host_memory)
     try:
         options = make_options(
-            checkpoint.spec,
+            checkpoint.model,
             memory=memory,
             default_budget_bytes=lambda: device_budget_bytes(computing),
             host_memory=host_memory,

@@ -22,7 +22,7 @@ from headrace.inference.handle import Handle
 from headrace.inference.skeleton import HOST, attach_generation_config, build_skeleton
 from headrace.inference.study import DTYPES, Studied, reader_settings
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
-from headrace.model.blocks import BlockSpec, ModelSpec
+from headrace.model.blocks import Block, StoredModel
 from headrace.planning.load_options import Options
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan, Strategy
 from headrace.planning.planner import Candidate
@@ -46,15 +46,15 @@ def assemble(
     device: Device | None = None,
 ) -> Any:
     """Build the model by a plan: skeleton, stream, blocks, ends."""
-    plan, spec = candidate.plan, checkpoint.spec
+    plan, stored = candidate.plan, checkpoint.model
     dtype = DTYPES[plan.compute_dtype]
     device = CpuDevice() if device is None else device
     where = device.torch_device
     model = build_skeleton(config, dtype, attention=options.attention, device=where)
     attach_generation_config(model, checkpoint.directory)
-    architecture = spec.config.architecture
+    architecture = stored.config.architecture
     recipes = recipes_of(model, checkpoint.index.entries.values())
-    _check_structure(model, spec, recipes)
+    _check_structure(model, stored, recipes)
     gc.collect()
     return_free_memory()
     device.release_cached()
@@ -64,12 +64,12 @@ def assemble(
     _load_fixed(model, checkpoint, recipes, dtype, where)
     table = _table(checkpoint, plan, where)
     stream = Stream(
-        layouts=[block.layout for block in spec.blocks],
-        aligned=None if device.uses_host_memory else [block.aligned for block in spec.blocks],
+        layouts=[block.layout for block in stored.blocks],
+        aligned=None if device.uses_host_memory else [block.aligned for block in stored.blocks],
         places=plan.places,
         source=checkpoint.open_source(),
         device=device,
-        settings=_stream_settings(options, plan, spec),
+        settings=_stream_settings(options, plan, stored),
     )
     try:
         buffer = ConversionBuffer(plan.memory.conversion_bytes, where)
@@ -77,7 +77,7 @@ def assemble(
         clean_ups = []
         view_droppers = []
         inputs = HostInputs()
-        for block in spec.blocks:
+        for block in stored.blocks:
             if block.layer_index is None:
                 continue
             prefix = f"{architecture.layers}.{block.layer_index}."
@@ -96,7 +96,7 @@ def assemble(
             clean_ups.append(_take_turns(weights, stream, block.index, stays=stays))
             if on_cpu:
                 compute_on_host(weights.block, inputs, where)
-        head_blocks = [block for block in spec.blocks if block.head_rows is not None]
+        head_blocks = [block for block in stored.blocks if block.head_rows is not None]
         head = StreamedHead(
             head_blocks,
             stream,
@@ -109,7 +109,9 @@ def assemble(
         model.set_output_embeddings(head)
         _attach_embedding(model, checkpoint, stream, plan, dtype, table, where)
         if options.compile_layers:
-            compile_layers(list(model.get_submodule(architecture.layers)), dtype=dtype, stored_dtype=spec.stored_dtype)
+            compile_layers(
+                list(model.get_submodule(architecture.layers)), dtype=dtype, stored_dtype=stored.stored_dtype
+            )
         model.headrace = Handle(
             checkpoint=checkpoint,
             plan=plan,
@@ -136,18 +138,18 @@ def assemble(
     return model
 
 
-def _check_structure(model: Any, spec: ModelSpec, recipes: dict[str, Recipe]) -> None:
+def _check_structure(model: Any, stored: StoredModel, recipes: dict[str, Recipe]) -> None:
     """Refuse anything that would run with missing or misplaced weights."""
-    architecture = spec.config.architecture
+    architecture = stored.config.architecture
     layers = model.get_submodule(architecture.layers)
-    if len(layers) != spec.config.num_layers:
-        raise UnsupportedModelError(f"{spec.name} has {len(layers)} layers where config.json says otherwise")
+    if len(layers) != stored.config.num_layers:
+        raise UnsupportedModelError(f"{stored.name} has {len(layers)} layers where config.json says otherwise")
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
-        raise UnsupportedModelError(f"the head of {spec.name} is no plain matrix, which headrace cannot stream yet")
-    if spec.tied and not getattr(model.config, "tie_word_embeddings", False):
+        raise UnsupportedModelError(f"the head of {stored.name} is no plain matrix, which headrace cannot stream yet")
+    if stored.tied and not getattr(model.config, "tie_word_embeddings", False):
         raise UnsupportedModelError(
-            f"{spec.name} has no {architecture.head}.weight, and its config.json does not say that the head is tied "
+            f"{stored.name} has no {architecture.head}.weight, and its config.json does not say that the head is tied "
             "to the embedding"
         )
     ends = {head, model.get_input_embeddings()}
@@ -162,14 +164,14 @@ def _check_structure(model: Any, spec: ModelSpec, recipes: dict[str, Recipe]) ->
     )
 
 
-def _stream_settings(options: Options, plan: Plan, spec: ModelSpec) -> StreamSettings:
+def _stream_settings(options: Options, plan: Plan, model: StoredModel) -> StreamSettings:
     settings = replace(
         reader_settings(options),
         slots=plan.slots,
         slot_bytes=plan.slot_bytes,
         overlap=plan.strategy is not Strategy.SEQUENTIAL,
         poison=options.poison,
-        block_names=tuple(block.name for block in spec.blocks),
+        block_names=tuple(block.name for block in model.blocks),
     )
     if plan.accelerator is None:
         return settings
@@ -180,8 +182,8 @@ def _load_fixed(
     model: Any, checkpoint: Checkpoint, recipes: dict[str, Recipe], dtype: torch.dtype, device: torch.device
 ) -> None:
     """Give the model its small tensors for good: final norm, position table, persistent buffers."""
-    values = checkpoint.read_tensors(checkpoint.spec.fixed)
-    own = {entry.name for entry in checkpoint.spec.fixed}
+    values = checkpoint.read_tensors(checkpoint.model.fixed)
+    own = {entry.name for entry in checkpoint.model.fixed}
     for name, recipe in recipes.items():
         if recipe.ingredients[0].entry.name not in own:
             continue
@@ -205,7 +207,7 @@ def _table(checkpoint: Checkpoint, plan: Plan, device: torch.device) -> torch.Te
 
 def _read_table(checkpoint: Checkpoint) -> torch.Tensor:
     """The whole embedding table, in host memory of its own."""
-    entry = checkpoint.spec.embedding
+    entry = checkpoint.model.embedding
     layout_start = entry.offset - entry.offset % 4096
     length = -(-(entry.offset + entry.size_bytes) // 4096) * 4096 - layout_start
     arena = Arena(length)
@@ -258,8 +260,8 @@ def _attach_embedding(
     table: torch.Tensor | None,
     device: torch.device,
 ) -> None:
-    entry = checkpoint.spec.embedding
-    heads = [block for block in checkpoint.spec.blocks if block.head_rows is not None]
+    entry = checkpoint.model.embedding
+    heads = [block for block in checkpoint.model.blocks if block.head_rows is not None]
 
     def rows(wanted: list[int]) -> torch.Tensor:
         if table is not None:
@@ -272,7 +274,7 @@ def _attach_embedding(
 
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
-        raise UnsupportedModelError(f"the embedding of {checkpoint.spec.name} is no table of rows")
+        raise UnsupportedModelError(f"the embedding of {checkpoint.model.name} is no table of rows")
     source: TableSource | None = None
     if plan.accelerator is not None and plan.embedding is EmbeddingPlacement.RESIDENT:
         source = lambda: table  # noqa: E731
@@ -281,7 +283,7 @@ def _attach_embedding(
     EmbeddingRows(embedding, dtype, rows, table=source, device=device)
 
 
-def _whole_head(head: BlockSpec, stream: Stream) -> torch.Tensor | None:
+def _whole_head(head: Block, stream: Stream) -> torch.Tensor | None:
     """Tied weights whose head stays on an accelerator, once it has arrived."""
     piece = stream.peek(head.index)
     return None if piece is None else head_rows(head, piece, aligned=True)

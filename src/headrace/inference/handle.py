@@ -110,13 +110,13 @@ class Handle:
 
         Raises BudgetError with the numbers, InvalidRequestError beyond the model's own context.
         """
-        spec, plan = self.checkpoint.spec, self.plan
+        model, plan = self.checkpoint.model, self.plan
         if self.closed:
             raise InvalidRequestError("this model was closed; load it again")
-        if context_tokens > spec.config.context_tokens:
+        if context_tokens > model.config.context_tokens:
             raise InvalidRequestError(
-                f"prompt and new tokens come to {context_tokens}, but {spec.name} was trained for a context of "
-                f"{spec.config.context_tokens} tokens; shorten the prompt or ask for fewer new tokens"
+                f"prompt and new tokens come to {context_tokens}, but {model.name} was trained for a context of "
+                f"{model.config.context_tokens} tokens; shorten the prompt or ask for fewer new tokens"
             )
         needed = self._cache_bytes(sequences, context_tokens)
         spare = plan.budget_bytes - plan.memory.total_bytes
@@ -132,13 +132,13 @@ class Handle:
 
     def _cache_bytes(self, sequences: int, tokens: int) -> int:
         """Keys and values in the computing device's memory."""
-        spec, plan = self.checkpoint.spec, self.plan
+        model, plan = self.checkpoint.model, self.plan
         if plan.accelerator is None:
             element_bytes = ELEMENT_BYTES[plan.compute_dtype]
-            return spec.kv_cache_bytes(sequences=sequences, tokens=tokens, element_bytes=element_bytes)
+            return model.kv_cache_bytes(sequences=sequences, tokens=tokens, element_bytes=element_bytes)
         work = replace(plan.workload, sequences=sequences)
-        of_blocks = cache_bytes(spec, work, plan.compute_dtype, tokens=tokens)
-        return cache_sides(spec, of_blocks, plan.places, on_host=plan.accelerator.cache_on_host).device_bytes
+        of_blocks = cache_bytes(model, work, plan.compute_dtype, tokens=tokens)
+        return cache_sides(model, of_blocks, plan.places, on_host=plan.accelerator.cache_on_host).device_bytes
 
     def build_cache(self, config: Any, *, capacity_tokens: int) -> Any:
         """A transformers cache for this model, where the plan keeps keys and values."""

@@ -33,7 +33,7 @@ from headrace.inference.embedding_and_head import EmbeddingRows
 from headrace.inference.kv_cache import build_cache
 from headrace.inference.skeleton import build_skeleton, shortened_config
 from headrace.inference.weight_names import recipes_of
-from headrace.model.blocks import HEAD_CHUNK_ROWS, BlockSpec, product_slices
+from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, product_slices
 from headrace.model.layout import ByteRange, lay_out
 from headrace.planning.estimate import LayerTimes
 from headrace.planning.plan import Placement, Workload
@@ -198,11 +198,11 @@ class _Stage:
         self._model = build_skeleton(
             shortened_config(config, self._layers), dtype, attention=attention, device=self._where
         )
-        spec, architecture = checkpoint.spec, checkpoint.spec.config.architecture
-        self._width = spec.config.hidden_size if architecture.model_type != "opt" else config.word_embed_proj_dim
+        model, architecture = checkpoint.model, checkpoint.model.config.architecture
+        self._width = model.config.hidden_size if architecture.model_type != "opt" else config.word_embed_proj_dim
         self._flush = torch.ones(FLUSH_BYTES // 4, device=self._where)
         self._set_fixed()
-        block, prefix = spec.blocks[0], f"{architecture.layers}.0."
+        block, prefix = model.blocks[0], f"{architecture.layers}.0."
         recipes = {
             name.removeprefix(prefix): recipe
             for name, recipe in recipes_of(self._model, block.tensors).items()
@@ -234,8 +234,8 @@ class _Stage:
 
     def _set_fixed(self) -> None:
         checkpoint = self._checkpoint
-        fixed = checkpoint.read_tensors(checkpoint.spec.fixed)
-        for name, recipe in recipes_of(self._model, checkpoint.spec.fixed).items():
+        fixed = checkpoint.read_tensors(checkpoint.model.fixed)
+        for name, recipe in recipes_of(self._model, checkpoint.model.fixed).items():
             module_name, _, own_name = name.rpartition(".")
             value = fixed[recipe.ingredients[0].entry.name].to(self._dtype).to(self._where)
             module = self._model.get_submodule(module_name)
@@ -265,14 +265,14 @@ class _Stage:
 
         With `wait`, the layer begins right after having waited for bytes from the disk.
         """
-        spec = self._checkpoint.spec.config
-        token_bytes = 2 * spec.num_kv_heads * spec.head_dim * self._dtype.itemsize * sequences
+        model = self._checkpoint.model.config
+        token_bytes = 2 * model.num_kv_heads * model.head_dim * self._dtype.itemsize * sequences
         past_tokens = min(past_tokens, CACHE_BYTES_MAX // token_bytes)
         hidden = torch.randn(sequences, tokens, self._width).to(self._dtype).to(self._where)
         cache = build_cache(self._model.config, capacity_tokens=past_tokens + tokens)
         if past_tokens:
             states = torch.zeros(
-                sequences, spec.num_kv_heads, past_tokens, spec.head_dim, dtype=self._dtype, device=self._where
+                sequences, model.num_kv_heads, past_tokens, model.head_dim, dtype=self._dtype, device=self._where
             )
             for number in range(self._layers):
                 cache.update(states, states, number)
@@ -286,8 +286,8 @@ class _Stage:
 
     def step_overhead_s(self, sequences: int) -> float:
         """Seconds from the end of a step's layer to the beginning of the next one's: `generate` with an idle head."""
-        spec, model = self._checkpoint.spec, self._model
-        vocabulary = spec.blocks[-1].tensors[0].shape[0]
+        stored, model = self._checkpoint.model, self._model
+        vocabulary = stored.blocks[-1].tensors[0].shape[0]
         rows = torch.zeros(sequences, self._width, dtype=self._dtype)
         EmbeddingRows(model.get_input_embeddings(), self._dtype, lambda wanted: rows[: len(wanted)], device=self._where)
         model.set_output_embeddings(_IdleHead(sequences, vocabulary, self._dtype, self._where))
@@ -299,7 +299,7 @@ class _Stage:
                 gaps.append(self._now() - self._left_s)
 
         self._left_s = 0.0
-        layer = model.get_submodule(f"{spec.config.architecture.layers}.0")
+        layer = model.get_submodule(f"{stored.config.architecture.layers}.0")
         hook = layer.register_forward_pre_hook(note_gap)
         ids = torch.zeros(sequences, 2, dtype=torch.long, device=self._where)
         model.generation_config.eos_token_id = None
@@ -309,7 +309,7 @@ class _Stage:
 
     def row_s(self) -> float:
         """Seconds per row when some are read from all over the embedding's table."""
-        entry = self._checkpoint.spec.embedding
+        entry = self._checkpoint.model.embedding
         count = min(ROWS_TRIED, entry.shape[0])
         rows = [number * entry.shape[0] // count for number in range(count)]
         seconds = []
@@ -321,7 +321,7 @@ class _Stage:
 
     def head_s(self, tokens: int) -> float:
         """Seconds per element of the head's matrix at `tokens` rows, from one piece of made-up weights."""
-        entry = self._checkpoint.spec.blocks[-1].tensors[0]
+        entry = self._checkpoint.model.blocks[-1].tensors[0]
         first, last = product_slices(entry.shape[0], HEAD_CHUNK_ROWS)[0]
         count, columns, stored = last - first, entry.shape[1], torch_dtype(entry)
         on = self._where
@@ -348,16 +348,16 @@ class _Stage:
         self._device.release_cached()
 
 
-def _bring(checkpoint: Checkpoint, block: BlockSpec, device: Device) -> tuple[Memory, Piece]:
+def _bring(checkpoint: Checkpoint, block: Block, device: Device) -> tuple[Memory, Piece]:
     """One block's weights where they are computed with; the caller closes the memory."""
     if device.uses_host_memory:
-        arena = Arena(block.footprint_bytes)
+        arena = Arena(block.read_bytes)
         arena.touch()
-        piece = arena.take(block.footprint_bytes)
+        piece = arena.take(block.read_bytes)
         checkpoint.read_block(block, piece)
         return arena, piece
-    memory = device.allocate(block.device_bytes)
-    piece = memory.take(block.device_bytes)
+    memory = device.allocate(block.held_bytes)
+    piece = memory.take(block.held_bytes)
     piece.tensor.copy_(checkpoint.read_aligned(block))
     return memory, piece
 

@@ -11,7 +11,7 @@ import torch
 from headrace.errors import HeadraceError, UnsupportedModelError
 from headrace.inference.layer_timing import Rehearsed, Timed, time_layer
 from headrace.machine.probed_machine import ComputeCurve, CurvePoint
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.estimate import Pace
 from headrace.planning.load_options import Options, compute_dtypes, work_seconds
 from headrace.planning.plan import Strategy
@@ -74,13 +74,13 @@ def study(
     `pass_tokens`: further numbers of tokens in a pass at which the layer is timed. `packed`: the least that packed
     passes must hold.
     """
-    spec = checkpoint.spec
+    model = checkpoint.model
     notes: list[str] = []
-    names = compute_dtypes(spec, options.dtype)
+    names = compute_dtypes(model, options.dtype)
     copies = {name: machine_probe.products_need_alignment(DTYPES[name]) for name in names}
     requests = {
         name: Request(
-            spec=spec,
+            model=model,
             workload=options.workload,
             compute_dtype=name,
             budget_bytes=options.budget_bytes,
@@ -93,7 +93,7 @@ def study(
     fitting = [name for name in names if minimum_bytes(requests[name], options.strategy) <= options.budget_bytes]
     if not fitting:
         refuse_below_minimum(requests[names[0]], options.strategy)
-    curves = {name: _curve(spec, name) for name in fitting}
+    curves = {name: _curve(model, name) for name in fitting}
     name = min(fitting, key=lambda item: work_seconds(curves[item], options.workload))
     if len(names) > 1:
         compared = ", ".join(f"{n} {work_seconds(curves[n], options.workload) * 1e9:.3g}" for n in fitting)
@@ -110,7 +110,7 @@ def study(
         attention=options.attention,
         reader=reader_settings(options),
         other_tokens=sorted(
-            {*_break_even_tokens(spec, curves[name], link.busy_bytes_per_s, options.workload.sequences), *pass_tokens}
+            {*_break_even_tokens(model, curves[name], link.busy_bytes_per_s, options.workload.sequences), *pass_tokens}
             - {options.workload.sequences}
         ),
     )
@@ -118,7 +118,7 @@ def study(
         f"disk: {format_rate(link.alone_bytes_per_s)} in direct reads of this checkpoint, "
         f"{format_rate(link.busy_bytes_per_s)} while computing (then {link.compute_slowdown:.2f} times as long)"
     )
-    return Studied(request, _pace(curves[name], rehearsed, link, options, spec), tuple(notes))
+    return Studied(request, _pace(curves[name], rehearsed, link, options, model), tuple(notes))
 
 
 def choose(studied: Studied, strategy: Strategy | None) -> Candidate:
@@ -141,19 +141,19 @@ def compare(studied: Studied, only: Strategy | None = None) -> dict[str, Candida
     return found
 
 
-def _curve(spec: ModelSpec, dtype_name: str) -> ComputeCurve:
+def _curve(model: StoredModel, dtype_name: str) -> ComputeCurve:
     """Time products in the shape of the model's largest matrix."""
-    stored = TORCH_DTYPES[spec.stored_dtype]
+    stored = TORCH_DTYPES[model.stored_dtype]
     return machine_probe.compute_curve(
-        stored, DTYPES[dtype_name], shape=largest_shape(spec), tokens=QUICK_CURVE_TOKENS, repetitions=3
+        stored, DTYPES[dtype_name], shape=largest_shape(model), tokens=QUICK_CURVE_TOKENS, repetitions=3
     )
 
 
-def largest_shape(spec: ModelSpec) -> tuple[int, int]:
+def largest_shape(model: StoredModel) -> tuple[int, int]:
     """Rows and columns of the first layer's largest matrix, at most 8 M elements of it."""
-    entries = [entry for entry in spec.blocks[0].tensors if len(entry.shape) == 2]
+    entries = [entry for entry in model.blocks[0].tensors if len(entry.shape) == 2]
     if not entries:
-        raise UnsupportedModelError(f"{spec.name}: the first layer holds no matrix")
+        raise UnsupportedModelError(f"{model.name}: the first layer holds no matrix")
     rows, columns = max(entries, key=lambda entry: entry.num_elements).shape
     return max(1, min(rows, (8 << 20) // columns)), columns
 
@@ -186,9 +186,9 @@ def _measure_link(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
             rate = min(limit, rate or 1e9)  # 0 for less than a page: nothing that could take time
             return _Link(rate, rate, 1.0, read_latency_s)
         product = machine_probe.product_of(
-            TORCH_DTYPES[checkpoint.spec.stored_dtype],
+            TORCH_DTYPES[checkpoint.model.stored_dtype],
             DTYPES[dtype_name],
-            shape=largest_shape(checkpoint.spec),
+            shape=largest_shape(checkpoint.model),
             tokens=options.workload.sequences,
         )
         slowed = machine_probe.contention(source, files, settings, product, rounds=5, seconds=0.06)
@@ -217,15 +217,15 @@ def reader_settings(options: Options) -> StreamSettings:
 
 
 def _break_even_tokens(
-    spec: ModelSpec, curve: ComputeCurve, read_bytes_per_s: float, tokens_now: int
+    model: StoredModel, curve: ComputeCurve, read_bytes_per_s: float, tokens_now: int
 ) -> tuple[int, ...]:
     """Tokens per pass about which computing a layer takes as long as reading it, and a third of that.
 
     There the curve is worth correcting by a rehearsal: the break-even of a plan that keeps up to two thirds of its
     blocks lies between. Nothing where that is far away, or where the work's own tokens are as good.
     """
-    layer = spec.blocks[0]
-    read_s = layer.footprint_bytes / read_bytes_per_s
+    layer = model.blocks[0]
+    read_s = layer.read_bytes / read_bytes_per_s
     tokens = 1
     while layer.active_parameters * curve.seconds_per_parameter(tokens) < read_s:
         tokens += max(1, tokens // 8)
@@ -235,9 +235,9 @@ def _break_even_tokens(
     return tuple(sorted(count for count in near if not 0.9 < count / tokens_now < 1.1))
 
 
-def _pace(curve: ComputeCurve, rehearsed: Rehearsed, link: _Link, options: Options, spec: ModelSpec) -> Pace:
+def _pace(curve: ComputeCurve, rehearsed: Rehearsed, link: _Link, options: Options, model: StoredModel) -> Pace:
     return replace(
-        rehearsed_pace(curve, rehearsed, link.alone_bytes_per_s, options, spec),
+        rehearsed_pace(curve, rehearsed, link.alone_bytes_per_s, options, model),
         compute_slowdown=link.compute_slowdown,
         read_slowdown=link.alone_bytes_per_s / link.busy_bytes_per_s,
         read_latency_s=link.read_latency_s,
@@ -246,10 +246,10 @@ def _pace(curve: ComputeCurve, rehearsed: Rehearsed, link: _Link, options: Optio
 
 
 def rehearsed_pace(
-    curve: ComputeCurve, rehearsed: Rehearsed, read_bytes_per_s: float, options: Options, spec: ModelSpec
+    curve: ComputeCurve, rehearsed: Rehearsed, read_bytes_per_s: float, options: Options, model: StoredModel
 ) -> Pace:
     """The pace of whoever the layer was rehearsed on, its curve bent through what was seen."""
-    layers = [block for block in spec.blocks if block.head_rows is None]
+    layers = [block for block in model.blocks if block.head_rows is None]
     mean = sum(block.active_parameters for block in layers) / len(layers)
     own = Timed(options.workload.sequences, rehearsed.layer.decode_s, rehearsed.head_seconds_per_parameter)
     timed = sorted((own, *rehearsed.others))

@@ -35,7 +35,7 @@ class RowSlice(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSpec:
+class Block:
     """One block: a decoder layer (`layer_index`) or a piece of the head (`head_rows`)."""
 
     index: int
@@ -51,7 +51,7 @@ class BlockSpec:
     layout: Layout
 
     @property
-    def footprint_bytes(self) -> int:
+    def read_bytes(self) -> int:
         """Bytes of slot, and bytes read: `size_bytes` and the over-reading."""
         return self.layout.footprint_bytes
 
@@ -63,7 +63,7 @@ class BlockSpec:
         return align_layout(self.layout, {entry.name: entry.size_bytes for entry in self.tensors})
 
     @property
-    def device_bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Bytes of an accelerator's memory that the block takes, and bytes copied to bring it there."""
         return self.aligned.size_bytes
 
@@ -74,14 +74,14 @@ class BlockSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class StoredModel:
     """A model: its blocks in the order of a pass, its embedding table, and the small tensors that always stay."""
 
     name: str
     config: ModelConfig
     stored_dtype: str
     """safetensors name of the dtype that most bytes are in"""
-    blocks: tuple[BlockSpec, ...]
+    blocks: tuple[Block, ...]
     embedding: TensorEntry
     tied: bool
     """the head's matrix is the embedding table"""
@@ -160,7 +160,7 @@ class ModelSpec:
 WORK_SPACE_CONSTANT_BYTES = 28 << 20
 
 
-def build_spec(name: str, config: ModelConfig, index: TensorIndex, *, cut_head: bool = True) -> ModelSpec:
+def build_stored_model(name: str, config: ModelConfig, index: TensorIndex, *, cut_head: bool = True) -> StoredModel:
     """Sort the checkpoint's tensors into blocks, embedding and fixed tensors.
 
     With `cut_head` a head much larger than a layer becomes several blocks. Only for the processor: an accelerator's
@@ -203,7 +203,7 @@ def build_spec(name: str, config: ModelConfig, index: TensorIndex, *, cut_head: 
     blocks += _head_blocks(
         matrix, len(blocks), max(block.size_bytes for block in blocks) if cut_head else matrix.size_bytes
     )
-    return ModelSpec(
+    return StoredModel(
         name=name,
         config=config,
         stored_dtype=_prevailing_dtype([entry for tensors in layers for entry in tensors]),
@@ -242,12 +242,12 @@ def _prevailing_dtype(entries: Sequence[TensorEntry]) -> str:
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def _layer_block(number: int, tensors: list[TensorEntry], config: ModelConfig) -> BlockSpec:
+def _layer_block(number: int, tensors: list[TensorEntry], config: ModelConfig) -> Block:
     share = config.experts_per_token / config.num_experts if config.num_experts else 1.0
     active = sum(
         entry.num_elements * (share if ".experts." in entry.name else 1.0) for entry in tensors if len(entry.shape) > 1
     )
-    return BlockSpec(
+    return Block(
         index=number,
         name=f"layer {number}",
         layer_index=number,
@@ -260,7 +260,7 @@ def _layer_block(number: int, tensors: list[TensorEntry], config: ModelConfig) -
     )
 
 
-def _head_blocks(matrix: TensorEntry, first_index: int, layer_bytes: int) -> list[BlockSpec]:
+def _head_blocks(matrix: TensorEntry, first_index: int, layer_bytes: int) -> list[Block]:
     """Cut the head into equal pieces of about a layer's size, or of HEAD_CHUNK_ROWS where that is more."""
     rows, columns = matrix.shape
     row_bytes = columns * DTYPE_BYTES[matrix.dtype]
@@ -271,7 +271,7 @@ def _head_blocks(matrix: TensorEntry, first_index: int, layer_bytes: int) -> lis
         size_bytes = (last - first) * row_bytes
         part = ByteRange(matrix.name, matrix.file_index, matrix.offset + first * row_bytes, size_bytes)
         blocks.append(
-            BlockSpec(
+            Block(
                 index=first_index + number,
                 name="head" if len(slices) == 1 else f"head, rows {first}-{last - 1}",
                 layer_index=None,

@@ -21,8 +21,8 @@ from typing import Any
 
 from headrace.errors import CheckpointError, InvalidRequestError, near_names
 from headrace.model.formats import find_format, is_format, requantised
-from headrace.model.from_config import shape_from_config
-from headrace.model.model import ModelShape
+from headrace.model.from_config import model_from_config
+from headrace.model.model import Model
 from headrace.model.scaling import DEPTH_SHARE, scaled
 
 _LARGEST_CONFIG_BYTES = 16 << 20
@@ -42,14 +42,14 @@ class ModelEntry:
     source: str
     config: Mapping[str, Any]
 
-    def shape(self) -> ModelShape:
-        """Its shape; the source says where the numbers come from."""
-        made = shape_from_config(self.config, name=self.name, origin=f"catalogue, {self.name}")
+    def model(self) -> Model:
+        """The model; the source says where the numbers come from."""
+        made = model_from_config(self.config, name=self.name, origin=f"catalogue, {self.name}")
         notes = (self.source,) if self.source.startswith("APPROXIMATION") else ()
         return replace(made, source=self.source, notes=notes)
 
 
-def find_model(text: str) -> ModelShape:
+def find_model(text: str) -> Model:
     """Resolve a name or a path.
 
     Raises InvalidRequestError with near matches for what is unknown, and what the readers of files raise.
@@ -62,13 +62,13 @@ def find_model(text: str) -> ModelShape:
         raise CheckpointError(f"{asked} does not exist")
     body, _, weights = asked.partition("@")
     name, factor, depth_share = _parse_scaling(body)
-    shape = named_model(name)
+    model = named_model(name)
     if factor is not None:
-        shape = scaled(shape, factor, depth_share=depth_share)
+        model = scaled(model, factor, depth_share=depth_share)
     weights = weights or (model_key(name) not in _entries() and _format_in(name)) or ""
-    if weights and find_format(weights).name != shape.weight_format:
-        shape = replace(requantised(shape, weights), name=f"{shape.name}@{find_format(weights).name}")
-    return shape
+    if weights and find_format(weights).name != model.weight_format:
+        model = replace(requantised(model, weights), name=f"{model.name}@{find_format(weights).name}")
+    return model
 
 
 def model_entries() -> tuple[ModelEntry, ...]:
@@ -83,7 +83,7 @@ def model_key(name: str) -> str:
     return re.sub(r"-+", "-", key)
 
 
-def named_model(name: str) -> ModelShape:
+def named_model(name: str) -> Model:
     """Resolve a catalogue name, also with what publishers add to it (-Instruct, -Q4_K_M.gguf).
 
     Formats in a name are left aside here: the shape has the entry's own. `find_model` applies them.
@@ -97,10 +97,10 @@ def named_model(name: str) -> ModelShape:
             break
         tried = shorter
     if tried in known:
-        return known[tried].shape()
+        return known[tried].model()
     ancestor = _ancestor(key, known)
     if ancestor is not None:
-        made = ancestor.shape()
+        made = ancestor.model()
         return replace(made, notes=(*made.notes, f"{name} is taken to have the shape of {ancestor.name}"))
     raise InvalidRequestError(
         f"there is no model {name!r} in the catalogue; {near_names(key, known)}`headrace models` lists them"
@@ -154,17 +154,17 @@ def _parse_scaling(text: str) -> tuple[str, float | None, float]:
     return name, factor, share
 
 
-def _from_path(path: Path) -> ModelShape:
+def _from_path(path: Path) -> Model:
     if path.is_file() and path.suffix.lower() == ".gguf":
-        from headrace.model.from_index import shape_from_gguf
+        from headrace.model.from_index import model_from_gguf
 
-        return shape_from_gguf(path)
+        return model_from_gguf(path)
     if path.is_dir():
         weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
         if weights:
-            from headrace.model.from_index import shape_from_checkpoint
+            from headrace.model.from_index import model_from_checkpoint
 
-            return shape_from_checkpoint(path)
+            return model_from_checkpoint(path)
         files = sorted(path.glob("*.gguf"))
         if files:
             return _from_path(files[0])
@@ -175,14 +175,14 @@ def _from_path(path: Path) -> ModelShape:
     return _from_config(path, name=path.resolve().parent.name if path.name == "config.json" else path.stem)
 
 
-def _from_config(path: Path, *, name: str) -> ModelShape:
+def _from_config(path: Path, *, name: str) -> Model:
     try:
         if path.stat().st_size > _LARGEST_CONFIG_BYTES:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes; a config.json has a few thousand")
         raw = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    return shape_from_config(raw, name=name or path.stem, origin=str(path))
+    return model_from_config(raw, name=name or path.stem, origin=str(path))
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from headrace.errors import InvalidRequestError, near_names
 from headrace.model.gguf_index import BLOCKS
-from headrace.model.model import LayerGroup, LayerShape, ModelShape
+from headrace.model.model import Layer, LayerGroup, Model
 
 _HEAD_BITS = 6.5625
 """q6_k, which GGUF files give the head"""
@@ -110,26 +110,26 @@ def is_format(name: str) -> bool:
     return _OTHER_NAMES.get(key, key) in FORMATS
 
 
-def requantised(shape: ModelShape, name: str) -> ModelShape:
+def requantised(model: Model, name: str) -> Model:
     """The same model with its weights in the format of this name; raises InvalidRequestError for unknown ones."""
-    return with_format(shape, find_format(name))
+    return with_format(model, find_format(name))
 
 
-def with_format(shape: ModelShape, chosen: WeightFormat) -> ModelShape:
+def with_format(model: Model, chosen: WeightFormat) -> Model:
     """The same model with its weights in another format; norms and biases stay in 16 bits (32 with fp32)."""
     other = 4.0 if chosen.name == "fp32" else 2.0
-    embedding_bits = max(chosen.embedding_bits, chosen.head_bits) if shape.tied else chosen.embedding_bits
+    embedding_bits = max(chosen.embedding_bits, chosen.head_bits) if model.tied else chosen.embedding_bits
     return replace(
-        shape,
-        groups=tuple(LayerGroup(layer=_layer(group.layer, chosen, other), count=group.count) for group in shape.groups),
-        embedding_bytes=shape.embedding_parameters * embedding_bits / 8,
-        head_bytes=shape.head_parameters * chosen.head_bits / 8,
-        other_bytes=shape.other_parameters * other,
+        model,
+        groups=tuple(LayerGroup(layer=_layer(group.layer, chosen, other), count=group.count) for group in model.groups),
+        embedding_bytes=model.embedding_parameters * embedding_bits / 8,
+        head_bytes=model.head_parameters * chosen.head_bits / 8,
+        other_bytes=model.other_parameters * other,
         weight_format=chosen.name,
     )
 
 
-def _layer(layer: LayerShape, chosen: WeightFormat, other: float) -> LayerShape:
+def _layer(layer: Layer, chosen: WeightFormat, other: float) -> Layer:
     byte = chosen.bits / 8
     return replace(
         layer,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from headrace.errors import CheckpointError, UnsupportedModelError, near_names
 from headrace.model.config_fields import Fields
 from headrace.model.formats import requantised
-from headrace.model.model import LayerGroup, LayerShape, ModelShape
+from headrace.model.model import Layer, LayerGroup, Model
 from headrace.model.quantized import quantised_as_stored
 
 _MOST_LAYERS = 100_000
@@ -44,7 +44,7 @@ class _FeedForward(NamedTuple):
     per_token: int = 0
 
 
-def shape_from_config(raw: Mapping[str, Any], *, name: str, origin: str) -> ModelShape:
+def model_from_config(raw: Mapping[str, Any], *, name: str, origin: str) -> Model:
     """Translate a config. Raises CheckpointError or UnsupportedModelError naming `origin`, the field and the fault."""
     if not isinstance(raw, Mapping):
         raise CheckpointError(f"{origin} holds {type(raw).__name__} where an object is expected")
@@ -65,18 +65,18 @@ def shape_from_config(raw: Mapping[str, Any], *, name: str, origin: str) -> Mode
             f"{near_names(model_type, _BUILDERS)}known: {', '.join(sorted(_BUILDERS))}"
         )
     fields = Fields(raw, origin)
-    shape = _BUILDERS[model_type](fields, name)
+    model = _BUILDERS[model_type](fields, name)
     stored = str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
     if stored.removeprefix("torch.") in {"float32", "float16"}:
-        shape = requantised(shape, stored.removeprefix("torch."))
+        model = requantised(model, stored.removeprefix("torch."))
     quantization = outer.get("quantization_config") or raw.get("quantization_config")
-    return quantised_as_stored(shape, quantization, fields) if quantization else shape
+    return quantised_as_stored(model, quantization, fields) if quantization else model
 
 
 # -- architectures ------------------------------------------------------------------------------------------------
 
 
-def _gated(fields: Fields, name: str) -> ModelShape:
+def _gated(fields: Fields, name: str) -> Model:
     """Llama and its kin: grouped-query attention, gated feed-forward, RMS norms; dense or with experts."""
     kind = str(fields.raw["model_type"])
     hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
@@ -147,7 +147,7 @@ def _expert_layers(fields: Fields, kind: str, hidden: int, layers: int, dense: _
     return [dense if index in only or (index + 1) % step else routed for index in range(layers)]
 
 
-def _latent(fields: Fields, name: str) -> ModelShape:
+def _latent(fields: Fields, name: str) -> Model:
     """DeepSeek V2 and V3, Kimi K2: latent attention, shared and routed experts after a few dense layers."""
     kind = str(fields.raw["model_type"])
     hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
@@ -191,7 +191,7 @@ def _latent(fields: Fields, name: str) -> ModelShape:
     )
 
 
-def _glm4_moe(fields: Fields, name: str) -> ModelShape:
+def _glm4_moe(fields: Fields, name: str) -> Model:
     """GLM 4.5 and its kin: grouped-query attention, shared and routed experts after a few dense layers."""
     hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
     heads = fields.count("num_attention_heads")
@@ -223,7 +223,7 @@ def _glm4_moe(fields: Fields, name: str) -> ModelShape:
     )
 
 
-def _plain(fields: Fields, name: str) -> ModelShape:
+def _plain(fields: Fields, name: str) -> Model:
     """The older decoders: two-matrix feed-forward, layer norms with biases."""
     kind = str(fields.raw["model_type"])
     hidden = fields.count("hidden_size", "n_embd", "d_model")
@@ -274,7 +274,7 @@ def _plain(fields: Fields, name: str) -> ModelShape:
         feed_bias = (inner + hidden) * bias
     _divides(fields, heads, kv_heads)
     attention = _grouped(hidden, heads, kv_heads, head_dim)._replace(other=attention_bias)
-    shape = _assemble(
+    model = _assemble(
         fields,
         name,
         hidden=hidden,
@@ -285,10 +285,10 @@ def _plain(fields: Fields, name: str) -> ModelShape:
         tied=fields.flag("tie_word_embeddings", default=tied),
         extra_embedding=positions * hidden + extra_embedding,
     )
-    return shape
+    return model
 
 
-def _phi3(fields: Fields, name: str) -> ModelShape:
+def _phi3(fields: Fields, name: str) -> Model:
     """Phi 3 and 4: as llama, with its matrices joined and no biases."""
     hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
     heads = fields.count("num_attention_heads")
@@ -308,7 +308,7 @@ def _phi3(fields: Fields, name: str) -> ModelShape:
     )
 
 
-def _palm(fields: Fields, name: str) -> ModelShape:
+def _palm(fields: Fields, name: str) -> Model:
     """PaLM: one key-value head, attention and gated feed-forward side by side, no biases, tied embedding."""
     hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
     heads = fields.count("num_attention_heads")
@@ -430,11 +430,11 @@ def _assemble(
     final: int,
     tied: bool,
     extra_embedding: int = 0,
-) -> ModelShape:
+) -> Model:
     groups = [
         LayerGroup(layer=_layer(*described), count=len(list(run))) for described, run in itertools.groupby(layers)
     ]
-    return ModelShape(
+    return Model(
         name=name,
         groups=tuple(groups),
         hidden_size=hidden,
@@ -451,9 +451,9 @@ def _assemble(
     )
 
 
-def _layer(attention: _Attention, feed: _FeedForward, norms: int, window: int) -> LayerShape:
+def _layer(attention: _Attention, feed: _FeedForward, norms: int, window: int) -> Layer:
     other = attention.other + feed.other + norms
-    return LayerShape(
+    return Layer(
         attention_parameters=attention.matrices,
         attention_bytes=2.0 * attention.matrices,
         feed_forward_parameters=feed.dense,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import CheckpointCorruptError, CheckpointError, UnsupportedModelError
-from headrace.model.from_config import shape_from_config
+from headrace.model.from_config import model_from_config
 from headrace.model.gguf_index import GgufIndex
-from headrace.model.model import LayerGroup, LayerShape, ModelShape
+from headrace.model.model import Layer, LayerGroup, Model
 from headrace.model.safetensors_index import TensorIndex
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blk|block)\.(\d+)\.")
@@ -53,7 +53,7 @@ class _Stored:
     is_matrix: bool
 
 
-def shape_from_checkpoint(directory: Path) -> ModelShape:
+def model_from_checkpoint(directory: Path) -> Model:
     """Return the shape of a safetensors checkpoint directory, its bytes those of its tensors.
 
     Raises CheckpointError for what cannot be read and UnsupportedModelError for unknown architectures.
@@ -63,7 +63,7 @@ def shape_from_checkpoint(directory: Path) -> ModelShape:
         raw = json.loads((directory / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{directory / 'config.json'} cannot be read as JSON: {error}") from error
-    made = shape_from_config(raw, name=directory.resolve().name, origin=str(directory / "config.json"))
+    made = model_from_config(raw, name=directory.resolve().name, origin=str(directory / "config.json"))
     stored = [
         _Stored(entry.name, entry.num_elements, entry.size_bytes, len(entry.shape) > 1)
         for entry in index.entries.values()
@@ -71,23 +71,23 @@ def shape_from_checkpoint(directory: Path) -> ModelShape:
     return _with_bytes(made, stored, origin=str(directory))
 
 
-def shape_from_gguf(path: Path) -> ModelShape:
+def model_from_gguf(path: Path) -> Model:
     """Return the shape of a GGUF file (or its parts), its bytes those of its tensors."""
     index = GgufIndex.from_file(path)
     architecture = index.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise CheckpointCorruptError(f"{path} names no general.architecture")
     config = _config_of(index.metadata, architecture, index, path)
-    made = shape_from_config(config, name=path.stem, origin=str(path))
+    made = model_from_config(config, name=path.stem, origin=str(path))
     stored = [
         _Stored(tensor.name, tensor.num_elements, tensor.size_bytes, len(tensor.shape) > 1) for tensor in index.tensors
     ]
-    shape = _with_bytes(made, stored, origin=str(path))
+    model = _with_bytes(made, stored, origin=str(path))
     prevailing: dict[str, int] = {}
     for tensor in index.tensors:
         prevailing[tensor.type_name] = prevailing.get(tensor.type_name, 0) + tensor.size_bytes
     name = max(prevailing, key=lambda kind: prevailing[kind])
-    return replace(shape, weight_format={"f16": "fp16", "f32": "fp32"}.get(name, name))
+    return replace(model, weight_format={"f16": "fp16", "f32": "fp32"}.get(name, name))
 
 
 def _config_of(metadata: Mapping[str, Any], architecture: str, index: GgufIndex, path: Path) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _config_of(metadata: Mapping[str, Any], architecture: str, index: GgufIndex,
     return config
 
 
-def _with_bytes(made: ModelShape, stored: Sequence[_Stored], *, origin: str) -> ModelShape:
+def _with_bytes(made: Model, stored: Sequence[_Stored], *, origin: str) -> Model:
     """Replace the computed bytes by the stored ones: layer by layer, experts apart, ends and the rest apart."""
     layers: dict[int, dict[str, float]] = {}
     table = positions = head = rest = 0.0
@@ -173,7 +173,7 @@ def _part(tensor: _Stored) -> str:
     return "attention" if _ATTENTION.search(tensor.name) else "feed_forward"
 
 
-def _sized(layer: LayerShape, tally: Mapping[str, float]) -> LayerShape:
+def _sized(layer: Layer, tally: Mapping[str, float]) -> Layer:
     experts = tally.get("expert", 0.0)
     return replace(
         layer,

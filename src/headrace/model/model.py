@@ -1,7 +1,7 @@
 """A model as arithmetic and memory see it, known from its config alone: no tensor of it needs to exist.
 
-Where `ModelSpec` describes a checkpoint's byte ranges, a `ModelShape` describes a kind of model: GPT-3, or one a
-thousand times its size. A shape made from a tensor index holds that checkpoint's exact bytes. Formulas:
+Where `StoredModel` describes a checkpoint's byte ranges, a `Model` describes a kind of model: GPT-3, or one a
+thousand times its size. One made from a tensor index holds that checkpoint's exact bytes. Formulas:
 docs/formulas.md, section 1.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerShape:
+class Layer:
     """One decoder layer. Parameters count elements; bytes are as stored (scales of quantised weights included)."""
 
     attention_parameters: int
@@ -90,12 +90,12 @@ class LayerShape:
 class LayerGroup:
     """Consecutive layers of one shape."""
 
-    layer: LayerShape
+    layer: Layer
     count: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelShape:
+class Model:
     """A decoder: groups of equal layers, an embedding table, a head."""
 
     name: str
@@ -120,7 +120,7 @@ class ModelShape:
     source: str = ""
     notes: tuple[str, ...] = field(default=())
 
-    def layers(self) -> Iterator[LayerShape]:
+    def layers(self) -> Iterator[Layer]:
         """Every layer in order."""
         return itertools.chain.from_iterable(itertools.repeat(group.layer, group.count) for group in self.groups)
 
@@ -176,6 +176,6 @@ class ModelShape:
             for group in self.groups
         )
 
-    def with_kv_element_bytes(self, element_bytes: float) -> ModelShape:
+    def with_kv_element_bytes(self, element_bytes: float) -> Model:
         """The same model with its cache in another format."""
         return replace(self, kv_element_bytes=element_bytes)

@@ -16,7 +16,7 @@ import math
 from dataclasses import replace
 
 from headrace.errors import InvalidRequestError
-from headrace.model.model import LayerGroup, LayerShape, ModelShape
+from headrace.model.model import Layer, LayerGroup, Model
 
 LARGEST_FACTOR = 1e9
 DEPTH_SHARE = 1 / 3
@@ -24,75 +24,75 @@ TOLERANCE = 0.01
 """share by which the parameters may miss the factor"""
 
 
-def scaled(shape: ModelShape, factor: float, *, depth_share: float = DEPTH_SHARE) -> ModelShape:
+def scaled(model: Model, factor: float, *, depth_share: float = DEPTH_SHARE) -> Model:
     """Return the model with `factor` times the parameters, to 1 %.
 
     Raises InvalidRequestError for a factor or a share that cannot be meant.
     """
     if not (math.isfinite(factor) and 1 / LARGEST_FACTOR <= factor <= LARGEST_FACTOR):
         raise InvalidRequestError(
-            f"{shape.name}*{factor:g}: a factor lies between {1 / LARGEST_FACTOR:g} and {LARGEST_FACTOR:g}"
+            f"{model.name}*{factor:g}: a factor lies between {1 / LARGEST_FACTOR:g} and {LARGEST_FACTOR:g}"
         )
     if not 0 <= depth_share <= 1:
         raise InvalidRequestError(f"the depth's share of growth lies between 0 and 1, not at {depth_share}")
     if factor == 1:
-        return shape
-    layers = max(1, round(shape.num_layers * factor**depth_share))
-    made = _near(shape, layers, shape.parameters * factor, factor ** ((1 - depth_share) / 2))
+        return model
+    layers = max(1, round(model.num_layers * factor**depth_share))
+    made = _near(model, layers, model.parameters * factor, factor ** ((1 - depth_share) / 2))
     note = (
-        f"{shape.name} scaled by {factor:g}: {shape.num_layers} -> {layers} layers, "
-        f"hidden size {shape.hidden_size} -> {made.hidden_size}; heads keep their width"
+        f"{model.name} scaled by {factor:g}: {model.num_layers} -> {layers} layers, "
+        f"hidden size {model.hidden_size} -> {made.hidden_size}; heads keep their width"
     )
-    return replace(made, name=f"{shape.name}*{factor:g}", notes=(*shape.notes, note))
+    return replace(made, name=f"{model.name}*{factor:g}", notes=(*model.notes, note))
 
 
-def _near(shape: ModelShape, layers: int, target: float, natural: float) -> ModelShape:
+def _near(model: Model, layers: int, target: float, natural: float) -> Model:
     """The natural width or the one that makes the total right, in whole heads if the tolerance allows."""
-    right = _right_width(shape, layers, target)
-    for width in (_whole_heads(shape, natural), _whole_heads(shape, right)):
-        made = _with(shape, layers, width)
+    right = _right_width(model, layers, target)
+    for width in (_whole_heads(model, natural), _whole_heads(model, right)):
+        made = _with(model, layers, width)
         if abs(made.parameters / target - 1) <= TOLERANCE:
             return made
-    return _with(shape, layers, right)
+    return _with(model, layers, right)
 
 
-def _right_width(shape: ModelShape, layers: int, target: float) -> float:
+def _right_width(model: Model, layers: int, target: float) -> float:
     low, high = 1 / LARGEST_FACTOR, LARGEST_FACTOR
     for _ in range(200):
         width = math.sqrt(low * high)
-        low, high = (width, high) if _with(shape, layers, width).parameters < target else (low, width)
+        low, high = (width, high) if _with(model, layers, width).parameters < target else (low, width)
     return math.sqrt(low * high)
 
 
-def _whole_heads(shape: ModelShape, width: float) -> float:
+def _whole_heads(model: Model, width: float) -> float:
     """The nearest width at which the number of heads, and of key-value heads where there are several, is whole."""
-    layer = next(shape.layers())
+    layer = next(model.layers())
     heads = layer.kv_heads if layer.kv_heads > 1 else layer.query_heads
     return max(1, round(heads * width)) / heads if heads else width
 
 
-def _with(shape: ModelShape, layers: int, width: float) -> ModelShape:
+def _with(model: Model, layers: int, width: float) -> Model:
     """Return the shape with so many layers and `width` times as wide."""
-    counts = _shared_out([group.count for group in shape.groups], layers)
+    counts = _shared_out([group.count for group in model.groups], layers)
     groups = tuple(
         LayerGroup(layer=_wider(group.layer, width), count=count)
-        for group, count in zip(shape.groups, counts, strict=True)
+        for group, count in zip(model.groups, counts, strict=True)
         if count
     )
     return replace(
-        shape,
+        model,
         groups=groups,
-        hidden_size=max(1, round(shape.hidden_size * width)),
-        embedding_parameters=round(shape.embedding_parameters * width),
-        embedding_bytes=shape.embedding_bytes * width,
-        head_parameters=round(shape.head_parameters * width),
-        head_bytes=shape.head_bytes * width,
-        other_parameters=round(shape.other_parameters * width),
-        other_bytes=shape.other_bytes * width,
+        hidden_size=max(1, round(model.hidden_size * width)),
+        embedding_parameters=round(model.embedding_parameters * width),
+        embedding_bytes=model.embedding_bytes * width,
+        head_parameters=round(model.head_parameters * width),
+        head_bytes=model.head_bytes * width,
+        other_parameters=round(model.other_parameters * width),
+        other_bytes=model.other_bytes * width,
     )
 
 
-def _wider(layer: LayerShape, width: float) -> LayerShape:
+def _wider(layer: Layer, width: float) -> Layer:
     square = width * width
     # Whole multiples of what they are divisible by, so that devices can still share them.
     unit = min(32, layer.query_heads & -layer.query_heads) if layer.query_heads else 1

@@ -102,13 +102,13 @@ def two_slots_bytes(request: AcceleratorRequest) -> int:
 
 def cpu_layer_counts(request: AcceleratorRequest) -> range:
     """Numbers of layers that the processor may compute: all there are."""
-    layers = sum(block.layer_index is not None for block in request.spec.blocks)
+    layers = sum(block.layer_index is not None for block in request.model.blocks)
     return range(layers + 1 if request.allow_cpu else 1)
 
 
 def cpu_layers_of(request: AcceleratorRequest, number: int) -> tuple[bool, ...]:
     """Choose so many layers, evenly among all; never the head."""
-    is_layer = [block.layer_index is not None for block in request.spec.blocks]
+    is_layer = [block.layer_index is not None for block in request.model.blocks]
     chosen = iter(spread_evenly(sum(is_layer), number))
     return tuple(layer and next(chosen) for layer in is_layer)
 

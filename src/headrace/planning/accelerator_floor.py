@@ -78,10 +78,10 @@ class AcceleratorFloor:
                 continue
             places = [
                 Placement.DEVICE if place is Placement.CPU and block.layer_index is None else place
-                for block in request.spec.blocks
+                for block in request.model.blocks
             ]
             times = tiered_times(
-                request.spec,
+                request.model,
                 request.workload,
                 pace,
                 places,

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError
-from headrace.model.blocks import BlockSpec, ModelSpec
+from headrace.model.blocks import Block, StoredModel
 from headrace.model.layout import PAGE_BYTES, align_device, align_up
 from headrace.planning.plan import (
     ELEMENT_BYTES,
@@ -85,7 +85,7 @@ class AcceleratorRequest:
     Raises InvalidRequestError for a ring that could carry nothing.
     """
 
-    spec: ModelSpec
+    model: StoredModel
     workload: Workload
     compute_dtype: str
     budget_bytes: int
@@ -114,11 +114,11 @@ class AcceleratorRequest:
     @cached_property
     def blocks(self) -> BlockBytes:
         """What each block takes."""
-        device = tuple(block.device_bytes for block in self.spec.blocks)
+        device = tuple(block.held_bytes for block in self.model.blocks)
         return BlockBytes(
             device,
             tuple(align_up(size) for size in device),
-            cache_bytes(self.spec, self.workload, self.compute_dtype, tokens=self.workload.context_tokens),
+            cache_bytes(self.model, self.workload, self.compute_dtype, tokens=self.workload.context_tokens),
         )
 
     @property
@@ -129,14 +129,14 @@ class AcceleratorRequest:
     @cached_property
     def fixed_bytes(self) -> int:
         """The small tensors that always stay on the device."""
-        elements = sum(entry.num_elements for entry in self.spec.fixed)
+        elements = sum(entry.num_elements for entry in self.model.fixed)
         return align_up(elements * ELEMENT_BYTES[self.compute_dtype])
 
     @cached_property
     def work_space_bytes(self) -> int:
         """What activations hold at their peak, wherever they are computed."""
         same = Request(
-            spec=self.spec,
+            model=self.model,
             workload=self.workload,
             compute_dtype=self.compute_dtype,
             budget_bytes=self.budget_bytes,
@@ -147,7 +147,7 @@ class AcceleratorRequest:
     @cached_property
     def conversion_bytes(self) -> int:
         """The device's buffer for weights that are converted: one module's, or the whole head's."""
-        heads = [block.parameters for block in self.spec.blocks if block.head_rows is not None and self._converts]
+        heads = [block.parameters for block in self.model.blocks if block.head_rows is not None and self._converts]
         head = max(heads, default=0) * ELEMENT_BYTES[self.compute_dtype]
         return _buffer_bytes(max(head, self._largest_module_bytes))
 
@@ -158,17 +158,17 @@ class AcceleratorRequest:
 
     @property
     def _converts(self) -> bool:
-        return STORED_AS.get(self.spec.stored_dtype) != self.compute_dtype
+        return STORED_AS.get(self.model.stored_dtype) != self.compute_dtype
 
     @cached_property
     def _largest_module_bytes(self) -> int:
         element_bytes = ELEMENT_BYTES[self.compute_dtype]
-        layers = [block for block in self.spec.blocks if block.head_rows is None]
+        layers = [block for block in self.model.blocks if block.head_rows is None]
         return max(largest_module_bytes(block, element_bytes, converts=self._converts) for block in layers)
 
     def cache_sides(self, arrangement: Arrangement) -> CacheSides:
         """Keys and values on either side of the link."""
-        return cache_sides(self.spec, self.blocks.cache, arrangement.places, on_host=arrangement.cache_on_host)
+        return cache_sides(self.model, self.blocks.cache, arrangement.places, on_host=arrangement.cache_on_host)
 
     def memory(self, arrangement: Arrangement) -> ArrangedMemory:
         """What the arrangement holds, with the embedding where it fits.
@@ -178,18 +178,18 @@ class AcceleratorRequest:
         """
         head_stays = all(
             place is Placement.DEVICE
-            for block, place in zip(self.spec.blocks, arrangement.places, strict=True)
+            for block, place in zip(self.model.blocks, arrangement.places, strict=True)
             if block.head_rows is not None
         )
         device, host = self.device_memory(arrangement), self.host_memory(arrangement)
-        if self.spec.tied and head_stays:
+        if self.model.tied and head_stays:
             return ArrangedMemory(device, host, EmbeddingPlacement.HEAD)
-        table_bytes = align_device(self.spec.embedding.num_elements * ELEMENT_BYTES[self.compute_dtype])
+        table_bytes = align_device(self.model.embedding.num_elements * ELEMENT_BYTES[self.compute_dtype])
         if all(place is Placement.DEVICE for place in arrangement.places):
             with_table = self.device_memory(arrangement, embedding_bytes=table_bytes)
             if with_table.total_bytes <= self.budget_bytes:
                 return ArrangedMemory(with_table, host, EmbeddingPlacement.RESIDENT)
-        with_table_there = self.host_memory(arrangement, embedding_bytes=align_up(self.spec.embedding.size_bytes))
+        with_table_there = self.host_memory(arrangement, embedding_bytes=align_up(self.model.embedding.size_bytes))
         if with_table_there.total_bytes <= self.host_budget_bytes:
             return ArrangedMemory(device, with_table_there, EmbeddingPlacement.HOST)
         return ArrangedMemory(device, host, EmbeddingPlacement.ROWS)
@@ -228,28 +228,30 @@ def slot_bytes(request: AcceleratorRequest, places: tuple[Placement, ...]) -> in
     return max((size for size, place in pairs if place in TRAVELLING), default=0)
 
 
-def cache_bytes(spec: ModelSpec, work: Workload, compute_dtype: str, *, tokens: int) -> tuple[int, ...]:
+def cache_bytes(model: StoredModel, work: Workload, compute_dtype: str, *, tokens: int) -> tuple[int, ...]:
     """Keys and values of each block when every sequence has `tokens`; a sliding window keeps no more than itself."""
-    config = spec.config
+    config = model.config
     position_bytes = 2 * work.sequences * config.num_kv_heads * config.head_dim * ELEMENT_BYTES[compute_dtype]
     windows = config.sliding_windows
     return tuple(
         0 if layer is None else position_bytes * min(tokens, windows[layer] or tokens)
-        for layer in (block.layer_index for block in spec.blocks)
+        for layer in (block.layer_index for block in model.blocks)
     )
 
 
-def cache_sides(spec: ModelSpec, of_blocks: Sequence[int], places: Sequence[Placement], *, on_host: bool) -> CacheSides:
+def cache_sides(
+    model: StoredModel, of_blocks: Sequence[int], places: Sequence[Placement], *, on_host: bool
+) -> CacheSides:
     """Where keys and values lie (`of_blocks`, bytes of each): with whoever computes the layer.
 
     `on_host`: full-attention layers of the device wait on the host, and visit CACHE_LAYERS_ON_DEVICE places of the
     device in turn; those with a sliding window, which keep little, stay.
     """
     device = host = visiting = 0
-    for block, size, place in zip(spec.blocks, of_blocks, places, strict=True):
+    for block, size, place in zip(model.blocks, of_blocks, places, strict=True):
         if place is Placement.CPU:
             host += size
-        elif on_host and offloads_cache(spec, block):
+        elif on_host and offloads_cache(model, block):
             host += size
             visiting = max(visiting, size)
         else:
@@ -257,9 +259,9 @@ def cache_sides(spec: ModelSpec, of_blocks: Sequence[int], places: Sequence[Plac
     return CacheSides(device + CACHE_LAYERS_ON_DEVICE * visiting, host)
 
 
-def offloads_cache(spec: ModelSpec, block: BlockSpec) -> bool:
+def offloads_cache(model: StoredModel, block: Block) -> bool:
     """Whether a block's keys and values are worth keeping on the host: a full-attention layer's, which grow."""
-    return block.layer_index is not None and not spec.config.sliding_windows[block.layer_index]
+    return block.layer_index is not None and not model.config.sliding_windows[block.layer_index]
 
 
 def _buffer_bytes(largest: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from headrace.errors import MachineError
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.accelerator_memory import CHUNK_BYTES, cache_bytes, offloads_cache
 from headrace.planning.estimate import (
     DECODE_PASSES_SIMULATED,
@@ -52,7 +52,7 @@ class AcceleratorPace:
 
 
 def tiered_times(
-    spec: ModelSpec,
+    model: StoredModel,
     work: Workload,
     pace: AcceleratorPace,
     places: Sequence[Placement],
@@ -67,13 +67,13 @@ def tiered_times(
     with the block over the link, or, where that stays, before it is computed. Raises MachineError where a block is the
     processor's, and how fast that is was not measured.
     """
-    parameters = [block.active_parameters for block in spec.blocks if block.head_rows is None]
+    parameters = [block.active_parameters for block in model.blocks if block.head_rows is None]
     mean_parameters = sum(parameters) / len(parameters)
     middle = work.prompt_tokens + work.generate_tokens // 2
-    caches = cache_bytes(spec, work, pace.device.curve.compute_dtype, tokens=middle) if cache_on_host else ()
+    caches = cache_bytes(model, work, pace.device.curve.compute_dtype, tokens=middle) if cache_on_host else ()
     found = []
-    for index, (block, own) in enumerate(zip(spec.blocks, block_times(spec, work, pace.device), strict=True)):
-        place, size_bytes = places[index], block.device_bytes
+    for index, (block, own) in enumerate(zip(model.blocks, block_times(model, work, pace.device), strict=True)):
+        place, size_bytes = places[index], block.held_bytes
         stays_on_host = place in (Placement.HOST, Placement.CPU)
         times = TieredTimes(
             read_s=own.read_s,
@@ -82,11 +82,11 @@ def tiered_times(
             decode_s=own.decode_s,
             store_s=size_bytes / pace.memory_copy_bytes_per_s if stays_on_host else 0.0,
             stage_s=size_bytes / pace.staged_bytes_per_s if place is Placement.HOST and not pinned else 0.0,
-            pieces=max(1, -(-block.footprint_bytes // chunk_bytes)),
+            pieces=max(1, -(-block.read_bytes // chunk_bytes)),
         )
         if place is Placement.CPU:
             if pace.processor_layer is None or block.head_rows is not None:
-                raise MachineError(f"how long the processor takes for {block.name} of {spec.name} was not measured")
+                raise MachineError(f"how long the processor takes for {block.name} of {model.name} was not measured")
             share = block.active_parameters / mean_parameters
             times = times._replace(
                 copy_s=0.0,
@@ -94,7 +94,7 @@ def tiered_times(
                 + pace.activation_transfer_s(work.sequences * work.prompt_tokens),
                 decode_s=pace.processor_layer.decode_s * share + pace.activation_transfer_s(work.sequences),
             )
-        elif cache_on_host and offloads_cache(spec, block):
+        elif cache_on_host and offloads_cache(model, block):
             visit_s = caches[index] / pace.link_bytes_per_s + pace.copy_latency_s
             if place in TRAVELLING:
                 times = times._replace(copy_s=times.copy_s + visit_s)
@@ -105,7 +105,7 @@ def tiered_times(
 
 
 def predict_on_accelerator(
-    spec: ModelSpec,
+    model: StoredModel,
     plan: Plan,
     pace: AcceleratorPace,
     *,
@@ -122,7 +122,7 @@ def predict_on_accelerator(
         raise ValueError("the plan is one of a processor that computes from its own memory")
     work = plan.workload
     times = tiered_times(
-        spec,
+        model,
         work,
         pace,
         on_device.places,
@@ -133,7 +133,7 @@ def predict_on_accelerator(
     from_host = plan.embedding is EmbeddingPlacement.HOST
     rows = replace(pace.device, row_s=pace.host_row_s) if from_host else pace.device
     one_by_one = plan.embedding in (EmbeddingPlacement.ROWS, EmbeddingPlacement.HOST)
-    beside = PassOverheads.of(spec, work, rows, rows_from_disk=one_by_one)
+    beside = PassOverheads.of(model, work, rows, rows_from_disk=one_by_one)
     scenario = TieredScenario(
         blocks=times,
         places=on_device.places,
@@ -146,7 +146,7 @@ def predict_on_accelerator(
         read_latency_s=pace.device.read_latency_s,
         stall_penalty_s=pace.device.stall_penalty_s,
     )
-    simulated = simulate_tiers(scenario, [block.name for block in spec.blocks])
+    simulated = simulate_tiers(scenario, [block.name for block in model.blocks])
     demand = scenario.demand
     load_s = max(demand.read_s, demand.copy_s)
     decode_s = simulated.decode_s_per_pass
@@ -159,7 +159,7 @@ def predict_on_accelerator(
         load_s_per_pass=load_s,
         compute_s_per_pass=demand.compute_s,
         break_even_tokens_per_pass=break_even_tokens(
-            spec, plan, pace.device, load_s=load_s, compute_s=demand.compute_s
+            model, plan, pace.device, load_s=load_s, compute_s=demand.compute_s
         ),
         possible_decode_s=max(demand),
         timeline=simulated.timeline,

@@ -99,7 +99,7 @@ class _Search:
         self._request = request
         self._strategy = strategy
         self._pace = pace
-        self._round = max(LEAST_SIMULATED, BLOCKS_SIMULATED // len(request.spec.blocks))
+        self._round = max(LEAST_SIMULATED, BLOCKS_SIMULATED // len(request.model.blocks))
         fits_all = not request.allow_host_cache or request.budget_bytes >= two_slots_bytes(request)
         self._caches = (False,) if fits_all else (False, True)
         self._floors = {
@@ -239,7 +239,7 @@ class _Search:
 
     def _simulate(self, arrangement: Arrangement) -> Candidate:
         plan, request = self._plan(arrangement), self._request
-        return Candidate(plan, predict_on_accelerator(request.spec, plan, self._pace, pinned=request.pinned))
+        return Candidate(plan, predict_on_accelerator(request.model, plan, self._pace, pinned=request.pinned))
 
     def _plan(self, arrangement: Arrangement) -> Plan:
         request, places = self._request, arrangement.places
@@ -297,7 +297,7 @@ def _refusal(request: AcceleratorRequest, strategy: Strategy | None) -> BudgetEr
     least = _least(request, strategy)
     if least is None:
         return BudgetError(
-            f"{format_bytes(request.host_budget_bytes)} of host memory are too little to bring {request.spec.name} to "
+            f"{format_bytes(request.host_budget_bytes)} of host memory are too little to bring {request.model.name} to "
             f"{request.device}: what is read passes through {format_bytes(request.ring_bytes)} of it "
             f"({request.ring_bytes} bytes: {request.ring_chunks} chunks of {format_bytes(request.chunk_bytes)}). "
             "Give --host-memory that much.",
@@ -318,7 +318,7 @@ def _refusal(request: AcceleratorRequest, strategy: Strategy | None) -> BudgetEr
     )
     instead = _more_on_the_host(request, strategy)
     return BudgetError(
-        f"a budget of {format_bytes(request.budget_bytes)} on {request.device} is too small for {request.spec.name} "
+        f"a budget of {format_bytes(request.budget_bytes)} on {request.device} is too small for {request.model.name} "
         f"({least.strategy.value}, {request.compute_dtype}, {work.sequences} x ({work.prompt_tokens} + "
         f"{work.generate_tokens}) tokens): it needs at least {format_bytes(use.total_bytes)} ({use.total_bytes} bytes: "
         f"{parts}). Give --memory that much, or ask for fewer sequences or tokens.{instead}",

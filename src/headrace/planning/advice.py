@@ -26,9 +26,9 @@ def remedies(question: Question, best: Answer) -> list[str]:
             continue
         found.append((changed.decode_s_per_pass.expected / now_s, f"{what} of twice the speed"))
     try:
-        narrow = requantised(question.shape, "int4")
-        if narrow.weights_bytes < 0.9 * question.shape.weights_bytes:
-            changed_answer = answer(replace(question, shape=narrow), best.strategy)
+        narrow = requantised(question.model, "int4")
+        if narrow.weights_bytes < 0.9 * question.model.weights_bytes:
+            changed_answer = answer(replace(question, model=narrow), best.strategy)
             if isinstance(changed_answer, Answer):
                 found.append((changed_answer.decode_s_per_pass.expected / now_s, "weights in 4 bits"))
     except HeadraceError:

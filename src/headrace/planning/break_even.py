@@ -16,7 +16,7 @@ from headrace.errors import HeadraceError
 from headrace.machine.machine import Tier
 from headrace.machine.quantity import Interval, interval_of
 from headrace.model.formats import requantised
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Question
 from headrace.planning.cost import PassTokens, load_seconds
@@ -63,7 +63,7 @@ def break_even_report(question: Question) -> BreakEvenReport | None:
     tokens = break_even_tokens(question, arrangement)
     work = question.work
     context = work.context_tokens
-    cache_bytes = question.shape.kv_cache_bytes(sequences=tokens.expected, context_tokens=context)
+    cache_bytes = question.model.kv_cache_bytes(sequences=tokens.expected, context_tokens=context)
     return BreakEvenReport(
         tokens_per_pass=tokens,
         source=arrangement.source,
@@ -80,21 +80,21 @@ def break_even_report(question: Question) -> BreakEvenReport | None:
 
 def break_even_tokens(question: Question, arrangement: Arrangement) -> Interval:
     """Tokens per pass at which the products of all layers take as long as loading them over the slowest hop."""
-    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.shape.weight_format)
-    return interval_of(constants, lambda values: _tokens(question.shape, arrangement, Rates.of(values)))
+    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.model.weight_format)
+    return interval_of(constants, lambda values: _tokens(question.model, arrangement, Rates.of(values)))
 
 
 def critical_batch(question: Question) -> float:
     """Tokens per pass at which arithmetic takes as long as reading resident weights: above it, batches are not free."""
     constants = quantities(
-        question.machine, question.engine, Arrangement(strategy="resident"), weight_format=question.shape.weight_format
+        question.machine, question.engine, Arrangement(strategy="resident"), weight_format=question.model.weight_format
     )
     rates = Rates.of({name: constant.expected for name, constant in constants.items()})
-    shape = question.shape
+    model = question.model
 
     def arithmetic_exceeds(tokens: float) -> bool:
-        operations = shape.linear_flops(tokens=tokens, head_tokens=tokens)
-        return operations / rates.flops >= shape.bytes_read(tokens) / rates.memory_bytes_per_s
+        operations = model.linear_flops(tokens=tokens, head_tokens=tokens)
+        return operations / rates.flops >= model.bytes_read(tokens) / rates.memory_bytes_per_s
 
     return _least(arithmetic_exceeds)
 
@@ -103,16 +103,16 @@ def _streaming(question: Question) -> Arrangement | None:
     machine = question.machine
     for source in (Tier.HOST, Tier.DISK):
         offered = question.host_bytes if source is Tier.HOST else usable_bytes(machine, source)
-        if offered >= question.shape.weights_bytes and (source is Tier.DISK or machine.host is not None):
+        if offered >= question.model.weights_bytes and (source is Tier.DISK or machine.host is not None):
             return Arrangement(strategy="overlap", source=source, slots=2, resident_share=0.0)
     return None
 
 
-def _tokens(shape: ModelShape, arrangement: Arrangement, rates: Rates) -> float:
+def _tokens(model: Model, arrangement: Arrangement, rates: Rates) -> float:
     carried = PassTokens(sequences=1, new_tokens=1, context_tokens=1)
     link_s = disk_s = 0.0
-    for group in shape.groups:
-        over_link_s, from_disk_s, _ = load_seconds(group.layer, shape, carried, rates=rates, arrangement=arrangement)
+    for group in model.groups:
+        over_link_s, from_disk_s, _ = load_seconds(group.layer, model, carried, rates=rates, arrangement=arrangement)
         link_s += group.count * over_link_s
         disk_s += group.count * from_disk_s
     load_s = max(link_s, disk_s)
@@ -124,9 +124,9 @@ def _tokens(shape: ModelShape, arrangement: Arrangement, rates: Rates) -> float:
                 2.0 * group.layer.active_parameters * tokens / rates.flops,
                 group.layer.bytes_read(tokens) / rates.memory_bytes_per_s,
             )
-            for group in shape.groups
+            for group in model.groups
         )
-        return products_s + shape.num_layers * rates.layer_overhead_s >= load_s
+        return products_s + model.num_layers * rates.layer_overhead_s >= load_s
 
     return _least(computes_longer)
 
@@ -152,9 +152,9 @@ def _by_decode(question: Question, arrangement: Arrangement, tokens: float, cach
         return Reach("decode", reached=True, how=f"this batch of {question.work.sequences} has as many")
     work = replace(question.work, sequences=sequences)
     priced = f"its KV cache takes {format_bytes(cache_bytes)}"
-    if memory_need(question.shape, question.machine, arrangement, work).device_bytes <= question.device_bytes:
+    if memory_need(question.model, question.machine, arrangement, work).device_bytes <= question.device_bytes:
         return Reach("batch", reached=True, how=f"a batch of {sequences:,} sequences; {priced}")
-    times = cache_bytes / question.shape.weights_bytes
+    times = cache_bytes / question.model.weights_bytes
     return Reach(
         "batch",
         reached=False,
@@ -163,7 +163,7 @@ def _by_decode(question: Question, arrangement: Arrangement, tokens: float, cach
 
 
 def _by_prefill(question: Question, tokens: float) -> Reach:
-    work, most = question.work, question.shape.context_tokens
+    work, most = question.work, question.model.context_tokens
     if work.sequences * work.prompt_tokens >= tokens:
         return Reach(
             "prefill", reached=True, how=f"this prefill of {work.sequences * work.prompt_tokens:,} tokens reaches it"
@@ -195,10 +195,10 @@ def _by_drafts(work: Workload, tokens: float) -> Reach:
 
 def _by_fewer_bits(question: Question, arrangement: Arrangement, tokens: float) -> Reach:
     try:
-        narrow = requantised(question.shape, "int4")
+        narrow = requantised(question.model, "int4")
     except HeadraceError as error:
         return Reach("quantisation", reached=False, how=str(error))
-    fewer = break_even_tokens(replace(question, shape=narrow), arrangement).expected
+    fewer = break_even_tokens(replace(question, model=narrow), arrangement).expected
     if fewer >= 0.95 * tokens:
         return Reach("quantisation", reached=False, how="the weights have few bits already")
     carried = max(question.work.sequences, 1)

@@ -10,7 +10,7 @@ from headrace.errors import HeadraceError, InvalidRequestError, MachineError, ne
 from headrace.machine.engine import PRESENT, Engine
 from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Interval, interval_of
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement, Speculation
 from headrace.planning.cost import PassCost, WorkCost, work_cost
 from headrace.planning.memory_need import MemoryNeed, memory_need, usable_bytes
@@ -24,7 +24,7 @@ from headrace.units import format_bytes
 class Question:
     """What is asked of the planner."""
 
-    shape: ModelShape
+    model: Model
     machine: Machine
     work: Workload
     engine: Engine = PRESENT
@@ -37,10 +37,10 @@ class Question:
     """share of the routed experts that are found on the device; None: what fits, uniformly used"""
 
     def __post_init__(self) -> None:
-        if self.work.context_tokens > self.shape.context_tokens:
+        if self.work.context_tokens > self.model.context_tokens:
             raise InvalidRequestError(
                 f"{self.work.prompt_tokens} + {self.work.generate_tokens} tokens of context were asked for; "
-                f"{self.shape.name} can do {self.shape.context_tokens}"
+                f"{self.model.name} can do {self.model.context_tokens}"
             )
         if self.expert_hit_rate is not None and not 0 <= self.expert_hit_rate <= 1:
             raise InvalidRequestError(f"an expert hit rate lies between 0 and 1, not at {self.expert_hit_rate}")
@@ -107,7 +107,7 @@ def answer(question: Question, strategy: str) -> Answer | Refusal:
     best: tuple[float, int, Arrangement] | None = None
     refused: list[tuple[float, str]] = []
     for arrangement in candidates(
-        strategy, question.shape, question.machine, question.work, device_bytes=question.device_bytes
+        strategy, question.model, question.machine, question.work, device_bytes=question.device_bytes
     ):
         tried = arrangement
         if tried.expert_hit_rate is not None and question.expert_hit_rate is not None:
@@ -130,11 +130,11 @@ def answer(question: Question, strategy: str) -> Answer | Refusal:
 
 def evaluate(question: Question, arrangement: Arrangement) -> Answer:
     """Predict one arrangement with intervals. Raises MachineError where the machine lacks a link that it needs."""
-    shape, machine, work = question.shape, question.machine, question.work
-    constants = quantities(machine, question.engine, arrangement, weight_format=shape.weight_format)
+    model, machine, work = question.model, question.machine, question.work
+    constants = quantities(machine, question.engine, arrangement, weight_format=model.weight_format)
 
     def cost(values: Mapping[str, float]) -> WorkCost:
-        return work_cost(shape, machine, arrangement, work, Rates.of(values), speculation=question.speculation)
+        return work_cost(model, machine, arrangement, work, Rates.of(values), speculation=question.speculation)
 
     expected = cost({name: constant.expected for name, constant in constants.items()})
     decode_s = interval_of(constants, lambda values: cost(values).decode_s_per_pass)
@@ -142,7 +142,7 @@ def evaluate(question: Question, arrangement: Arrangement) -> Answer:
     return Answer(
         strategy=arrangement.strategy,
         arrangement=arrangement,
-        memory=memory_need(shape, machine, arrangement, work),
+        memory=memory_need(model, machine, arrangement, work),
         prefill_s=interval_of(constants, lambda values: cost(values).prefill_s),
         decode_s_per_pass=decode_s,
         tokens_per_s=Interval(expected=expected.tokens_per_s, low=tokens / decode_s.high, high=tokens / decode_s.low),
@@ -154,16 +154,16 @@ def evaluate(question: Question, arrangement: Arrangement) -> Answer:
 
 
 def _expected(question: Question, arrangement: Arrangement) -> WorkCost:
-    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.shape.weight_format)
+    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.model.weight_format)
     rates = Rates.of({name: constant.expected for name, constant in constants.items()})
     return work_cost(
-        question.shape, question.machine, arrangement, question.work, rates, speculation=question.speculation
+        question.model, question.machine, arrangement, question.work, rates, speculation=question.speculation
     )
 
 
 def _lack(question: Question, arrangement: Arrangement) -> tuple[float, str] | None:
     """Bytes per device that this arrangement needs and does not have, and a text; None where it fits."""
-    need = memory_need(question.shape, question.machine, arrangement, question.work)
+    need = memory_need(question.model, question.machine, arrangement, question.work)
     if need.device_bytes > question.device_bytes:
         return need.device_bytes, _too_large("each device", need.device_bytes, question.device_bytes)
     if need.host_bytes > question.host_bytes:
@@ -190,7 +190,7 @@ def _refusal(question: Question, strategy: str, refused: list[tuple[float, str]]
 def _not_applicable(question: Question, strategy: str) -> str:
     machine = question.machine
     if strategy == "experts":
-        return f"{question.shape.name} has no routed experts"
+        return f"{question.model.name} has no routed experts"
     if strategy in {"cpu", "hybrid"} and machine.host is None:
         return f"{machine.name} computes where its weights lie already"
     if strategy in {"sequential", "overlap", "tensor+overlap"} and not machine.links:
@@ -203,7 +203,7 @@ def _not_applicable(question: Question, strategy: str) -> str:
         )
     if strategy in {"tensor", "pipeline", "tensor+pipeline", "tensor+overlap", "sharded"}:
         return f"more devices are needed than the {machine.num_devices} of {machine.name}, or another number of them"
-    return f"{strategy} does not apply to {question.shape.name} on {machine.name}"
+    return f"{strategy} does not apply to {question.model.name} on {machine.name}"
 
 
 def _smallest_change(question: Question, strategy: str) -> str:
@@ -227,7 +227,7 @@ def _smallest_change(question: Question, strategy: str) -> str:
 
 
 def _fits(question: Question, strategy: str) -> bool:
-    options = candidates(strategy, question.shape, question.machine, question.work, device_bytes=question.device_bytes)
+    options = candidates(strategy, question.model, question.machine, question.work, device_bytes=question.device_bytes)
     return any(_lack(question, option) is None for option in options)
 
 
@@ -270,11 +270,11 @@ def _gentlest_format(question: Question, strategy: str) -> str:
 
     for name in ("int8", "int4"):
         try:
-            narrower = requantised(question.shape, name)
+            narrower = requantised(question.model, name)
         except HeadraceError:
             continue
-        if narrower.weights_bytes < question.shape.weights_bytes * 0.95 and _fits(
-            replace(question, shape=narrower), strategy
+        if narrower.weights_bytes < question.model.weights_bytes * 0.95 and _fits(
+            replace(question, model=narrower), strategy
         ):
             return name
     return ""

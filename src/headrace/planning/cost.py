@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from headrace.machine.machine import Machine, Tier
-from headrace.model.model import LayerShape, ModelShape
+from headrace.model.model import Layer, Model
 from headrace.planning import collectives
 from headrace.planning.arrangement import Arrangement, Speculation
 from headrace.planning.plan import Workload
@@ -104,8 +104,8 @@ class PassCost:
 
 
 def layer_seconds(
-    layer: LayerShape,
-    shape: ModelShape,
+    layer: Layer,
+    model: Model,
     carried: PassTokens,
     *,
     rates: Rates,
@@ -124,11 +124,11 @@ def layer_seconds(
     )
     cache_s = 0.0
     if arrangement.kv_tier is Tier.DEVICE:
-        cache_s = layer_cache_bytes(layer, shape, carried) / cache_parts(layer, width) / rates.cache_bytes_per_s
+        cache_s = layer_cache_bytes(layer, model, carried) / cache_parts(layer, width) / rates.cache_bytes_per_s
     communication_s = 0.0
     if width > 1:
         communication_s = 2.0 * exchange_s(
-            carried.tokens * shape.hidden_size * shape.activation_bytes,
+            carried.tokens * model.hidden_size * model.activation_bytes,
             rates=rates,
             arrangement=arrangement,
             machine=machine,
@@ -145,17 +145,17 @@ def layer_seconds(
     )
 
 
-def layer_cache_bytes(layer: LayerShape, shape: ModelShape, carried: PassTokens) -> float:
+def layer_cache_bytes(layer: Layer, model: Model, carried: PassTokens) -> float:
     """Bytes of keys and values that attention reads in this layer in a pass: each sequence's cache once."""
     return (
         carried.sequences
         * layer.cached_tokens(carried.context_tokens)
         * layer.kv_elements_per_token
-        * (shape.kv_element_bytes)
+        * (model.kv_element_bytes)
     )
 
 
-def cache_parts(layer: LayerShape, width: int) -> int:
+def cache_parts(layer: Layer, width: int) -> int:
     """Into how many parts width parallelism splits a layer's cache: no more than it has key-value heads."""
     return max(1, min(width, layer.kv_heads or 1))
 
@@ -181,7 +181,7 @@ def exchange_s(size_bytes: float, *, rates: Rates, arrangement: Arrangement, mac
 
 
 def pass_cost(
-    shape: ModelShape,
+    model: Model,
     machine: Machine,
     arrangement: Arrangement,
     carried: PassTokens,
@@ -193,11 +193,11 @@ def pass_cost(
 
     With a pipeline `carried` is one micro-batch, and the result is what all stages together spend on it.
     """
-    layers = shape.num_layers
+    layers = model.num_layers
     device_share = 1.0 - arrangement.cpu_share
     compute_s = memory_s = attention_s = communication_s = overhead_s = host_s = link_s = disk_s = cold_s = 0.0
-    for group in shape.groups:
-        seconds = layer_seconds(group.layer, shape, carried, rates=rates, arrangement=arrangement, machine=machine)
+    for group in model.groups:
+        seconds = layer_seconds(group.layer, model, carried, rates=rates, arrangement=arrangement, machine=machine)
         on_device = group.count * device_share
         if seconds.product_is_arithmetic:
             compute_s += on_device * seconds.product_s
@@ -206,17 +206,17 @@ def pass_cost(
         attention_s += on_device * seconds.attention_s
         communication_s += on_device * seconds.communication_s
         overhead_s += on_device * seconds.overhead_s
-        host_s += group.count * arrangement.cpu_share * host_layer_s(group.layer, shape, carried, rates)
+        host_s += group.count * arrangement.cpu_share * host_layer_s(group.layer, model, carried, rates)
         over_link_s, from_disk_s, on_demand_s = load_seconds(
-            group.layer, shape, carried, rates=rates, arrangement=arrangement
+            group.layer, model, carried, rates=rates, arrangement=arrangement
         )
         link_s += group.count * over_link_s
         disk_s += group.count * from_disk_s
         cold_s += group.count * on_demand_s
-    memory_s += head_seconds(shape, carried, rates, arrangement)
+    memory_s += head_seconds(model, carried, rates, arrangement)
     overhead_s += rates.pass_overhead_s + carried.sequences * rates.token_overhead_s
     if arrangement.pipeline > 1:
-        communication_s += arrangement.pipeline * hop_s(shape, machine, arrangement, carried, rates)
+        communication_s += arrangement.pipeline * hop_s(model, machine, arrangement, carried, rates)
     device_s = compute_s + memory_s + attention_s + communication_s + overhead_s + host_s + cold_s
     load_s = max(link_s, disk_s)
     if not rates.overlaps_hops:
@@ -234,7 +234,7 @@ def pass_cost(
                 link_s,
                 disk_s,
                 load_s,
-                ends_s=pass_ends_s(shape, carried, rates, arrangement),
+                ends_s=pass_ends_s(model, carried, rates, arrangement),
                 layers=layers,
                 travelling=max(1.0, layers * arrangement.streamed_share),
             )
@@ -274,23 +274,23 @@ def _first_pass_s(
     return max(device_s + waiting_s, load_s + other_hop_s + per_layer_s + ends_s)
 
 
-def head_seconds(shape: ModelShape, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
+def head_seconds(model: Model, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
     """Seconds of the output projection, of one position of each sequence."""
     return max(
-        2.0 * shape.head_parameters * carried.sequences / arrangement.tensor / rates.flops,
-        shape.head_bytes / arrangement.tensor / rates.memory_bytes_per_s,
+        2.0 * model.head_parameters * carried.sequences / arrangement.tensor / rates.flops,
+        model.head_bytes / arrangement.tensor / rates.memory_bytes_per_s,
     )
 
 
-def pass_ends_s(shape: ModelShape, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
+def pass_ends_s(model: Model, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
     """Seconds of a pass beside its layers: head, sampling, scheduling."""
     fixed_s = rates.pass_overhead_s + carried.sequences * rates.token_overhead_s
-    return head_seconds(shape, carried, rates, arrangement) + fixed_s
+    return head_seconds(model, carried, rates, arrangement) + fixed_s
 
 
-def hop_s(shape: ModelShape, machine: Machine, arrangement: Arrangement, carried: PassTokens, rates: Rates) -> float:
+def hop_s(model: Model, machine: Machine, arrangement: Arrangement, carried: PassTokens, rates: Rates) -> float:
     """One handing over of activations from a pipeline stage to the next."""
-    size_bytes = carried.tokens * shape.hidden_size * shape.activation_bytes
+    size_bytes = carried.tokens * model.hidden_size * model.activation_bytes
     if arrangement.devices_per_copy > machine.devices:
         return collectives.point_to_point(
             size_bytes, bytes_per_s=rates.network_bytes_per_s, latency_s=rates.network_latency_s
@@ -298,11 +298,11 @@ def hop_s(shape: ModelShape, machine: Machine, arrangement: Arrangement, carried
     return collectives.point_to_point(size_bytes, bytes_per_s=rates.peer_bytes_per_s, latency_s=rates.peer_latency_s)
 
 
-def host_layer_s(layer: LayerShape, shape: ModelShape, carried: PassTokens, rates: Rates) -> float:
+def host_layer_s(layer: Layer, model: Model, carried: PassTokens, rates: Rates) -> float:
     """Time of one layer computed by the host's processor from its own memory."""
     if rates.host_flops <= 0:
         return 0.0
-    cache_bytes = layer_cache_bytes(layer, shape, carried)
+    cache_bytes = layer_cache_bytes(layer, model, carried)
     operations = 2.0 * layer.active_parameters * carried.tokens
     attention = carried.sequences * layer.attention_flops(
         new_tokens=carried.new_tokens, context_tokens=carried.context_tokens
@@ -314,7 +314,7 @@ def host_layer_s(layer: LayerShape, shape: ModelShape, carried: PassTokens, rate
 
 
 def load_seconds(
-    layer: LayerShape, shape: ModelShape, carried: PassTokens, *, rates: Rates, arrangement: Arrangement
+    layer: Layer, model: Model, carried: PassTokens, *, rates: Rates, arrangement: Arrangement
 ) -> tuple[float, float, float]:
     """Seconds that a layer occupies the host link and the disk per pass, and those of experts fetched on demand.
 
@@ -334,7 +334,7 @@ def load_seconds(
     if arrangement.kv_tier is Tier.HOST:
         # The host keeps what its own layers need where they are computed.
         on_device = 1.0 - arrangement.cpu_share
-        cache_bytes = on_device * layer_cache_bytes(layer, shape, carried) / cache_parts(layer, arrangement.tensor)
+        cache_bytes = on_device * layer_cache_bytes(layer, model, carried) / cache_parts(layer, arrangement.tensor)
     link_s = (link_bytes / parts + cache_bytes) / rates.host_link_bytes_per_s
     if arrangement.sharded and parts > 1:
         link_s += collectives.ring_all_gather(
@@ -351,7 +351,7 @@ def load_seconds(
 
 
 def _slowest_stage_s(
-    shape: ModelShape,
+    model: Model,
     machine: Machine,
     arrangement: Arrangement,
     carried: PassTokens,
@@ -360,11 +360,11 @@ def _slowest_stage_s(
 ) -> float:
     """Seconds of the stage that holds most layers and the head, of a pass that takes `total_s` through all stages."""
     stages = arrangement.pipeline
-    ends_s = pass_ends_s(shape, carried, rates, arrangement)
-    layers_s = total_s - ends_s - stages * hop_s(shape, machine, arrangement, carried, rates)
-    most_layers = math.ceil(shape.num_layers / stages)
-    left = shape.num_layers - (stages - 1) * most_layers
-    per_layer_s = layers_s / shape.num_layers
+    ends_s = pass_ends_s(model, carried, rates, arrangement)
+    layers_s = total_s - ends_s - stages * hop_s(model, machine, arrangement, carried, rates)
+    most_layers = math.ceil(model.num_layers / stages)
+    left = model.num_layers - (stages - 1) * most_layers
+    per_layer_s = layers_s / model.num_layers
     return max(most_layers * per_layer_s, left * per_layer_s + ends_s)
 
 
@@ -381,7 +381,7 @@ class WorkCost:
 
 
 def work_cost(
-    shape: ModelShape,
+    model: Model,
     machine: Machine,
     arrangement: Arrangement,
     work: Workload,
@@ -400,18 +400,18 @@ def work_cost(
         new_tokens=1 + drafts,
         context_tokens=work.prompt_tokens + max(1.0, work.generate_tokens / 2) + drafts,
     )
-    prefill = pass_cost(shape, machine, arrangement, first, rates, first=True)
-    decode = pass_cost(shape, machine, arrangement, later, rates)
+    prefill = pass_cost(model, machine, arrangement, first, rates, first=True)
+    decode = pass_cost(model, machine, arrangement, later, rates)
     prefill_s, decode_s = prefill.total_s, decode.total_s
     if arrangement.pipeline > 1 and batches > 1:
         # The first micro-batch passes all stages, the others follow at the pace of the slowest.
-        prefill_s += (batches - 1) * _slowest_stage_s(shape, machine, arrangement, first, rates, prefill_s)
+        prefill_s += (batches - 1) * _slowest_stage_s(model, machine, arrangement, first, rates, prefill_s)
         # A micro-batch's next token waits for its own last one, and each stage for all micro-batches.
-        decode_s = max(decode_s, batches * _slowest_stage_s(shape, machine, arrangement, later, rates, decode_s))
+        decode_s = max(decode_s, batches * _slowest_stage_s(model, machine, arrangement, later, rates, decode_s))
     tokens_per_pass = 1.0
     if speculation is not None:
         plain = pass_cost(
-            shape,
+            model,
             machine,
             arrangement,
             PassTokens(sequences=per_batch, new_tokens=1, context_tokens=later.context_tokens),

@@ -55,10 +55,10 @@ def against_size(question: Question) -> Curve:
     """Dollars per 750 words against parameters: the model scaled, each on the fewest of these devices that hold it."""
     points = []
     for factor in SIZE_FACTORS:
-        shape = scaled(question.shape, factor)
-        found = _cheapest(replace(question, shape=shape))
+        model = scaled(question.model, factor)
+        found = _cheapest(replace(question, model=model))
         if found is not None:
-            points.append((float(shape.parameters), found))
+            points.append((float(model.parameters), found))
     return Curve(name="dollars per 750 words", points=tuple(points))
 
 
@@ -92,7 +92,7 @@ def with_devices(machine: Machine, count: int) -> Machine | None:
 
 
 def _passes(question: Question, arrangement: Arrangement, *, steps: int) -> Iterator[tuple[float, Interval]]:
-    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.shape.weight_format)
+    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.model.weight_format)
     for step in range(steps):
         tokens = MOST_TOKENS ** (step / (steps - 1))
         carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=1)
@@ -101,7 +101,7 @@ def _passes(question: Question, arrangement: Arrangement, *, steps: int) -> Iter
             interval_of(
                 constants,
                 lambda values, carried=carried: (  # type: ignore[misc]
-                    pass_cost(question.shape, question.machine, arrangement, carried, Rates.of(values)).total_s
+                    pass_cost(question.model, question.machine, arrangement, carried, Rates.of(values)).total_s
                 ),
             ),
         )
@@ -131,7 +131,7 @@ def _cheapest(question: Question) -> Interval | None:
 
 
 def _source(question: Question) -> Tier | None:
-    machine, needed = question.machine, question.shape.weights_bytes
+    machine, needed = question.machine, question.model.weights_bytes
     if machine.host is not None and question.host_bytes >= needed and "host" in machine.links:
         return Tier.HOST
     return Tier.DISK if usable_bytes(machine, Tier.DISK) >= needed else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headrace.machine.probed_machine import ComputeCurve, ProbedMachine
-from headrace.model.blocks import BlockSpec, ModelSpec
+from headrace.model.blocks import Block, StoredModel
 from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
 from headrace.planning.simulation.simulator import BlockTimes, Scenario, Simulated, least_s, simulate
 from headrace.planning.timeline import Timeline
@@ -87,7 +87,7 @@ class Pace:
             read_latency_s=machine.read_latency_s,
         )
 
-    def block_seconds(self, block: BlockSpec, *, tokens: float, head_tokens: float) -> float:
+    def block_seconds(self, block: Block, *, tokens: float, head_tokens: float) -> float:
         """Seconds to compute a block for a pass of `tokens` tokens, from the curve."""
         if block.head_rows is not None:
             curve = self.head_curve or self.curve
@@ -103,9 +103,9 @@ class PassOverheads(NamedTuple):
     further_pass_s: float
 
     @classmethod
-    def of(cls, spec: ModelSpec, work: Workload, pace: Pace, *, rows_from_disk: bool) -> PassOverheads:
+    def of(cls, model: StoredModel, work: Workload, pace: Pace, *, rows_from_disk: bool) -> PassOverheads:
         """Add the rows of the embedding that a pass looks up, where they are read one by one."""
-        vocabulary = spec.embedding.shape[0]
+        vocabulary = model.embedding.shape[0]
         first, further = (
             pace.row_s * distinct_rows(vocabulary, tokens) if rows_from_disk else 0.0
             for tokens in (work.sequences * work.prompt_tokens, work.sequences)
@@ -119,14 +119,14 @@ def distinct_rows(vocabulary: int, tokens: int) -> float:
     return vocabulary * -math.expm1(tokens * math.log1p(-1 / vocabulary)) if vocabulary > 1 else 1.0
 
 
-def block_times(spec: ModelSpec, work: Workload, pace: Pace) -> tuple[BlockTimes, ...]:
+def block_times(model: StoredModel, work: Workload, pace: Pace) -> tuple[BlockTimes, ...]:
     """Read, prefill and decode seconds of each block under this workload."""
     prefill_tokens, decode_tokens = work.sequences * work.prompt_tokens, work.sequences
-    layers = [block for block in spec.blocks if block.head_rows is None]
+    layers = [block for block in model.blocks if block.head_rows is None]
     mean_parameters = sum(block.active_parameters for block in layers) / len(layers)
     times = []
-    for block in spec.blocks:
-        read_s = block.footprint_bytes / pace.read_bytes_per_s
+    for block in model.blocks:
+        read_s = block.read_bytes / pace.read_bytes_per_s
         if pace.layer is not None and block.head_rows is None:
             share = block.active_parameters / mean_parameters
             times.append(BlockTimes(read_s, pace.layer.prefill_s * share, pace.layer.decode_s * share))
@@ -141,11 +141,11 @@ def block_times(spec: ModelSpec, work: Workload, pace: Pace) -> tuple[BlockTimes
     return tuple(times)
 
 
-def predict(spec: ModelSpec, plan: Plan, pace: Pace, *, decode_passes: int = DECODE_PASSES_SIMULATED) -> Prediction:
+def predict(model: StoredModel, plan: Plan, pace: Pace, *, decode_passes: int = DECODE_PASSES_SIMULATED) -> Prediction:
     """Simulate the plan's workload and say what binds."""
-    times = block_times(spec, plan.workload, pace)
-    beside = PassOverheads.of(spec, plan.workload, pace, rows_from_disk=plan.embedding is EmbeddingPlacement.ROWS)
-    simulated = _simulate(plan, pace, times, beside, spec, decode_passes)
+    times = block_times(model, plan.workload, pace)
+    beside = PassOverheads.of(model, plan.workload, pace, rows_from_disk=plan.embedding is EmbeddingPlacement.ROWS)
+    simulated = _simulate(plan, pace, times, beside, model, decode_passes)
     load_s = sum(t.read_s for t, stays in zip(times, plan.resident, strict=True) if not stays)
     compute_s = sum(t.decode_s for t in times) + beside.further_pass_s
     work = plan.workload
@@ -159,7 +159,7 @@ def predict(spec: ModelSpec, plan: Plan, pace: Pace, *, decode_passes: int = DEC
         binds=_binds(plan.strategy, load_s, compute_s),
         load_s_per_pass=load_s,
         compute_s_per_pass=compute_s,
-        break_even_tokens_per_pass=break_even_tokens(spec, plan, pace, load_s=load_s, compute_s=compute_s),
+        break_even_tokens_per_pass=break_even_tokens(model, plan, pace, load_s=load_s, compute_s=compute_s),
         possible_decode_s=max(load_s, compute_s),
         timeline=simulated.timeline,
     )
@@ -215,7 +215,7 @@ class TimeFloor(NamedTuple):
 
 
 def _simulate(
-    plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], beside: PassOverheads, spec: ModelSpec, decode_passes: int
+    plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], beside: PassOverheads, model: StoredModel, decode_passes: int
 ) -> Simulated:
     scenario = Scenario(
         blocks=times,
@@ -230,7 +230,7 @@ def _simulate(
         read_latency_s=pace.read_latency_s,
         stall_penalty_s=pace.stall_penalty_s,
     )
-    return simulate(scenario, [block.name for block in spec.blocks])
+    return simulate(scenario, [block.name for block in model.blocks])
 
 
 def _binds(strategy: Strategy, load_s: float, compute_s: float) -> str:
@@ -241,7 +241,7 @@ def _binds(strategy: Strategy, load_s: float, compute_s: float) -> str:
     return "disk" if load_s > compute_s else "compute"
 
 
-def break_even_tokens(spec: ModelSpec, plan: Plan, pace: Pace, *, load_s: float, compute_s: float) -> float:
+def break_even_tokens(model: StoredModel, plan: Plan, pace: Pace, *, load_s: float, compute_s: float) -> float:
     """Tokens per pass at which computing equals loading, by bisection on the curve; 0 where nothing is streamed.
 
     The curve is scaled so that it passes through the decode time that the prediction uses at the plan's own number
@@ -250,8 +250,8 @@ def break_even_tokens(spec: ModelSpec, plan: Plan, pace: Pace, *, load_s: float,
     if load_s <= 0:
         return 0.0
     tokens = plan.workload.sequences
-    kinds = {(block.active_parameters, block.head_rows is None): block for block in spec.blocks}
-    numbers = Counter((block.active_parameters, block.head_rows is None) for block in spec.blocks)
+    kinds = {(block.active_parameters, block.head_rows is None): block for block in model.blocks}
+    numbers = Counter((block.active_parameters, block.head_rows is None) for block in model.blocks)
 
     def seconds(count: float) -> float:
         return pace.pass_overhead_s + sum(

@@ -13,7 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 from headrace.machine.quantity import Interval, Quantity, interval_of
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.estimate import LayerTimes, Pace, Prediction, predict
 from headrace.planning.planner import Candidate
@@ -33,7 +33,7 @@ class PredictionInterval(NamedTuple):
 
 
 def prediction_interval(
-    spec: ModelSpec,
+    model: StoredModel,
     candidate: Candidate,
     pace: Pace | AcceleratorPace,
     *,
@@ -55,8 +55,8 @@ def prediction_interval(
             return candidate.prediction
         if isinstance(pace, AcceleratorPace):
             moved_pace = _scaled_on_accelerator(pace, read=read, compute=compute, link=link)
-            return predict_on_accelerator(spec, candidate.plan, moved_pace, pinned=pinned)
-        return predict(spec, candidate.plan, _scaled(pace, read=read, compute=compute))
+            return predict_on_accelerator(model, candidate.plan, moved_pace, pinned=pinned)
+        return predict(model, candidate.plan, _scaled(pace, read=read, compute=compute))
 
     def moved(of: Callable[[Prediction], float]) -> Interval:
         def value(factors: Mapping[str, float]) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.probed_machine import ComputeCurve, ProbedMachine
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.plan import COMPUTE_DTYPES, STORED_AS, Strategy, Workload
 from headrace.units import parse_rate, parse_size
 
@@ -66,7 +66,7 @@ def reserve_bytes(free_bytes: int) -> int:
 
 
 def make_options(
-    spec: ModelSpec,
+    model: StoredModel,
     *,
     memory: str | int | None,
     default_budget_bytes: Callable[[], int],
@@ -107,11 +107,11 @@ def make_options(
         raise InvalidRequestError(f"unknown strategy {strategy!r}; choose auto, {names}")
     if dtype != "auto" and dtype not in COMPUTE_DTYPES:
         raise InvalidRequestError(f"unsupported dtype {dtype!r}; choose auto, {', '.join(COMPUTE_DTYPES)}")
-    longest = spec.config.context_tokens
+    longest = model.config.context_tokens
     max_tokens = min(longest, DEFAULT_MAX_TOKENS) if max_tokens is None else max_tokens
     if not 2 <= max_tokens <= longest:
         raise InvalidRequestError(
-            f"{max_tokens} tokens of context were asked for; {spec.name} can do 2 to {longest} (prompt and new ones)"
+            f"{max_tokens} tokens of context were asked for; {model.name} can do 2 to {longest} (prompt and new ones)"
         )
     prompt_tokens = max_tokens // 2 if prompt_tokens is None else prompt_tokens
     if not 1 <= prompt_tokens < max_tokens:
@@ -153,14 +153,14 @@ def _host_budget(host_memory: str | int | None, default_bytes: Callable[[], int]
     return default_bytes() if host_memory is None else host_memory
 
 
-def compute_dtypes(spec: ModelSpec, wanted: str | None) -> tuple[str, ...]:
+def compute_dtypes(model: StoredModel, wanted: str | None) -> tuple[str, ...]:
     """The dtypes to compare: the one that is wanted, or the stored one and float32.
 
     Raises MachineError where the weights are stored in a dtype that is not computed with.
     """
-    if spec.stored_dtype not in STORED_AS:
-        raise MachineError(f"{spec.name} is stored as {spec.stored_dtype}, which no machine file has measurements of")
-    return (wanted,) if wanted is not None else tuple(dict.fromkeys((STORED_AS[spec.stored_dtype], "float32")))
+    if model.stored_dtype not in STORED_AS:
+        raise MachineError(f"{model.name} is stored as {model.stored_dtype}, which no machine file has measurements of")
+    return (wanted,) if wanted is not None else tuple(dict.fromkeys((STORED_AS[model.stored_dtype], "float32")))
 
 
 def work_seconds(curve: ComputeCurve, work: Workload) -> float:

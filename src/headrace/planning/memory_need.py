@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from headrace.machine.machine import Machine, Tier
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import cache_parts
 from headrace.planning.plan import Workload
@@ -54,46 +54,46 @@ def usable_bytes(machine: Machine, tier: Tier) -> float:
     return math.inf if machine.disk_bytes is None else machine.disk_bytes
 
 
-def memory_need(shape: ModelShape, machine: Machine, arrangement: Arrangement, work: Workload) -> MemoryNeed:
+def memory_need(model: Model, machine: Machine, arrangement: Arrangement, work: Workload) -> MemoryNeed:
     """Add up weights that stay, slots, cache and work space."""
-    layers_bytes = sum(group.count * group.layer.size_bytes for group in shape.groups)
-    largest_bytes = max(group.layer.size_bytes for group in shape.groups)
-    ends_bytes = shape.weights_bytes - layers_bytes
-    table_bytes = shape.embedding_bytes if not shape.tied else 0.0
+    layers_bytes = sum(group.count * group.layer.size_bytes for group in model.groups)
+    largest_bytes = max(group.layer.size_bytes for group in model.groups)
+    ends_bytes = model.weights_bytes - layers_bytes
+    table_bytes = model.embedding_bytes if not model.tied else 0.0
     width, stages = arrangement.tensor, arrangement.pipeline
     held_share = arrangement.resident_share
     held_bytes = layers_bytes * held_share
     if arrangement.expert_hit_rate is not None:
-        experts_bytes = sum(g.count * g.layer.num_experts * g.layer.expert_bytes for g in shape.groups)
+        experts_bytes = sum(g.count * g.layer.num_experts * g.layer.expert_bytes for g in model.groups)
         held_bytes = (layers_bytes - experts_bytes) * held_share + experts_bytes * arrangement.expert_hit_rate
     streams = arrangement.streamed_share > 0 or arrangement.expert_hit_rate is not None
     # Where layers travel, the input table stays where they come from: a pass needs only some of its rows.
     kept_ends = ends_bytes - (table_bytes if streams or arrangement.cpu_share else 0.0)
-    whole_layers = math.ceil(shape.num_layers / stages) * stages / shape.num_layers
+    whole_layers = math.ceil(model.num_layers / stages) * stages / model.num_layers
     weights = held_bytes * whole_layers / (width * stages) + kept_ends / width
     slots = arrangement.slots * largest_bytes / width if streams else 0.0
 
     sequences = math.ceil(work.sequences / arrangement.replicas)
-    cache = _cache_bytes(shape, sequences, work.context_tokens, width) / stages * (1.0 - arrangement.cpu_share)
+    cache = _cache_bytes(model, sequences, work.context_tokens, width) / stages * (1.0 - arrangement.cpu_share)
     tokens = min(sequences * work.prompt_tokens / arrangement.micro_batches, _PREFILL_CHUNK_TOKENS)
     tokens = max(tokens, sequences / arrangement.micro_batches)
-    space = tokens * (shape.hidden_size * 8 + _inner_width(shape) * 2 / width) * shape.activation_bytes
-    space += sequences / arrangement.micro_batches * shape.vocab_size * 4.0 / width
+    space = tokens * (model.hidden_size * 8 + _inner_width(model) * 2 / width) * model.activation_bytes
+    space += sequences / arrangement.micro_batches * model.vocab_size * 4.0 / width
 
     copies = max(1, min(arrangement.devices, machine.devices) // arrangement.devices_per_copy)
-    away = shape.weights_bytes - held_bytes - kept_ends
+    away = model.weights_bytes - held_bytes - kept_ends
     host = disk = 0.0
     if arrangement.source is Tier.HOST:
         host = max(0.0, away)
     elif arrangement.source is Tier.DISK:
-        disk = shape.weights_bytes
+        disk = model.weights_bytes
         ring = arrangement.slots * largest_bytes if machine.host is not None else 0.0
         host = ring + layers_bytes * arrangement.cpu_share
     if arrangement.kv_tier is Tier.HOST:
         host += cache * width * stages * copies
-        cache = 2.0 * cache / shape.num_layers * stages  # two layers' worth in flight
+        cache = 2.0 * cache / model.num_layers * stages  # two layers' worth in flight
     elif arrangement.cpu_share:
-        host += shape.kv_cache_bytes(sequences=sequences, context_tokens=work.context_tokens) * arrangement.cpu_share
+        host += model.kv_cache_bytes(sequences=sequences, context_tokens=work.context_tokens) * arrangement.cpu_share
     return MemoryNeed(
         weights_bytes=weights,
         slots_bytes=slots,
@@ -104,24 +104,24 @@ def memory_need(shape: ModelShape, machine: Machine, arrangement: Arrangement, w
     )
 
 
-def _cache_bytes(shape: ModelShape, sequences: float, context_tokens: float, width: int) -> float:
+def _cache_bytes(model: Model, sequences: float, context_tokens: float, width: int) -> float:
     """Return the cache on one of `width` devices: key-value heads are not split further than they go."""
     return sum(
         group.count
         * sequences
         * group.layer.cached_tokens(context_tokens)
         * group.layer.kv_elements_per_token
-        * shape.kv_element_bytes
+        * model.kv_element_bytes
         / cache_parts(group.layer, width)
-        for group in shape.groups
+        for group in model.groups
     )
 
 
-def _inner_width(shape: ModelShape) -> float:
+def _inner_width(model: Model) -> float:
     """Return the widest row that a layer's feed-forward holds for a token."""
-    widest = 4.0 * shape.hidden_size
-    for group in shape.groups:
+    widest = 4.0 * model.hidden_size
+    for group in model.groups:
         layer = group.layer
         active = layer.feed_forward_parameters + layer.experts_per_token * layer.expert_parameters
-        widest = max(widest, active / max(1, shape.hidden_size))
+        widest = max(widest, active / max(1, model.hidden_size))
     return widest

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import BudgetError
-from headrace.model.blocks import HEAD_CHUNK_ROWS, BlockSpec, ModelSpec, product_slices
+from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, StoredModel, product_slices
 from headrace.model.layout import PAGE_BYTES, align_up
 from headrace.planning.estimate import Pace, Prediction, TimeFloor, block_times, predict
 from headrace.planning.plan import (
@@ -59,7 +59,7 @@ class Request:
     processor's products depend on their alignment).
     """
 
-    spec: ModelSpec
+    model: StoredModel
     workload: Workload
     compute_dtype: str
     budget_bytes: int
@@ -72,13 +72,13 @@ class Request:
     @cached_property
     def beside_blocks(self) -> MemoryUse:
         """What is held whichever blocks stay: no blocks, no slots, no table."""
-        spec = self.spec
+        model = self.model
         element_bytes = ELEMENT_BYTES[self.compute_dtype]
         return MemoryUse(
             resident_bytes=0,
             slots_bytes=0,
-            fixed_bytes=align_up(sum(entry.num_elements for entry in spec.fixed) * element_bytes)
-            + spec.fixed_layout.footprint_bytes,
+            fixed_bytes=align_up(sum(entry.num_elements for entry in model.fixed) * element_bytes)
+            + model.fixed_layout.footprint_bytes,
             embedding_bytes=0,
             conversion_bytes=conversion_bytes(self),
             kv_cache_bytes=self._kv_cache_bytes(element_bytes),
@@ -86,17 +86,17 @@ class Request:
         )
 
     def _kv_cache_bytes(self, element_bytes: int) -> int:
-        spec, work = self.spec, self.workload
+        model, work = self.model, self.workload
         if self.packed is None:
-            return spec.kv_cache_bytes(
+            return model.kv_cache_bytes(
                 sequences=work.sequences, tokens=work.context_tokens, element_bytes=element_bytes
             )
-        return spec.kv_pool_bytes(positions=self.packed.positions, element_bytes=element_bytes)
+        return model.kv_pool_bytes(positions=self.packed.positions, element_bytes=element_bytes)
 
     def _work_space_bytes(self, element_bytes: int) -> int:
-        spec, work, packed = self.spec, self.workload, self.packed
+        model, work, packed = self.model, self.workload, self.packed
         if packed is not None:
-            return spec.packed_work_space_bytes(
+            return model.packed_work_space_bytes(
                 pass_tokens=packed.pass_tokens,
                 samples=packed.samples,
                 context_tokens=packed.longest,
@@ -104,12 +104,12 @@ class Request:
             )
         prefill, decode = ((work.prompt_tokens, work.prompt_tokens), (1 + self.draft_tokens, work.context_tokens))
         layers = (
-            spec.work_space_bytes(
+            model.work_space_bytes(
                 sequences=work.sequences, new_tokens=new, context_tokens=context, element_bytes=element_bytes
             )
             for new, context in (prefill, decode)
         )
-        logits = spec.work_space_bytes(
+        logits = model.work_space_bytes(
             sequences=work.sequences * (1 + self.draft_tokens),
             new_tokens=1,
             context_tokens=1,
@@ -124,14 +124,14 @@ def minimum_bytes(request: Request, strategy: Strategy | None = None) -> int:
 
 
 def _smallest(request: Request, strategy: Strategy) -> MemoryUse:
-    count = len(request.spec.blocks)
+    count = len(request.model.blocks)
     if strategy is Strategy.RESIDENT:
         return _memory(request, (True,) * count, slots=0)
     if strategy is Strategy.SEQUENTIAL:
         return _memory(request, (False,) * count, slots=1)
     # Where a few blocks are much larger than the others, keeping them takes less than slots of their size.
     slots = min(SLOT_COUNTS)
-    sizes = [block.footprint_bytes for block in request.spec.blocks]
+    sizes = [block.read_bytes for block in request.model.blocks]
     options = [keep_largest(sizes, number) for number in range(max(1, count - slots + 1))]
     return min((_memory(request, resident, slots=slots) for resident in options), key=lambda use: use.total_bytes)
 
@@ -148,7 +148,7 @@ def plan_strategy(request: Request, strategy: Strategy, pace: Pace) -> Candidate
     Raises BudgetError, with the smallest budget that would do, when none fits.
     """
     best: Candidate | None = None
-    times = block_times(request.spec, request.workload, pace)
+    times = block_times(request.model, request.workload, pace)
     floor = TimeFloor.of(strategy, request.workload, pace, times)
     for slots, resident in dict.fromkeys(_options(request, strategy)):
         if best is not None and floor.total_s(times, resident) >= best.prediction.total_s * (1 - 1e-9):
@@ -156,7 +156,7 @@ def plan_strategy(request: Request, strategy: Strategy, pace: Pace) -> Candidate
         plan = _plan(request, strategy, slots, resident)
         if plan.memory.total_bytes > request.budget_bytes:
             continue
-        candidate = Candidate(plan, predict(request.spec, plan, pace))
+        candidate = Candidate(plan, predict(request.model, plan, pace))
         if best is None or candidate.prediction.total_s < best.prediction.total_s * (1 - 1e-9):
             best = candidate
     if best is None:
@@ -185,14 +185,14 @@ def _plan(request: Request, strategy: Strategy, slots: int, resident: tuple[bool
         strategy=strategy,
         resident=resident,
         slots=slots,
-        slot_bytes=_slot_bytes(request.spec, resident) if slots else 0,
+        slot_bytes=_slot_bytes(request.model, resident) if slots else 0,
         embedding=embedding,
         compute_dtype=request.compute_dtype,
         memory=_memory(request, resident, slots=slots, embedding=embedding),
         budget_bytes=request.budget_bytes,
         workload=request.workload,
         streamed_bytes_per_pass=sum(
-            block.footprint_bytes for block, stays in zip(request.spec.blocks, resident, strict=True) if not stays
+            block.read_bytes for block, stays in zip(request.model.blocks, resident, strict=True) if not stays
         ),
     )
 
@@ -202,7 +202,7 @@ def _options(request: Request, strategy: Strategy) -> Iterator[tuple[int, tuple[
 
     There are some thousands where there are a hundred blocks, so this is arithmetic on lists.
     """
-    sizes = [block.footprint_bytes for block in request.spec.blocks]
+    sizes = [block.read_bytes for block in request.model.blocks]
     if strategy is Strategy.RESIDENT:
         yield 0, (True,) * len(sizes)
         return
@@ -261,18 +261,16 @@ def keep_largest(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
     return tuple(index in kept for index in range(len(sizes)))
 
 
-def _slot_bytes(spec: ModelSpec, resident: tuple[bool, ...]) -> int:
+def _slot_bytes(model: StoredModel, resident: tuple[bool, ...]) -> int:
     """A slot holds the largest block that is streamed."""
-    return max(
-        (block.footprint_bytes for block, stays in zip(spec.blocks, resident, strict=True) if not stays), default=0
-    )
+    return max((block.read_bytes for block, stays in zip(model.blocks, resident, strict=True) if not stays), default=0)
 
 
 def _embedding(request: Request, resident: tuple[bool, ...]) -> EmbeddingPlacement:
     head_stays = all(
-        stays for block, stays in zip(request.spec.blocks, resident, strict=True) if block.head_rows is not None
+        stays for block, stays in zip(request.model.blocks, resident, strict=True) if block.head_rows is not None
     )
-    if request.spec.tied and head_stays:
+    if request.model.tied and head_stays:
         return EmbeddingPlacement.HEAD
     if all(resident):
         with_table = _memory(request, resident, slots=0, embedding=EmbeddingPlacement.RESIDENT)
@@ -288,12 +286,12 @@ def _memory(
     slots: int,
     embedding: EmbeddingPlacement = EmbeddingPlacement.ROWS,
 ) -> MemoryUse:
-    spec = request.spec
+    model = request.model
     return replace(
         request.beside_blocks,
-        resident_bytes=sum(block.footprint_bytes for block, stays in zip(spec.blocks, resident, strict=True) if stays),
-        slots_bytes=slots * _slot_bytes(spec, resident),
-        embedding_bytes=align_up(spec.embedding.size_bytes) + 2 * PAGE_BYTES
+        resident_bytes=sum(block.read_bytes for block, stays in zip(model.blocks, resident, strict=True) if stays),
+        slots_bytes=slots * _slot_bytes(model, resident),
+        embedding_bytes=align_up(model.embedding.size_bytes) + 2 * PAGE_BYTES
         if embedding is EmbeddingPlacement.RESIDENT
         else 0,
     )
@@ -305,11 +303,11 @@ def conversion_bytes(request: Request) -> int:
     Weights are converted module by module (a linear layer's matrix and bias), just before the module computes, so the
     buffer is as large as the largest module of any block, or as the smallest piece of the head that is converted.
     """
-    spec = request.spec
+    model = request.model
     element_bytes = ELEMENT_BYTES[request.compute_dtype]
-    converts = request.copies_weights or STORED_AS.get(spec.stored_dtype) != request.compute_dtype
+    converts = request.copies_weights or STORED_AS.get(model.stored_dtype) != request.compute_dtype
     largest = 0
-    for block in spec.blocks:
+    for block in model.blocks:
         if block.head_rows is not None:
             slices = product_slices(block.head_rows.last - block.head_rows.first, HEAD_CHUNK_ROWS)
             if converts:
@@ -320,7 +318,7 @@ def conversion_bytes(request: Request) -> int:
     return align_up(largest) + 2 * PAGE_BYTES if largest else 0
 
 
-def largest_module_bytes(block: BlockSpec, element_bytes: int, *, converts: bool) -> int:
+def largest_module_bytes(block: Block, element_bytes: int, *, converts: bool) -> int:
     """Bytes of the largest module of a layer that is converted, or put together from experts; 0 where none is."""
     modules: dict[str, int] = {}
     for entry in block.tensors:
@@ -349,7 +347,7 @@ def _too_small(request: Request, strategy: Strategy) -> BudgetError:
         if size
     )
     return BudgetError(
-        f"a budget of {format_bytes(request.budget_bytes)} is too small for {request.spec.name} ({strategy.value}, "
+        f"a budget of {format_bytes(request.budget_bytes)} is too small for {request.model.name} ({strategy.value}, "
         f"{request.compute_dtype}, {work.sequences} x ({work.prompt_tokens} + {work.generate_tokens}) tokens): it "
         f"needs at least {format_bytes(needed.total_bytes)} ({needed.total_bytes} bytes: {parts}). "
         "Give --memory that much, or ask for fewer sequences or tokens.",

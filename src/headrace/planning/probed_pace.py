@@ -5,7 +5,7 @@ from __future__ import annotations
 from headrace.machine.compute_curve import STORED_BYTES, ComputeCurve, CurvePoint
 from headrace.machine.probed_accelerator import ProbedAccelerator
 from headrace.machine.probed_machine import ProbedMachine
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.accelerator_pace import AcceleratorPace
 from headrace.planning.estimate import LayerTimes, Pace
 from headrace.planning.plan import ELEMENT_BYTES, Workload
@@ -19,7 +19,7 @@ small kernel lasts about as long as the host takes to launch it, so all launches
 def pace_from_probe(
     machine: ProbedMachine,
     accelerator: ProbedAccelerator,
-    spec: ModelSpec,
+    model: StoredModel,
     *,
     compute_dtype: str,
     read_limit_bytes_per_s: float | None = None,
@@ -34,11 +34,11 @@ def pace_from_probe(
         read_bytes_per_s = min(read_bytes_per_s, read_limit_bytes_per_s)
     link_bytes_per_s = accelerator.pinned_to_device_while_computing_bytes_per_s
     memory_copy_bytes_per_s = _memory_copy_rate(machine, accelerator)
-    hidden_bytes = spec.config.hidden_size * ELEMENT_BYTES[compute_dtype]
+    hidden_bytes = model.config.hidden_size * ELEMENT_BYTES[compute_dtype]
     return AcceleratorPace(
         device=Pace(
             read_bytes_per_s=read_bytes_per_s,
-            curve=_curve(accelerator, compute_dtype=compute_dtype, stored_dtype=spec.stored_dtype),
+            curve=_curve(accelerator, compute_dtype=compute_dtype, stored_dtype=model.stored_dtype),
             block_overhead_s=KERNELS_PER_LAYER * accelerator.launch_overhead_s,
             pass_overhead_s=machine.pass_overhead_s,
             read_latency_s=machine.read_latency_s,
@@ -55,11 +55,11 @@ def pace_from_probe(
 
 
 def processor_layer_from_probe(
-    machine: ProbedMachine, spec: ModelSpec, work: Workload, *, compute_dtype: str
+    machine: ProbedMachine, model: StoredModel, work: Workload, *, compute_dtype: str
 ) -> LayerTimes:
     """What a layer of mean size takes the computer's processor; MachineError where it was not measured with it."""
-    curve = machine.curve(compute_dtype=compute_dtype, stored_dtype=spec.stored_dtype)
-    sizes = [block.active_parameters for block in spec.blocks if block.head_rows is None]
+    curve = machine.curve(compute_dtype=compute_dtype, stored_dtype=model.stored_dtype)
+    sizes = [block.active_parameters for block in model.blocks if block.head_rows is None]
     prefill_s, decode_s = (
         machine.block_overhead_s + sum(sizes) / len(sizes) * curve.seconds_per_parameter(tokens)
         for tokens in (work.sequences * work.prompt_tokens, work.sequences)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from headrace.machine.machine import Machine, Tier
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.memory_need import memory_need, usable_bytes
 from headrace.planning.plan import Workload
@@ -36,18 +36,18 @@ _STEPS = 16
 
 
 def candidates(
-    strategy: str, shape: ModelShape, machine: Machine, work: Workload, *, device_bytes: float
+    strategy: str, model: Model, machine: Machine, work: Workload, *, device_bytes: float
 ) -> Iterator[Arrangement]:
     """Arrangements of one strategy; `device_bytes` is what each device may hold."""
-    for arrangement in _bare(strategy, shape, machine, work):
+    for arrangement in _bare(strategy, model, machine, work):
         for tier in (Tier.DEVICE, Tier.HOST) if machine.host is not None else (Tier.DEVICE,):
             placed = replace(arrangement, kv_tier=tier) if tier is not arrangement.kv_tier else arrangement
             if tier is Tier.HOST and (strategy in {"cpu", "pipeline", "tensor-2d", "tensor+pipeline"}):
                 continue
-            yield from _filled(placed, shape, machine, work, device_bytes)
+            yield from _filled(placed, model, machine, work, device_bytes)
 
 
-def _bare(strategy: str, shape: ModelShape, machine: Machine, work: Workload) -> Iterator[Arrangement]:
+def _bare(strategy: str, model: Model, machine: Machine, work: Workload) -> Iterator[Arrangement]:
     """Arrangements before it is known how much stays."""
     sources = [tier for tier in (Tier.HOST, Tier.DISK) if usable_bytes(machine, tier) > 0]
     counts = _divisors(machine.num_devices)
@@ -73,12 +73,12 @@ def _bare(strategy: str, shape: ModelShape, machine: Machine, work: Workload) ->
     elif strategy == "hybrid" and machine.host is not None:
         for step in range(1, _STEPS):
             yield Arrangement(strategy=strategy, source=Tier.HOST, slots=2, resident_share=0.0, cpu_share=step / _STEPS)
-    elif strategy == "experts" and any(group.layer.num_experts for group in shape.groups):
+    elif strategy == "experts" and any(group.layer.num_experts for group in model.groups):
         for source in sources:
             yield Arrangement(strategy=strategy, source=source, slots=0, expert_hit_rate=0.0)
     elif strategy in {"tensor", "tensor-2d"}:
         for width in counts:
-            if width < (16 if strategy == "tensor-2d" else 2) or not _divides(shape, width):
+            if width < (16 if strategy == "tensor-2d" else 2) or not _divides(model, width):
                 continue
             for replicas in _replicas(machine.num_devices // width, work):
                 yield Arrangement(
@@ -89,9 +89,9 @@ def _bare(strategy: str, shape: ModelShape, machine: Machine, work: Workload) ->
                 )
     elif strategy in {"pipeline", "tensor+pipeline"}:
         for stages in counts:
-            if stages < 2 or stages > shape.num_layers:
+            if stages < 2 or stages > model.num_layers:
                 continue
-            widths = [1] if strategy == "pipeline" else [n for n in per_node if n > 1 and _divides(shape, n)]
+            widths = [1] if strategy == "pipeline" else [n for n in per_node if n > 1 and _divides(model, n)]
             for width in widths:
                 if stages * width > machine.num_devices:
                     continue
@@ -104,7 +104,7 @@ def _bare(strategy: str, shape: ModelShape, machine: Machine, work: Workload) ->
     elif strategy == "tensor+overlap":
         for source in sources:
             for width in per_node:
-                if width > 1 and _divides(shape, width):
+                if width > 1 and _divides(model, width):
                     yield Arrangement(strategy=strategy, source=source, slots=2, resident_share=0.0, tensor=width)
     elif strategy == "sharded":
         for source in sources:
@@ -116,13 +116,13 @@ def _bare(strategy: str, shape: ModelShape, machine: Machine, work: Workload) ->
 
 
 def _filled(
-    arrangement: Arrangement, shape: ModelShape, machine: Machine, work: Workload, device_bytes: float
+    arrangement: Arrangement, model: Model, machine: Machine, work: Workload, device_bytes: float
 ) -> Iterator[Arrangement]:
     """Let as much stay on the device as its memory allows; what does not fit at all is passed on, to be refused."""
-    layers = shape.num_layers
+    layers = model.num_layers
 
     def fits(tried: Arrangement) -> bool:
-        return memory_need(shape, machine, tried, work).device_bytes <= device_bytes
+        return memory_need(model, machine, tried, work).device_bytes <= device_bytes
 
     if arrangement.expert_hit_rate is not None:
         yield _most(lambda share: replace(arrangement, expert_hit_rate=share), 1.0, fits)
@@ -150,9 +150,9 @@ def _most(
     return placed(math.floor(low * steps + 1e-9) / steps if steps else low)
 
 
-def _divides(shape: ModelShape, width: int) -> bool:
+def _divides(model: Model, width: int) -> bool:
     """Whether attention heads can be split into `width` equal parts."""
-    return all(group.layer.query_heads % width == 0 for group in shape.groups)
+    return all(group.layer.query_heads % width == 0 for group in model.groups)
 
 
 def _divisors(number: int) -> list[int]:

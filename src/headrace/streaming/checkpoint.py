@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from headrace.errors import CheckpointError
-from headrace.model.blocks import BlockSpec, ModelSpec, build_spec
+from headrace.model.blocks import Block, StoredModel, build_stored_model
 from headrace.model.layout import PAGE_BYTES, align_down, align_up
 from headrace.model.model_config import read_config
 from headrace.model.safetensors_index import TensorEntry, TensorIndex
@@ -56,15 +56,16 @@ def torch_dtype(entry: TensorEntry) -> torch.dtype:
 class Checkpoint:
     """One checkpoint directory, opened. Owner of the file descriptors until `close`.
 
-    `cut_head`: a large head becomes several blocks, which only the processor can compute exactly (see `build_spec`).
+    `cut_head`: a large head becomes several blocks, which only the processor can compute exactly
+    (see `build_stored_model`).
     """
 
     def __init__(self, directory: Path, *, cut_head: bool = True) -> None:
         self.directory = directory
         config = read_config(directory)
         self.index = TensorIndex.from_directory(directory)
-        self.spec: ModelSpec = build_spec(directory.resolve().name, config, self.index, cut_head=cut_head)
-        for entry in (*self.spec.blocks[0].tensors, *self.spec.fixed, self.spec.embedding):
+        self.model: StoredModel = build_stored_model(directory.resolve().name, config, self.index, cut_head=cut_head)
+        for entry in (*self.model.blocks[0].tensors, *self.model.fixed, self.model.embedding):
             torch_dtype(entry)
         self._rows_lock = threading.Lock()
         self._rows: _RowReader | None = None
@@ -74,7 +75,7 @@ class Checkpoint:
         """Open the files once more for a reader of its own; the caller closes them."""
         return DirectFiles(self.index.files)
 
-    def read_block(self, block: BlockSpec, piece: Piece) -> None:
+    def read_block(self, block: Block, piece: Piece) -> None:
         """Read one block now, in this thread, into `piece` (at least its footprint)."""
         source = self.open_source()
         try:
@@ -84,13 +85,13 @@ class Checkpoint:
         finally:
             source.close()
 
-    def read_aligned(self, block: BlockSpec) -> torch.Tensor:
-        """One block as an accelerator holds it, in host memory of its own: uint8, `block.device_bytes` long."""
-        arena = Arena(block.footprint_bytes)
+    def read_aligned(self, block: Block) -> torch.Tensor:
+        """One block as an accelerator holds it, in host memory of its own: uint8, `block.held_bytes` long."""
+        arena = Arena(block.read_bytes)
         try:
-            piece = arena.take(block.footprint_bytes)
+            piece = arena.take(block.read_bytes)
             self.read_block(block, piece)
-            made = torch.empty(block.device_bytes, dtype=torch.uint8, device="cpu")
+            made = torch.empty(block.held_bytes, dtype=torch.uint8, device="cpu")
             for move in block.aligned.moves:
                 end = move.start + move.length
                 made[move.target : move.target + move.length].copy_(piece.tensor[move.start : end])

@@ -14,7 +14,7 @@ from headrace.machine.engine import PRESENT
 from headrace.machine.machine import Machine, Tier
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Question, evaluate
 from headrace.planning.plan import Workload
@@ -43,7 +43,7 @@ def memory_rate_name(device: str) -> str:
 
 
 @cache
-def model(name: str) -> ModelShape:
+def model(name: str) -> Model:
     """A model of the catalogue, read once."""
     return find_model(name)
 
@@ -104,9 +104,9 @@ def stock_power(_: Ledger) -> Assumption:
     return Assumption(DEVICE_POWER_W.expected, DEVICE_POWER_W.source)
 
 
-def expected_rates(place: Machine, arrangement: Arrangement, shape: ModelShape) -> Rates:
+def expected_rates(place: Machine, arrangement: Arrangement, model: Model) -> Rates:
     """Rates at the constants' expected values."""
-    constants = quantities(place, PRESENT, arrangement, weight_format=shape.weight_format)
+    constants = quantities(place, PRESENT, arrangement, weight_format=model.weight_format)
     return Rates.of({name: constant.expected for name, constant in constants.items()})
 
 
@@ -129,8 +129,7 @@ def predicted_tokens_per_s(
     )
 
     def predict(_: Ledger) -> Assumption:
-        shape = model(model_name)
-        answer = evaluate(Question(shape=shape, machine=machine(machine_name), work=work), arrangement)
+        answer = evaluate(Question(model=model(model_name), machine=machine(machine_name), work=work), arrangement)
         rate = sequences * generate_tokens / answer.total_s.expected
         shown = f"batch {sequences}, {prompt_tokens} in, {generate_tokens} out"
         return Assumption(rate, f"predicted for {model_name} on {machine_name}, {shown}")
@@ -145,8 +144,8 @@ def predicted_service(
     work = Workload(prompt_tokens=prompt_tokens, generate_tokens=generate_tokens)
 
     def predict(_: Ledger) -> Assumption:
-        shape = requantised(model(model_name), weights)
-        service = best_service(Question(shape=shape, machine=machine(machine_name), work=work), Promise())
+        wanted = requantised(model(model_name), weights)
+        service = best_service(Question(model=wanted, machine=machine(machine_name), work=work), Promise())
         shown = f"in {weights}, {prompt_tokens} in, {generate_tokens} out, a batch of {service.sequences:,}"
         return Assumption(
             service.tokens_per_s_per_device.expected, f"predicted for {model_name} {shown} on {machine_name}"

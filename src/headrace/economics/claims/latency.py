@@ -18,7 +18,7 @@ from headrace.economics.claims.facts import (
 )
 from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, count
 from headrace.machine.machine import Tier
-from headrace.model.model import LayerGroup, LayerShape, ModelShape
+from headrace.model.model import Layer, LayerGroup, Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import PassTokens, pass_cost
 from headrace.units import format_bytes, format_seconds
@@ -58,21 +58,21 @@ ASSUMPTIONS: dict[str, Default] = {
 
 
 def _streaming(given: Ledger) -> Outcome:
-    shape, place = model("gpt-3"), machine(_STREAMER)
+    gpt3, place = model("gpt-3"), machine(_STREAMER)
     arrangement = Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.0)
-    rates = expected_rates(place, arrangement, shape)
+    rates = expected_rates(place, arrangement, gpt3)
     carried = _carried(given, "latency_batch")
     weights = given("gpt3_weights_bytes")
-    factor = weights / shape.weights_bytes
+    factor = weights / gpt3.weights_bytes
 
     def token_s(link: float) -> float:
         linked = replace(rates, host_link_bytes_per_s=link / factor)
-        return pass_cost(shape, place, arrangement, carried, linked).total_s
+        return pass_cost(gpt3, place, arrangement, carried, linked).total_s
 
     one, four = token_s(given("stream_bytes_per_s")), token_s(given("stream_4_bytes_per_s"))
     floor = given(memory_name("V100-32")) / given(memory_rate_name("V100-32"))
     held = Arrangement(strategy="resident")
-    roomy = pass_cost(shape, place, held, carried, expected_rates(place, held, shape)).total_s
+    roomy = pass_cost(gpt3, place, held, carried, expected_rates(place, held, gpt3)).total_s
     return Outcome(
         f"{'holds' if one > 10 * roomy else 'false'}: {one / roomy:.3g} times that of weights that stay",
         f"{format_bytes(weights)} / {given('stream_bytes_per_s') / 1e9:g} GB/s: {one:.3g} s per token on one V100; "
@@ -116,9 +116,9 @@ def _pipeline(given: Ledger) -> Outcome:
 
 def _width(given: Ledger) -> Outcome:
     devices, growth = max(2, round(given("width_devices"))), given("width_growth")
-    shape, wide = model("gpt-3"), _widened(model("gpt-3"), growth)
-    few = _exchange_share(given, shape, 2)
-    many = _exchange_share(given, shape, devices)
+    gpt3, wide = model("gpt-3"), _widened(model("gpt-3"), growth)
+    few = _exchange_share(given, gpt3, 2)
+    many = _exchange_share(given, gpt3, devices)
     wider = _exchange_share(given, wide, devices)
     by_devices, by_width = many > few, wider > many
     slower = given("eight_small_computers_s") / given("four_small_computers_s")
@@ -170,23 +170,23 @@ def _carried(given: Ledger, batch: str) -> PassTokens:
 
 
 def _decode_s(given: Ledger, arrangement: Arrangement) -> float:
-    shape, place = model("gpt-3"), machine(_PARALLEL)
-    rates = expected_rates(place, arrangement, shape)
-    return pass_cost(shape, place, arrangement, _carried(given, "latency_batch"), rates).total_s
+    gpt3, place = model("gpt-3"), machine(_PARALLEL)
+    rates = expected_rates(place, arrangement, gpt3)
+    return pass_cost(gpt3, place, arrangement, _carried(given, "latency_batch"), rates).total_s
 
 
-def _exchange_share(given: Ledger, shape: ModelShape, devices: int) -> float:
+def _exchange_share(given: Ledger, model: Model, devices: int) -> float:
     """Exchange over products, per pass."""
     place, arrangement = machine(_PARALLEL), Arrangement(strategy="tensor", tensor=devices)
-    rates = expected_rates(place, arrangement, shape)
-    cost = pass_cost(shape, place, arrangement, _carried(given, "width_batch"), rates)
+    rates = expected_rates(place, arrangement, model)
+    cost = pass_cost(model, place, arrangement, _carried(given, "width_batch"), rates)
     return cost.communication_s / (cost.compute_s + cost.memory_s)
 
 
-def _widened(shape: ModelShape, times: float) -> ModelShape:
+def _widened(model: Model, times: float) -> Model:
     """The same depth, `times` the hidden size: matrices grow with the square."""
 
-    def wide(layer: LayerShape) -> LayerShape:
+    def wide(layer: Layer) -> Layer:
         return replace(
             layer,
             attention_parameters=round(layer.attention_parameters * times**2),
@@ -196,11 +196,11 @@ def _widened(shape: ModelShape, times: float) -> ModelShape:
         )
 
     return replace(
-        shape,
-        hidden_size=round(shape.hidden_size * times),
-        head_parameters=round(shape.head_parameters * times),
-        head_bytes=shape.head_bytes * times,
-        groups=tuple(LayerGroup(layer=wide(group.layer), count=group.count) for group in shape.groups),
+        model,
+        hidden_size=round(model.hidden_size * times),
+        head_parameters=round(model.head_parameters * times),
+        head_bytes=model.head_bytes * times,
+        groups=tuple(LayerGroup(layer=wide(group.layer), count=group.count) for group in model.groups),
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from headrace.inference.batching.ragged_pass import RaggedCache, attend_alone
 from headrace.inference.batching.sampling import Decoding, Sampler, sample_all
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.jobs.forecast import PackedCosts
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool, Turn
 
@@ -27,25 +27,25 @@ class _Module(nn.Module):
     layer_idx = 0
 
 
-def rehearse_packing(spec: ModelSpec, dtype: torch.dtype) -> PackedCosts:
+def rehearse_packing(model: StoredModel, dtype: torch.dtype) -> PackedCosts:
     """Measure the constants of packed passes for this model's heads and vocabulary, in seconds."""
     with torch.inference_mode():
-        short_s, long_s = _attention_s(spec, dtype, SHORT, 1), _attention_s(spec, dtype, LONG, 1)
+        short_s, long_s = _attention_s(model, dtype, SHORT, 1), _attention_s(model, dtype, LONG, 1)
         key_s = max(0.0, (long_s - short_s) / (SEQUENCES * (LONG - SHORT)))
         turn_s = max(0.0, short_s / SEQUENCES - key_s * SHORT)
-        chunk_s = _attention_s(spec, dtype, LONG, CHUNK)
+        chunk_s = _attention_s(model, dtype, LONG, CHUNK)
         product_s = max(0.0, (chunk_s / SEQUENCES - turn_s - key_s * LONG) / (CHUNK * LONG))
         return PackedCosts(
             turn_s=turn_s,
             key_s=key_s,
             product_s=product_s,
-            sample_s=_sample_s(spec, dtype),
+            sample_s=_sample_s(model, dtype),
             bookkeeping_s=_bookkeeping_s(),
         )
 
 
-def _attention_s(spec: ModelSpec, dtype: torch.dtype, length: int, tokens: int) -> float:
-    config = spec.config
+def _attention_s(model: StoredModel, dtype: torch.dtype, length: int, tokens: int) -> float:
+    config = model.config
     cache = RaggedCache(positions=SEQUENCES * length)
     turns = [Turn(number, length - tokens, tokens, number * length, samples=True) for number in range(SEQUENCES)]
     query = torch.randn(1, config.num_heads, SEQUENCES * tokens, config.head_dim).to(dtype)
@@ -56,8 +56,8 @@ def _attention_s(spec: ModelSpec, dtype: torch.dtype, length: int, tokens: int) 
     return _typical(lambda: attend_alone(module, cache, turns, query, states[:, :, : SEQUENCES * tokens]))
 
 
-def _sample_s(spec: ModelSpec, dtype: torch.dtype) -> float:
-    logits = torch.randn(SEQUENCES, spec.config.vocab_size).to(dtype)
+def _sample_s(model: StoredModel, dtype: torch.dtype) -> float:
+    logits = torch.randn(SEQUENCES, model.config.vocab_size).to(dtype)
     choosers = [Sampler(Decoding(), 0, frozenset()) for _ in range(SEQUENCES)]
     return _typical(lambda: sample_all(choosers, logits)) / SEQUENCES
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headrace.errors import BudgetError
-from headrace.model.blocks import ModelSpec
+from headrace.model.blocks import StoredModel
 from headrace.planning.estimate import Pace, distinct_rows
 from headrace.planning.jobs.packing import Need, PackedPass, PassScheduler, PositionPool
 from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
@@ -110,9 +110,9 @@ class JobForecast(NamedTuple):
 class PassTimes:
     """Seconds of a packed pass under a plan. Playing passes is slow, so it is done once on a grid of loads."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan, pace: Pace, costs: PackedCosts, *, pass_tokens: int) -> None:
-        self._spec, self._pace, self._costs, self._plan = spec, pace, costs, plan
-        self._layers = sum(block.head_rows is None for block in spec.blocks)
+    def __init__(self, model: StoredModel, plan: Plan, pace: Pace, costs: PackedCosts, *, pass_tokens: int) -> None:
+        self._model, self._pace, self._costs, self._plan = model, pace, costs, plan
+        self._layers = sum(block.head_rows is None for block in model.blocks)
         self._products: dict[tuple[int, int], float] = {}
         self.load_s = plan.streamed_bytes_per_pass / pace.read_bytes_per_s
         self._grid: list[tuple[float, float]] = []
@@ -134,7 +134,7 @@ class PassTimes:
         costs = self._costs
         rows_s = 0.0
         if self._plan.embedding is EmbeddingPlacement.ROWS:
-            rows_s = self._pace.row_s * distinct_rows(self._spec.embedding.shape[0], load.tokens)
+            rows_s = self._pace.row_s * distinct_rows(self._model.embedding.shape[0], load.tokens)
         attention_s = costs.turn_s * load.turns + costs.key_s * load.keys + costs.product_s * load.products
         outside_s = costs.sample_s * load.samples + costs.bookkeeping_s * load.turns
         return products_s + self._pace.pass_overhead_s + rows_s + self._layers * attention_s + outside_s
@@ -153,16 +153,16 @@ class PassTimes:
 
     def first_s(self, load: PassLoad) -> float:
         """Seconds of the first pass, which also brings what stays."""
-        whole = sum(block.footprint_bytes for block in self._spec.blocks) / self._pace.read_bytes_per_s
+        whole = sum(block.read_bytes for block in self._model.blocks) / self._pace.read_bytes_per_s
         slowdowns = self._pace.read_slowdown, self._pace.compute_slowdown
         return max(self.seconds(load), least_s(whole, self.compute_s(load), *slowdowns))
 
     def _blocks(self, tokens: int, samples: int) -> list[float]:
-        return [self._pace.block_seconds(block, tokens=tokens, head_tokens=samples) for block in self._spec.blocks]
+        return [self._pace.block_seconds(block, tokens=tokens, head_tokens=samples) for block in self._model.blocks]
 
     def _steady(self, tokens: int, scale: float) -> tuple[float, float]:
         blocks = [seconds * scale for seconds in self._blocks(tokens, tokens)]
-        reads = [block.footprint_bytes / self._pace.read_bytes_per_s for block in self._spec.blocks]
+        reads = [block.read_bytes / self._pace.read_bytes_per_s for block in self._model.blocks]
         pace = self._pace
         scenario = Scenario(
             blocks=tuple(BlockTimes(read_s, time_s, time_s) for read_s, time_s in zip(reads, blocks, strict=True)),
@@ -254,7 +254,7 @@ def choose_packing(
         passes, mean_tokens = _rough_passes(packing, needs)
         asked = _request(request, packing, needs, max(1, round(mean_tokens)), max(2, round(passes)))
         found = plan_fastest(asked, pace) if strategy is None else plan_strategy(asked, strategy, pace)
-        times = PassTimes(request.spec, found.plan, pace, costs, pass_tokens=packing.pass_tokens)
+        times = PassTimes(request.model, found.plan, pace, costs, pass_tokens=packing.pass_tokens)
         played = forecast(needs, prefixes, packing, times, answer_share=answer_share)
         if best is None or played.total_s * SAME < best[2].total_s:
             best = packing, found, played
@@ -304,16 +304,16 @@ def _rough_passes(packing: Packing, needs: Mapping[Hashable, Need]) -> tuple[flo
 
 
 def _rough_s(asked: Request, packing: Packing, pace: Pace, costs: PackedCosts, needs: Mapping[Hashable, Need]) -> float:
-    spec = asked.spec
-    sizes = [block.footprint_bytes for block in spec.blocks]
+    model = asked.model
+    sizes = [block.read_bytes for block in model.blocks]
     room = asked.budget_bytes - asked.beside_blocks.total_bytes
     streamed = 0 if sum(sizes) <= room else min(sum(sizes), sum(sizes) - (room - 2 * max(sizes)))
     passes, tokens = _rough_passes(packing, needs)
-    layers = sum(block.head_rows is None for block in spec.blocks)
+    layers = sum(block.head_rows is None for block in model.blocks)
     in_flight = min(packing.sequences, len(needs))
     keys = sum(need.positions for need in needs.values()) / len(needs) * 0.75
     compute_s = sum(
-        pace.block_seconds(block, tokens=tokens, head_tokens=in_flight) for block in spec.blocks
+        pace.block_seconds(block, tokens=tokens, head_tokens=in_flight) for block in model.blocks
     ) + layers * in_flight * (costs.turn_s + costs.key_s * keys)
     compute_s += pace.pass_overhead_s + in_flight * (costs.sample_s + costs.bookkeeping_s)
     return passes * least_s(streamed / pace.read_bytes_per_s, compute_s, pace.read_slowdown, pace.compute_slowdown)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from headrace.machine.machine import Machine
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import PassTokens
 from headrace.planning.plan import Workload
@@ -29,7 +29,7 @@ class SimulatedWork:
 
 
 def simulate_work(
-    shape: ModelShape,
+    model: Model,
     machine: Machine,
     arrangement: Arrangement,
     work: Workload,
@@ -51,12 +51,12 @@ def simulate_work(
     )
     carried = [first, *[later] * passes]
     if arrangement.pipeline > 1:
-        outcome, ends = pipeline.run(shape, machine, arrangement, carried, rates, batches=batches)
+        outcome, ends = pipeline.run(model, machine, arrangement, carried, rates, batches=batches)
     elif arrangement.sharded:
-        outcome, ends = sharded.run(shape, machine, arrangement, carried, rates)
+        outcome, ends = sharded.run(model, machine, arrangement, carried, rates)
     else:
-        outcome, ends = streaming.run(shape, machine, arrangement, carried, rates)
+        outcome, ends = streaming.run(model, machine, arrangement, carried, rates)
     middle = max(1, passes // 2)
     steady = (ends[-1] - ends[middle]) / (len(ends) - 1 - middle) if passes > 1 else ends[-1] - ends[0]
-    names = [f"layer {number}" for number in range(shape.num_layers)] + ["head"]
+    names = [f"layer {number}" for number in range(model.num_layers)] + ["head"]
     return SimulatedWork(prefill_s=ends[0], decode_s_per_pass=steady, outcome=outcome, timeline=outcome.timeline(names))

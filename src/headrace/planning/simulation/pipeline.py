@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from headrace.machine.machine import Machine
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import PassTokens, hop_s, layer_seconds, pass_ends_s
 from headrace.planning.rates import Rates
@@ -15,7 +15,7 @@ from headrace.planning.timeline import Lane
 
 
 def run(
-    shape: ModelShape,
+    model: Model,
     machine: Machine,
     arrangement: Arrangement,
     carried: Sequence[PassTokens],
@@ -24,17 +24,17 @@ def run(
     batches: int,
 ) -> tuple[Outcome, list[float]]:
     """Execute all passes of all micro-batches; a pass ends when its last micro-batch leaves the last stage."""
-    layers, stages = list(shape.layers()), arrangement.pipeline
+    layers, stages = list(model.layers()), arrangement.pipeline
     per_stage = math.ceil(len(layers) / stages)
     schedule = Schedule()
     last: list[int | None] = [None] * batches
     passes: list[list[int]] = []
     for pass_index, tokens in enumerate(carried):
-        handing_over_s = hop_s(shape, machine, arrangement, tokens, rates)
-        ends_s = pass_ends_s(shape, tokens, rates, arrangement)
+        handing_over_s = hop_s(model, machine, arrangement, tokens, rates)
+        ends_s = pass_ends_s(model, tokens, rates, arrangement)
         times = [
             sum(
-                layer_seconds(layer, shape, tokens, rates=rates, arrangement=arrangement, machine=machine).total_s
+                layer_seconds(layer, model, tokens, rates=rates, arrangement=arrangement, machine=machine).total_s
                 for layer in layers[stage * per_stage : (stage + 1) * per_stage]
             )
             + ends_s * (stage == stages - 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headrace.machine.machine import Machine, Tier
-from headrace.model.model import ModelShape
+from headrace.model.model import Model
 from headrace.planning import collectives
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import PassTokens, layer_seconds, pass_ends_s
@@ -20,10 +20,10 @@ from headrace.planning.timeline import Lane
 
 
 def run(
-    shape: ModelShape, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
+    model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
 ) -> tuple[Outcome, list[float]]:
     """Execute all passes on all devices; a pass ends when the last device has ended it."""
-    layers, devices = list(shape.layers()), arrangement.replicas
+    layers, devices = list(model.layers()), arrangement.replicas
     streamed = spread(len(layers), arrangement.streamed_share)
     own, *shared = machine.path("host")
     link_share = rates.host_link_bytes_per_s / machine.rate("host", sharers=devices).expected
@@ -63,7 +63,7 @@ def run(
                 )
                 # Each device's part and what it gathers arrive in one lane: its slot is filled by both.
                 pulled = [schedule.add(f"copy {device}", gather_s, after=tuple(pulled)) for device in range(devices)]
-            seconds = layer_seconds(layer, shape, tokens, rates=rates, arrangement=arrangement, machine=machine)
+            seconds = layer_seconds(layer, model, tokens, rates=rates, arrangement=arrangement, machine=machine)
             for device in range(devices):
                 before = done[device]
                 waits = [*pulled] if before is None else [*pulled, before]
@@ -77,7 +77,7 @@ def run(
         ended = []
         for device in range(devices):
             before = done[device]
-            ends_s = pass_ends_s(shape, tokens, rates, arrangement)
+            ends_s = pass_ends_s(model, tokens, rates, arrangement)
             done[device] = schedule.add(f"device {device}", ends_s, after=() if before is None else (before,))
             ended.append(done[device] or 0)
         passes.append(ended)

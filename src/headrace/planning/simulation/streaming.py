@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from headrace.machine.machine import Machine, Tier
-from headrace.model.model import LayerShape, ModelShape
+from headrace.model.model import Layer, Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import PassTokens, host_layer_s, layer_seconds, load_seconds, pass_ends_s
 from headrace.planning.rates import Rates
@@ -27,10 +27,10 @@ CACHES = 2
 
 
 def run(
-    shape: ModelShape, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
+    model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
 ) -> tuple[Outcome, list[float]]:
     """Execute all passes; return what happened and when each pass ended."""
-    layers = list(shape.layers())
+    layers = list(model.layers())
     by_host = spread(len(layers), arrangement.cpu_share)
     streamed = _others(by_host, arrangement.streamed_share)
     schedule = Schedule(slots={"slot": max(1, arrangement.slots), "ring": RING, "cache": CACHES})
@@ -40,7 +40,7 @@ def run(
     passes: list[int] = []
     for pass_index, tokens in enumerate(carried):
         for index, layer in enumerate(layers):
-            loads = _Loads.of(layer, shape, tokens, rates, arrangement)
+            loads = _Loads.of(layer, model, tokens, rates, arrangement)
             before = () if done is None else (done,)
             ready = list(before)
             slot = None
@@ -61,9 +61,9 @@ def run(
             if loads.cold_s:
                 ready.append(schedule.add("device", loads.cold_s, after=ready))
             if by_host[index]:
-                done = schedule.add("host", host_layer_s(layer, shape, tokens, rates), after=ready)
+                done = schedule.add("host", host_layer_s(layer, model, tokens, rates), after=ready)
                 continue
-            seconds = layer_seconds(layer, shape, tokens, rates=rates, arrangement=arrangement, machine=machine)
+            seconds = layer_seconds(layer, model, tokens, rates=rates, arrangement=arrangement, machine=machine)
             products = schedule.add("device", seconds.total_s - seconds.communication_s, after=ready)
             if seconds.communication_s:  # partial results are added up over the devices before they go on
                 products = schedule.add("exchange", seconds.communication_s, after=(products,))
@@ -72,7 +72,7 @@ def run(
             )
             if cache is not None:
                 schedule.add(None, after=(done,), gives=cache)
-        ends_s = pass_ends_s(shape, tokens, rates, arrangement)
+        ends_s = pass_ends_s(model, tokens, rates, arrangement)
         done = schedule.add("device", ends_s, after=() if done is None else (done,))
         passes.append(done)
     outcome = schedule.run()
@@ -103,12 +103,10 @@ class _Loads:
         self.link_s, self.disk_s, self.cache_s, self.cold_s = link_s, disk_s, cache_s, cold_s
 
     @classmethod
-    def of(
-        cls, layer: LayerShape, shape: ModelShape, tokens: PassTokens, rates: Rates, arrangement: Arrangement
-    ) -> _Loads:
+    def of(cls, layer: Layer, model: Model, tokens: PassTokens, rates: Rates, arrangement: Arrangement) -> _Loads:
         """Take the averages over all layers apart: weights by the layers that travel, the cache by every layer."""
-        with_cache, disk_s, cold_s = load_seconds(layer, shape, tokens, rates=rates, arrangement=arrangement)
+        with_cache, disk_s, cold_s = load_seconds(layer, model, tokens, rates=rates, arrangement=arrangement)
         alone = replace(arrangement, kv_tier=Tier.DEVICE)
-        link_s, _, _ = load_seconds(layer, shape, tokens, rates=rates, arrangement=alone)
+        link_s, _, _ = load_seconds(layer, model, tokens, rates=rates, arrangement=alone)
         share = arrangement.streamed_share or 1.0
         return cls(link_s / share, disk_s / share, with_cache - link_s, cold_s)
