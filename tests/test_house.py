@@ -52,7 +52,7 @@ FORMAT_TABLES_ELSEWHERE = {
     "model/safetensors_index.py",
     "planning/comparison.py",
     "planning/plan.py",
-    "planning/rates.py",
+    "planning/machine_rates.py",
     "streaming/checkpoint.py",
     "streaming/probe/machine.py",
 }

@@ -14,8 +14,8 @@ from headrace.machine.quantity import Quantity
 from headrace.model.model import Layer, LayerGroup, Model
 from headrace.planning.arrangement import Arrangement, Speculation
 from headrace.planning.cost import WorkCost, work_cost
+from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Rates, quantities
 
 WORK = Workload(sequences=1, prompt_tokens=512, generate_tokens=128)
 
@@ -62,7 +62,7 @@ def predictor(*, flops: float = 1e15) -> Callable[[Workload, Speculation | None]
     )
     resident = Arrangement(strategy="resident")
     constants = quantities(machine, PRESENT, resident, weight_format="bf16")
-    rates = Rates.of({name: constant.expected for name, constant in constants.items()})
+    rates = MachineRates.of({name: constant.expected for name, constant in constants.items()})
     return lambda work, drafts: work_cost(model, machine, resident, work, rates, speculation=drafts)
 
 

@@ -12,8 +12,8 @@ from headrace.planning.arrangement import Arrangement
 from headrace.planning.break_even import break_even_report, break_even_tokens, critical_batch
 from headrace.planning.comparison import Question, evaluate
 from headrace.planning.cost import PassTokens, pass_cost
+from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Rates, quantities
 from planning_examples import PERFECT_ENGINE, dense_model, moe_model, server
 
 STREAMED = Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.0)
@@ -38,7 +38,7 @@ def test_at_break_even_a_streamed_pass_takes_as_long_as_its_load() -> None:
     question = ask(engine=PRESENT)
     tokens = break_even_tokens(question, STREAMED).expected
     constants = quantities(question.machine, PRESENT, STREAMED, weight_format="bf16")
-    rates = Rates.of({name: constant.expected for name, constant in constants.items()})
+    rates = MachineRates.of({name: constant.expected for name, constant in constants.items()})
     for factor, binds_link in ((0.9, True), (1.1, False)):
         carried = PassTokens(sequences=1, new_tokens=tokens * factor, context_tokens=1)
         cost = pass_cost(LARGE, question.machine, STREAMED, carried, rates)

@@ -55,7 +55,7 @@ class Mutant(NamedTuple):
 
 
 COST, SHAPE = "headrace.planning.cost", "headrace.model.model"
-CONFIG, RATES = "headrace.model.from_config", "headrace.planning.rates"
+CONFIG, RATES = "headrace.model.from_config", "headrace.planning.machine_rates"
 COLLECTIVES = "headrace.planning.collectives"
 MUTANTS = (
 

@@ -14,8 +14,8 @@ from headrace.machine.machine import Machine, Tier
 from headrace.model.model import LayerGroup, Model
 from headrace.planning.arrangement import Arrangement, Speculation
 from headrace.planning.cost import WorkCost, work_cost
+from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Rates, quantities
 from headrace.planning.simulation import SimulatedWork, simulate_work
 from headrace.planning.simulation.many_devices import DECODE_PASSES
 from planning_examples import dense_model, moe_model, server
@@ -41,7 +41,7 @@ def both(
 ) -> tuple[WorkCost, SimulatedWork]:
     place = machine or server()
     constants = quantities(place, engine, arrangement, weight_format="bf16")
-    rates = Rates.of({name: constant.expected for name, constant in constants.items()})
+    rates = MachineRates.of({name: constant.expected for name, constant in constants.items()})
     closed = work_cost(model, place, arrangement, work, rates)
     return closed, simulate_work(model, place, arrangement, work, rates, passes=passes)
 

@@ -13,9 +13,9 @@ from headrace.errors import HeadraceError
 from headrace.machine.machine import Tier
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.planning.cost import PassTokens, WorkCost, pass_cost, work_cost
+from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.memory_need import memory_need, usable_bytes
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Rates, quantities
 
 _SERVED_LENGTH_SHARE = 0.9
 """lengths of a serving benchmark are drawn from 80 to 100 % of the nominal ones"""
@@ -87,7 +87,7 @@ def predict_case(case: Case, *, expected_only: bool = False) -> Interval:
     by_rate = unit == "tok/s"
 
     def value(values: Mapping[str, float]) -> float:
-        seconds = METRICS[metric](case, Rates.of(values))
+        seconds = METRICS[metric](case, MachineRates.of(values))
         off = values["engine.spread"] * values.get("unstated", 1.0) * values.get("queue", 1.0)
         return seconds / off / factor if by_rate else seconds * off / factor
 
@@ -113,11 +113,11 @@ def _filled_batch(case: Case) -> Case:
     return replace(case, work=replace(case.work, sequences=low), unstated=True)
 
 
-def _work(case: Case, rates: Rates) -> WorkCost:
+def _work(case: Case, rates: MachineRates) -> WorkCost:
     return work_cost(case.model, case.machine, case.arrangement, case.work, rates, speculation=case.speculation)
 
 
-def _throughput(case: Case, rates: Rates) -> float:
+def _throughput(case: Case, rates: MachineRates) -> float:
     """Generated tokens per second of the whole work, prefill included."""
     cost = _work(case, rates)
     if case.row.batch_text.startswith("max"):
@@ -126,13 +126,13 @@ def _throughput(case: Case, rates: Rates) -> float:
     return case.work.sequences * case.work.generate_tokens / copies / cost.total_s
 
 
-def _steady(case: Case, rates: Rates) -> float:
+def _steady(case: Case, rates: MachineRates) -> float:
     """Tokens per second where prompts come all the time: each decode pass carries its share of a prefill."""
     step_s = _served_step_s(case, rates)
     return case.work.sequences / step_s
 
 
-def _served_step_s(case: Case, rates: Rates) -> float:
+def _served_step_s(case: Case, rates: MachineRates) -> float:
     """A decode pass of all sequences and the share of a prefill that comes with it on the average."""
     work = _served(case)
     step_s = work_cost(case.model, case.machine, case.arrangement, work, rates).decode_s_per_pass
@@ -149,7 +149,7 @@ def _served(case: Case) -> Workload:
     )
 
 
-def _prefill_s(case: Case, rates: Rates, tokens: int) -> float:
+def _prefill_s(case: Case, rates: MachineRates, tokens: int) -> float:
     """Prefill of one sequence beside running ones: its arithmetic; the weights are read by the pass anyhow."""
     carried = PassTokens(sequences=1, new_tokens=tokens, context_tokens=tokens)
     cost = pass_cost(case.model, case.machine, case.arrangement, carried, rates)
@@ -157,7 +157,7 @@ def _prefill_s(case: Case, rates: Rates, tokens: int) -> float:
     return max(0.0, cost.total_s - fixed_s)
 
 
-def _first_token(case: Case, rates: Rates) -> float:
+def _first_token(case: Case, rates: MachineRates) -> float:
     work = _served(case)
     alone_s = pass_cost(
         case.model,
@@ -171,11 +171,11 @@ def _first_token(case: Case, rates: Rates) -> float:
     return _REQUEST_S + alone_s * min(waiting, 4.0) + _served_step_s(case, rates)
 
 
-def _decode_rate(case: Case, rates: Rates) -> float:
+def _decode_rate(case: Case, rates: MachineRates) -> float:
     return _work(case, rates).tokens_per_s
 
 
-def _per_token_over_batch(case: Case, rates: Rates) -> float:
+def _per_token_over_batch(case: Case, rates: MachineRates) -> float:
     cost = _work(case, rates)
     if "world_size" in case.row.notes or "world size" in case.row.notes:
         # Every device holds a copy of the batch, and the source counts all of them.
@@ -184,32 +184,32 @@ def _per_token_over_batch(case: Case, rates: Rates) -> float:
     return cost.total_s / case.work.generate_tokens / case.work.sequences
 
 
-def _total(case: Case, rates: Rates) -> float:
+def _total(case: Case, rates: MachineRates) -> float:
     return _work(case, rates).total_s
 
 
-def _prefill_latency(case: Case, rates: Rates) -> float:
+def _prefill_latency(case: Case, rates: MachineRates) -> float:
     return _work(case, rates).prefill_s
 
 
-def _prefill_rate(case: Case, rates: Rates) -> float:
+def _prefill_rate(case: Case, rates: MachineRates) -> float:
     return case.work.sequences * case.work.prompt_tokens / _work(case, rates).prefill_s
 
 
-def _decode_latency(case: Case, rates: Rates) -> float:
+def _decode_latency(case: Case, rates: MachineRates) -> float:
     return _work(case, rates).decode_s_per_pass
 
 
-def _decode_total(case: Case, rates: Rates) -> float:
+def _decode_total(case: Case, rates: MachineRates) -> float:
     return _work(case, rates).decode_s_per_pass * case.work.generate_tokens
 
 
-def _single_stream(case: Case, rates: Rates) -> float:
+def _single_stream(case: Case, rates: MachineRates) -> float:
     one = replace(case, work=replace(case.work, sequences=1), arrangement=replace(case.arrangement, micro_batches=1))
     return _work(one, rates).tokens_per_s
 
 
-METRICS: dict[str, Callable[[Case, Rates], float]] = {
+METRICS: dict[str, Callable[[Case, MachineRates], float]] = {
     "throughput": _throughput,
     "decode_throughput": _decode_rate,
     "decode_throughput_single_stream": _single_stream,

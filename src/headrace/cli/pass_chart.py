@@ -10,7 +10,7 @@ from headrace.planning.arrangement import Arrangement
 from headrace.planning.break_even import BreakEvenReport
 from headrace.planning.comparison import Answer, Question
 from headrace.planning.cost import PassTokens, pass_cost
-from headrace.planning.rates import Rates, quantities
+from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.units import format_seconds
 
 WIDTH, HEIGHT = 64, 10
@@ -60,7 +60,7 @@ def pass_chart(question: Question, best: Answer, report: BreakEvenReport | None)
 def _seconds(question: Question, arrangement: Arrangement) -> Callable[[float], float]:
     """Return the time of a pass over so many tokens, each with this work's context before it."""
     constants = quantities(question.machine, question.engine, arrangement, weight_format=question.model.weight_format)
-    rates = Rates.of({name: constant.expected for name, constant in constants.items()})
+    rates = MachineRates.of({name: constant.expected for name, constant in constants.items()})
     context = question.work.context_tokens
     held_on_device = arrangement.kv_tier is Tier.DEVICE
 

@@ -16,8 +16,8 @@ from headrace.machine.machine import Processor
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.planning import price
 from headrace.planning.comparison import Question
+from headrace.planning.machine_rates import arithmetic_format
 from headrace.planning.price import DEFAULT_TERMS, HOURS_PER_YEAR, Terms
-from headrace.planning.rates import arithmetic_format
 
 H100_FLOPS = 989e12
 """dense 16-bit operations per second of an H100, the unit in which devices are added up"""

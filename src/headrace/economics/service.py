@@ -13,8 +13,8 @@ from headrace.model.formats import requantised
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Answer, Question, evaluate
 from headrace.planning.cost import WorkCost, work_cost
+from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.memory_need import memory_need, usable_bytes
-from headrace.planning.rates import Rates, quantities
 from headrace.planning.strategies import candidates
 from headrace.units import format_bytes
 
@@ -164,7 +164,7 @@ def _costs(question: Question, strategy: str) -> Iterator[tuple[Arrangement, Wor
             constants = quantities(machine, question.engine, arrangement, weight_format=model.weight_format)
         except MachineError:  # a link that this arrangement needs is not described
             continue
-        rates = Rates.of({name: constant.expected for name, constant in constants.items()})
+        rates = MachineRates.of({name: constant.expected for name, constant in constants.items()})
         yield (
             arrangement,
             work_cost(model, machine, arrangement, work, rates, speculation=question.speculation),

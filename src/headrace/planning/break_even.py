@@ -20,9 +20,9 @@ from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Question
 from headrace.planning.cost import PassTokens, load_seconds
+from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.memory_need import memory_need, usable_bytes
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Rates, quantities
 from headrace.units import format_bytes
 
 MOST_DRAFT_TOKENS = 16
@@ -81,7 +81,7 @@ def break_even_report(question: Question) -> BreakEvenReport | None:
 def break_even_tokens(question: Question, arrangement: Arrangement) -> Interval:
     """Tokens per pass at which the products of all layers take as long as loading them over the slowest hop."""
     constants = quantities(question.machine, question.engine, arrangement, weight_format=question.model.weight_format)
-    return interval_of(constants, lambda values: _tokens(question.model, arrangement, Rates.of(values)))
+    return interval_of(constants, lambda values: _tokens(question.model, arrangement, MachineRates.of(values)))
 
 
 def critical_batch(question: Question) -> float:
@@ -89,7 +89,7 @@ def critical_batch(question: Question) -> float:
     constants = quantities(
         question.machine, question.engine, Arrangement(strategy="resident"), weight_format=question.model.weight_format
     )
-    rates = Rates.of({name: constant.expected for name, constant in constants.items()})
+    rates = MachineRates.of({name: constant.expected for name, constant in constants.items()})
     model = question.model
 
     def arithmetic_exceeds(tokens: float) -> bool:
@@ -108,7 +108,7 @@ def _streaming(question: Question) -> Arrangement | None:
     return None
 
 
-def _tokens(model: Model, arrangement: Arrangement, rates: Rates) -> float:
+def _tokens(model: Model, arrangement: Arrangement, rates: MachineRates) -> float:
     carried = PassTokens(sequences=1, new_tokens=1, context_tokens=1)
     link_s = disk_s = 0.0
     for group in model.groups:

@@ -13,9 +13,9 @@ from headrace.machine.quantity import Interval, interval_of
 from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement, Speculation
 from headrace.planning.cost import PassCost, WorkCost, work_cost
+from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.memory_need import MemoryNeed, memory_need, usable_bytes
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Rates, quantities
 from headrace.planning.strategies import STRATEGIES, candidates
 from headrace.units import format_bytes
 
@@ -134,7 +134,7 @@ def evaluate(question: Question, arrangement: Arrangement) -> Answer:
     constants = quantities(machine, question.engine, arrangement, weight_format=model.weight_format)
 
     def cost(values: Mapping[str, float]) -> WorkCost:
-        return work_cost(model, machine, arrangement, work, Rates.of(values), speculation=question.speculation)
+        return work_cost(model, machine, arrangement, work, MachineRates.of(values), speculation=question.speculation)
 
     expected = cost({name: constant.expected for name, constant in constants.items()})
     decode_s = interval_of(constants, lambda values: cost(values).decode_s_per_pass)
@@ -155,7 +155,7 @@ def evaluate(question: Question, arrangement: Arrangement) -> Answer:
 
 def _expected(question: Question, arrangement: Arrangement) -> WorkCost:
     constants = quantities(question.machine, question.engine, arrangement, weight_format=question.model.weight_format)
-    rates = Rates.of({name: constant.expected for name, constant in constants.items()})
+    rates = MachineRates.of({name: constant.expected for name, constant in constants.items()})
     return work_cost(
         question.model, question.machine, arrangement, question.work, rates, speculation=question.speculation
     )

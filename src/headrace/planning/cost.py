@@ -21,8 +21,8 @@ from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Layer, Model
 from headrace.planning import collectives
 from headrace.planning.arrangement import Arrangement, Speculation
+from headrace.planning.machine_rates import MachineRates
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Rates
 
 
 class LayerSeconds(NamedTuple):
@@ -108,7 +108,7 @@ def layer_seconds(
     model: Model,
     carried: PassTokens,
     *,
-    rates: Rates,
+    rates: MachineRates,
     arrangement: Arrangement,
     machine: Machine,
 ) -> LayerSeconds:
@@ -160,7 +160,7 @@ def cache_parts(layer: Layer, width: int) -> int:
     return max(1, min(width, layer.kv_heads or 1))
 
 
-def exchange_s(size_bytes: float, *, rates: Rates, arrangement: Arrangement, machine: Machine) -> float:
+def exchange_s(size_bytes: float, *, rates: MachineRates, arrangement: Arrangement, machine: Machine) -> float:
     """Add up partial results of `size_bytes` over the devices of one copy's width: one of two exchanges per layer."""
     width = arrangement.tensor
     if arrangement.two_dimensional:
@@ -185,7 +185,7 @@ def pass_cost(
     machine: Machine,
     arrangement: Arrangement,
     carried: PassTokens,
-    rates: Rates,
+    rates: MachineRates,
     *,
     first: bool = False,
 ) -> PassCost:
@@ -274,7 +274,7 @@ def _first_pass_s(
     return max(device_s + waiting_s, load_s + other_hop_s + per_layer_s + ends_s)
 
 
-def head_seconds(model: Model, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
+def head_seconds(model: Model, carried: PassTokens, rates: MachineRates, arrangement: Arrangement) -> float:
     """Seconds of the output projection, of one position of each sequence."""
     return max(
         2.0 * model.head_parameters * carried.sequences / arrangement.tensor / rates.flops,
@@ -282,13 +282,13 @@ def head_seconds(model: Model, carried: PassTokens, rates: Rates, arrangement: A
     )
 
 
-def pass_ends_s(model: Model, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
+def pass_ends_s(model: Model, carried: PassTokens, rates: MachineRates, arrangement: Arrangement) -> float:
     """Seconds of a pass beside its layers: head, sampling, scheduling."""
     fixed_s = rates.pass_overhead_s + carried.sequences * rates.token_overhead_s
     return head_seconds(model, carried, rates, arrangement) + fixed_s
 
 
-def hop_s(model: Model, machine: Machine, arrangement: Arrangement, carried: PassTokens, rates: Rates) -> float:
+def hop_s(model: Model, machine: Machine, arrangement: Arrangement, carried: PassTokens, rates: MachineRates) -> float:
     """One handing over of activations from a pipeline stage to the next."""
     size_bytes = carried.tokens * model.hidden_size * model.activation_bytes
     if arrangement.devices_per_copy > machine.devices:
@@ -298,7 +298,7 @@ def hop_s(model: Model, machine: Machine, arrangement: Arrangement, carried: Pas
     return collectives.point_to_point(size_bytes, bytes_per_s=rates.peer_bytes_per_s, latency_s=rates.peer_latency_s)
 
 
-def host_layer_s(layer: Layer, model: Model, carried: PassTokens, rates: Rates) -> float:
+def host_layer_s(layer: Layer, model: Model, carried: PassTokens, rates: MachineRates) -> float:
     """Time of one layer computed by the host's processor from its own memory."""
     if rates.host_flops <= 0:
         return 0.0
@@ -314,7 +314,7 @@ def host_layer_s(layer: Layer, model: Model, carried: PassTokens, rates: Rates) 
 
 
 def load_seconds(
-    layer: Layer, model: Model, carried: PassTokens, *, rates: Rates, arrangement: Arrangement
+    layer: Layer, model: Model, carried: PassTokens, *, rates: MachineRates, arrangement: Arrangement
 ) -> tuple[float, float, float]:
     """Seconds that a layer occupies the host link and the disk per pass, and those of experts fetched on demand.
 
@@ -355,7 +355,7 @@ def _slowest_stage_s(
     machine: Machine,
     arrangement: Arrangement,
     carried: PassTokens,
-    rates: Rates,
+    rates: MachineRates,
     total_s: float,
 ) -> float:
     """Seconds of the stage that holds most layers and the head, of a pass that takes `total_s` through all stages."""
@@ -385,7 +385,7 @@ def work_cost(
     machine: Machine,
     arrangement: Arrangement,
     work: Workload,
-    rates: Rates,
+    rates: MachineRates,
     *,
     speculation: Speculation | None = None,
 ) -> WorkCost:

@@ -15,9 +15,9 @@ from headrace.model.scaling import scaled
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Answer, Question, answer
 from headrace.planning.cost import PassTokens, pass_cost
+from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.memory_need import usable_bytes
 from headrace.planning.price import price
-from headrace.planning.rates import Rates, quantities
 
 MOST_TOKENS = 1 << 17
 SIZE_FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -101,7 +101,7 @@ def _passes(question: Question, arrangement: Arrangement, *, steps: int) -> Iter
             interval_of(
                 constants,
                 lambda values, carried=carried: (  # type: ignore[misc]
-                    pass_cost(question.model, question.machine, arrangement, carried, Rates.of(values)).total_s
+                    pass_cost(question.model, question.machine, arrangement, carried, MachineRates.of(values)).total_s
                 ),
             ),
         )

@@ -17,8 +17,8 @@ from headrace.model.formats import requantised
 from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Question, evaluate
+from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Rates, quantities
 
 DEVICES = {
     "V100-32": "v100-32",
@@ -104,10 +104,10 @@ def stock_power(_: Ledger) -> Assumption:
     return Assumption(DEVICE_POWER_W.expected, DEVICE_POWER_W.source)
 
 
-def expected_rates(place: Machine, arrangement: Arrangement, model: Model) -> Rates:
-    """Rates at the constants' expected values."""
+def expected_rates(place: Machine, arrangement: Arrangement, model: Model) -> MachineRates:
+    """MachineRates at the constants' expected values."""
     constants = quantities(place, PRESENT, arrangement, weight_format=model.weight_format)
-    return Rates.of({name: constant.expected for name, constant in constants.items()})
+    return MachineRates.of({name: constant.expected for name, constant in constants.items()})
 
 
 def predicted_tokens_per_s(

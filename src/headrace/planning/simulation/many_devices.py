@@ -9,8 +9,8 @@ from headrace.machine.machine import Machine
 from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import PassTokens
+from headrace.planning.machine_rates import MachineRates
 from headrace.planning.plan import Workload
-from headrace.planning.rates import Rates
 from headrace.planning.simulation import pipeline, sharded, streaming
 from headrace.planning.simulation.event_core import Outcome
 from headrace.planning.timeline import Timeline
@@ -33,7 +33,7 @@ def simulate_work(
     machine: Machine,
     arrangement: Arrangement,
     work: Workload,
-    rates: Rates,
+    rates: MachineRates,
     *,
     passes: int = DECODE_PASSES,
 ) -> SimulatedWork:

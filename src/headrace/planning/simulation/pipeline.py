@@ -9,7 +9,7 @@ from headrace.machine.machine import Machine
 from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import PassTokens, hop_s, layer_seconds, pass_ends_s
-from headrace.planning.rates import Rates
+from headrace.planning.machine_rates import MachineRates
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.timeline import Lane
 
@@ -19,7 +19,7 @@ def run(
     machine: Machine,
     arrangement: Arrangement,
     carried: Sequence[PassTokens],
-    rates: Rates,
+    rates: MachineRates,
     *,
     batches: int,
 ) -> tuple[Outcome, list[float]]:

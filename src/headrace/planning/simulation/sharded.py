@@ -13,14 +13,14 @@ from headrace.model.model import Model
 from headrace.planning import collectives
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import PassTokens, layer_seconds, pass_ends_s
-from headrace.planning.rates import Rates
+from headrace.planning.machine_rates import MachineRates
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.simulation.streaming import RING, spread
 from headrace.planning.timeline import Lane
 
 
 def run(
-    model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
+    model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: MachineRates
 ) -> tuple[Outcome, list[float]]:
     """Execute all passes on all devices; a pass ends when the last device has ended it."""
     layers, devices = list(model.layers()), arrangement.replicas

@@ -16,7 +16,7 @@ from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Layer, Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import PassTokens, host_layer_s, layer_seconds, load_seconds, pass_ends_s
-from headrace.planning.rates import Rates
+from headrace.planning.machine_rates import MachineRates
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.timeline import Lane
 
@@ -27,7 +27,7 @@ CACHES = 2
 
 
 def run(
-    model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
+    model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: MachineRates
 ) -> tuple[Outcome, list[float]]:
     """Execute all passes; return what happened and when each pass ended."""
     layers = list(model.layers())
@@ -103,7 +103,9 @@ class _Loads:
         self.link_s, self.disk_s, self.cache_s, self.cold_s = link_s, disk_s, cache_s, cold_s
 
     @classmethod
-    def of(cls, layer: Layer, model: Model, tokens: PassTokens, rates: Rates, arrangement: Arrangement) -> _Loads:
+    def of(
+        cls, layer: Layer, model: Model, tokens: PassTokens, rates: MachineRates, arrangement: Arrangement
+    ) -> _Loads:
         """Take the averages over all layers apart: weights by the layers that travel, the cache by every layer."""
         with_cache, disk_s, cold_s = load_seconds(layer, model, tokens, rates=rates, arrangement=arrangement)
         alone = replace(arrangement, kv_tier=Tier.DEVICE)

@@ -1,7 +1,7 @@
 """The constants of a prediction as plain numbers, and the quantities that they come from.
 
-`quantities` lists every uncertain constant of a machine, an engine and an arrangement by name; `Rates.of` turns one
-choice of values into effective rates. The interval of a prediction is found by moving each constant to its ends.
+`quantities` lists every uncertain constant of a machine, an engine and an arrangement by name; `MachineRates.of` turns
+one choice of values into effective rates. The interval of a prediction is found by moving each constant to its ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HOST_FLOPS_SHARE = Quantity(0.5, 0.25, 0.8, "estimate")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates:
+class MachineRates:
     """Effective rates of one device and its links; bytes and operations per second, seconds."""
 
     flops: float
@@ -50,7 +50,7 @@ class Rates:
     network_latency_s: float = 0.0
 
     @classmethod
-    def of(cls, values: Mapping[str, float]) -> Rates:
+    def of(cls, values: Mapping[str, float]) -> MachineRates:
         """Multiply peaks by shares."""
         get = values.get
         matrix = values["processor.flops"] * values["processor.achievable"] * values["engine.compute_share"]
