@@ -5,7 +5,7 @@
 Rows whose id has an even CRC-32 are fitted on, the others judge (a stated split that does not follow the order in which
 rows were collected); rows of time to the first token under load and of streaming are
 never fitted on. The loss is the mean absolute logarithm of predicted over measured; coordinate descent over a few
-constants per engine within physical bounds. Prints the constants as they stand in machine/engines.py, with the median
+constants per engine within physical bounds. Prints the constants, with the median
 error of both halves and the spread that holds 85 % of all residuals.
 """
 
@@ -22,9 +22,8 @@ from pathlib import Path
 
 from headrace.accuracy.published import read_rows
 from headrace.accuracy.published_case import Case, Excluded, case_of
-from headrace.accuracy.published_metrics import predict_case
-from headrace.machine.engine import Engine
-from headrace.machine.engines import ENGINES
+from headrace.accuracy.published_metrics import figure_of
+from headrace.machine.engine import Engine, engines
 from headrace.machine.quantity import Quantity
 
 BOUNDS = {
@@ -58,7 +57,7 @@ def main() -> int:
         if row.metric != "ttft_serving" and case.family in {"resident", "tensor", "pipeline", "cpu"}:
             cases[case.engine.name].append(case)
     for name, members in sorted(cases.items()):
-        if name in NEVER or name not in ENGINES:
+        if name in NEVER or name not in engines():
             continue
         report(name, members)
     return 0
@@ -68,7 +67,7 @@ def report(name: str, members: list[Case]) -> None:
     """Fit one engine and print it."""
     train = [case for case in members if fitted_on(case)] or members
     judge = [case for case in members if not fitted_on(case)]
-    engine = fit(ENGINES[name], train)
+    engine = fit(engines()[name], train)
     on_train, on_judge = residuals(engine, train), residuals(engine, judge)
     together = sorted(on_train + on_judge)
     low, high = spread(together)
@@ -130,7 +129,8 @@ def residuals(engine: Engine, cases: list[Case]) -> list[float]:
     sure = replace(engine, spread=Quantity.of(1.0, "fit"))
     found = []
     for case in cases:
-        predicted = predict_case(replace(case, engine=sure), expected_only=True).expected
+        constants, value = figure_of(replace(case, engine=sure))
+        predicted = value({name: constant.expected for name, constant in constants.items()})
         ratio = math.log(predicted / case.row.value)
         found.append(-ratio if case.row.unit != "tok/s" else ratio)
     return found

@@ -16,7 +16,7 @@ from headrace.accuracy.published_case import Excluded, case_of
 from headrace.accuracy.published_metrics import FamilyAccuracy, PredictedRow, accuracy_by_family, predict_row
 from headrace.cli.published_report import report_json
 from headrace.errors import InvalidRequestError
-from headrace.machine.engines import ENGINES, engine_named
+from headrace.machine.engine import engine_named, engines
 
 FILE = Path(__file__).parents[1] / "data" / "published_measurements.csv"
 RATCHET = {
@@ -120,7 +120,7 @@ def test_engines_are_known_by_many_names() -> None:
     assert engine_named("trtllm 1.2.0rc6").name == "trtllm"
     assert engine_named("DeepSpeed ZeRO-Inference").name == "zero-inference"
     assert engine_named("a new engine").name == "present"
-    for engine in ENGINES.values():
+    for engine in engines().values():
         assert 0 < engine.memory_share.expected <= 1
         assert 0 < engine.compute_share.expected <= 1
         assert engine.spread.low < 1 < engine.spread.high

@@ -59,6 +59,7 @@ class Row:
     unit: str
     per_device: bool
     engine: str
+    source: str
     notes: str
 
 
@@ -129,6 +130,7 @@ def _row(raw: dict[str, str], where: str) -> Row:
         unit=raw["unit"],
         per_device=raw.get("per_device", "").lower() in {"yes", "true", "1"},
         engine=raw.get("engine", ""),
+        source=raw.get("source", ""),
         notes=raw.get("notes", ""),
     )
 

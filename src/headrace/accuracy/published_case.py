@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from headrace.accuracy.published import Row
 from headrace.errors import HeadraceError
 from headrace.machine.catalogue import find_machine, with_parts
-from headrace.machine.engine import Engine
-from headrace.machine.engines import ENGINES, engine_named
+from headrace.machine.engine import Engine, engine_named, engines
 from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Quantity
 from headrace.model.catalogue import named_model
@@ -80,7 +79,7 @@ def case_of(row: Row) -> Case:
     family = family_of(row)
     engine = engine_named(row.engine)
     if family == "moe":
-        engine = ENGINES["moe-offload"]
+        engine = engines()["moe-offload"]
     elif family == "cpu":
         engine = replace(engine, spread=_ON_HOSTS)
     batch, assumed = _batch(row)

@@ -68,8 +68,16 @@ def predict_row(row: Row) -> PredictedRow:
         return PredictedRow(row=row, family=family, predicted=None, excluded=f"cannot be planned: {error}")
 
 
-def predict_case(case: Case, *, expected_only: bool = False) -> Interval:
+def predict_case(case: Case) -> Interval:
     """The metric of a case with its interval. Raises Excluded for metrics that are not times of a model."""
+    return interval_of(*figure_of(case))
+
+
+def figure_of(case: Case) -> tuple[dict[str, Quantity], Callable[[Mapping[str, float]], float]]:
+    """Return the constants that a case's metric depends on, and the metric as a function of their values.
+
+    Raises Excluded for metrics that are not times of a model.
+    """
     metric, unit = case.row.metric, case.row.unit
     if metric not in METRICS:
         raise Excluded(f"{metric} is no time that the planner predicts")
@@ -91,10 +99,7 @@ def predict_case(case: Case, *, expected_only: bool = False) -> Interval:
         off = values["engine.spread"] * values.get("unstated", 1.0) * values.get("queue", 1.0)
         return seconds / off / factor if by_rate else seconds * off / factor
 
-    if expected_only:
-        expected = value({name: constant.expected for name, constant in constants.items()})
-        return Interval(expected=expected, low=expected, high=expected)
-    return interval_of(constants, value)
+    return constants, value
 
 
 def _filled_batch(case: Case) -> Case:

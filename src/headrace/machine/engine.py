@@ -2,17 +2,24 @@
 
 An `Engine` is a way to run, not a product's specification: its constants are those that published measurements of
 such software imply (docs/formulas.md tells how they were fitted, on which rows, and how well they hold on others).
+The engines that sources name lie in `engines.toml`, which `bench/fit_engines.py` writes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from typing import Any
 
+from headrace.errors import MachineError, near_names
 from headrace.machine.quantity import Quantity
+from headrace.machine.unit_text import read_quantity
 
 _NONE = Quantity(0.0, 0.0, 0.0, "not seen apart")
 _ALL = Quantity(1.0, 0.3, 1.0, "measured with NCCL; engines' own kernels have less")
-_SPREAD = Quantity(1.0, 0.8, 1.25, "held-out residuals of published rows, docs/formulas.md")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +54,8 @@ class Engine:
     """whether reading from disk goes on while the host's memory is copied to the device"""
     overlaps_copies: bool = True
     """whether copies to the device go on while it computes; False where measured prefetching brought nothing"""
-    spread: Quantity = _SPREAD
-    """factor on every time: how far such software is off the formulas (held-out residuals)"""
+    spread: Quantity
+    """factor on every time: how far such software is off the formulas"""
 
 
 PRESENT = Engine(
@@ -61,5 +68,42 @@ PRESENT = Engine(
     pass_overhead_s=Quantity(0.5e-3, 0.1e-3, 3e-3, "estimate; sampling and scheduling"),
     link_share=Quantity(0.95, 0.80, 1.0, "pinned copies in large blocks"),
     quantised_share=Quantity(0.85, 0.55, 1.0, "formulas.md section 2: Q4 rows against f16 rows"),
+    spread=Quantity(1.0, 0.8, 1.25, "held-out residuals of published rows, docs/formulas.md"),
 )
-"""Well-kept software of today, unknown otherwise."""
+"""Well-kept software of today, unknown otherwise. No constant of it is fitted: other engines are drawn to it."""
+
+CONSTANTS = tuple(field.name for field in fields(Engine) if field.type == "Quantity")
+
+
+@functools.cache
+def engines() -> dict[str, Engine]:
+    """The engines that sources name."""
+    return {engine.name: engine for engine, _ in _read()}
+
+
+def engine_named(text: str) -> Engine:
+    """Return the engine that a source's text names first; PRESENT where it names none that is known."""
+    low = text.lower()
+    found = [(low.find(part), -len(part), engine.name) for engine, parts in _read() for part in parts if part in low]
+    return engines()[min(found)[2]] if found else PRESENT
+
+
+@functools.cache
+def _read() -> tuple[tuple[Engine, tuple[str, ...]], ...]:
+    text = resources.files("headrace.machine").joinpath("engines.toml").read_text(encoding="utf-8")
+    return tuple((read_engine(raw), tuple(raw["named"])) for raw in tomllib.loads(text)["engine"])
+
+
+def read_engine(raw: Mapping[str, Any]) -> Engine:
+    """Read one table of `engines.toml`. Raises MachineError that names the engine and the field."""
+    where = f"engines.toml, {raw['name']}"
+    known = {field.name for field in fields(Engine)} | {"named", "source"}
+    if unknown := sorted(set(raw) - known):
+        raise MachineError(f"{where} has an unknown entry {unknown[0]}; {near_names(unknown[0], known)}")
+    if missing := sorted(set(CONSTANTS) - set(raw)):
+        raise MachineError(f"{where}: {missing[0]} is missing")
+    values: dict[str, Any] = {name: value for name, value in raw.items() if name.startswith("overlaps_")}
+    for name in CONSTANTS:
+        kind = "time" if name.endswith("_s") else "share"
+        values[name] = read_quantity(raw[name], kind, field=f"{where}: {name}", source=raw["source"])
+    return Engine(name=raw["name"], **values)
