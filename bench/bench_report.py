@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def provenance() -> dict[str, Any]:
-    """ProbedMachine, commit, library versions and date of this run."""
+    """Machine, commit, library versions and date of this run."""
     model = next(
         (
             line.split(":", 1)[1].strip()

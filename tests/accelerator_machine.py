@@ -7,29 +7,24 @@ import pytest
 from headrace.inference import accelerator_study
 from headrace.inference.layer_timing import Rehearsed
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
-from headrace.machine.probed_accelerator import ProbedAccelerator
 from headrace.planning.estimate import LayerTimes
+from headrace.streaming.probe import machine as machine_probe
+from measured_machines import accelerator, copies
 
 POINTS = (CurvePoint(1, 1e-9), CurvePoint(1024, 2e-9))
-ACCELERATOR = ProbedAccelerator(
+ACCELERATOR = accelerator(
+    [
+        ComputeCurve(compute_dtype=compute, stored_dtype=stored, points=POINTS)
+        for compute, stored in (("bfloat16", "BF16"), ("float16", "F16"), ("float32", "F32"))
+    ],
+    copies(2e8, while_computing=2e8, pageable=1e8, pageable_back=1e8, latency_s=1e-6),
     name="Fake 1",
     device="fake:0",
     memory_bytes=1 << 40,
     free_bytes=1 << 40,
-    pinned_to_device_bytes_per_s=2e8,
-    pageable_to_device_bytes_per_s=1e8,
-    pinned_from_device_bytes_per_s=2e8,
-    pageable_from_device_bytes_per_s=1e8,
-    pinned_to_device_while_computing_bytes_per_s=2e8,
-    compute_slowdown_while_copying=1.0,
-    copy_latency_s=1e-6,
-    launch_overhead_s=1e-6,
-    small_kernel_s=1e-6,
-    memory_bytes_per_s=1e12,
-    compute=tuple(
-        ComputeCurve(compute_dtype=compute, stored_dtype=stored, points=POINTS)
-        for compute, stored in (("bfloat16", "BF16"), ("float16", "F16"), ("float32", "F32"))
-    ),
+    copied_bytes_per_s=1e12,
+    block_overhead_s=4e-5,
+    pass_overhead_s=1e-5,
 )
 REHEARSED = Rehearsed(
     layer=LayerTimes(prefill_s=2e-4, decode_s=1e-4),
@@ -46,4 +41,4 @@ def make_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerator_study, "probe_accelerator", lambda *_args, **_options: ACCELERATOR)
     monkeypatch.setattr(accelerator_study, "time_layer", lambda *_args, **_options: REHEARSED)
     monkeypatch.setattr(accelerator_study, "_read_rate", lambda *_args: 1e8)
-    monkeypatch.setattr(accelerator_study, "_memory_copy_rate", lambda: 1e10)
+    monkeypatch.setattr(machine_probe, "memory_copy_rate", lambda: 1e10)

@@ -65,7 +65,7 @@ def nothing_is_faster_than_bytes_and_operations_allow() -> None:
                 links = used.replicas if used.sharded else used.tensor
                 assert seconds >= streamed / (machine.links["host"].bytes_per_s.high * links) * 0.999
             if used.source is Tier.DISK:
-                assert seconds >= streamed / machine.links["storage"].bytes_per_s.high * 0.999
+                assert seconds >= streamed / machine.require_disk().bytes_per_s.high * 0.999
 
 
 def overlapping_lies_between_the_longest_and_the_sum() -> None:
@@ -94,7 +94,7 @@ def what_is_loaded_takes_its_time_on_each_hop() -> None:
             assert math.isclose(item.decode.link_s, streamed / rate, rel_tol=0.01)
         if used.source is Tier.DISK:
             assert math.isclose(
-                item.decode.disk_s, streamed / (machine.links["storage"].bytes_per_s.expected * share), rel_tol=0.01
+                item.decode.disk_s, streamed / (machine.require_disk().bytes_per_s.expected * share), rel_tol=0.01
             )
 
 
@@ -104,7 +104,7 @@ def faster_parts_are_never_slower() -> None:
         for place in ("rtx-4090", "4xa100-80"):
             machine = find_machine(place)
             before = _best(find_model(model), machine)
-            processor = machine.processor
+            processor, disk = machine.processor, machine.require_disk()
             changed = [
                 replace(machine, processor=replace(processor, memory_bytes=2 * processor.memory_bytes)),
                 replace(
@@ -116,6 +116,7 @@ def faster_parts_are_never_slower() -> None:
                 ),
                 replace(
                     machine,
+                    disk=replace(disk, bytes_per_s=disk.bytes_per_s.times(2)),
                     links={
                         k: replace(link, bytes_per_s=link.bytes_per_s.times(2)) for k, link in machine.links.items()
                     },
@@ -320,7 +321,7 @@ def loads_are_hidden_or_added() -> None:
     share = PRESENT.link_share.expected
     link_s = layers_bytes / (machine.links["host"].bytes_per_s.expected * share)
     for source in (Tier.HOST, Tier.DISK):
-        disk_s = layers_bytes / (machine.links["storage"].bytes_per_s.expected * share) * (source is Tier.DISK)
+        disk_s = layers_bytes / (machine.require_disk().bytes_per_s.expected * share) * (source is Tier.DISK)
         for sequences in (1, 16384):
             work = Workload(sequences=sequences, prompt_tokens=64, generate_tokens=8)
             question = Question(model=model, machine=machine, work=work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.machine.machine import Host, Link, Machine, Processor
+from headrace.machine.machine import Disk, Host, Link, Machine, Processor
 from headrace.machine.quantity import Quantity
 from headrace.model.model import Layer, LayerGroup, Model
 
@@ -54,7 +54,6 @@ def made_up_processor() -> Processor:
 
 def made_up_machine(*, devices: int = 8, nodes: int = 1, host_bytes: float = 2e12) -> Machine:
     links = {
-        "storage": Link(name="storage", bytes_per_s=exact(6e9), latency_s=exact(1e-4)),
         "host": Link(name="host", bytes_per_s=exact(25e9), latency_s=exact(1e-5)),
         "scale_up": Link(name="scale_up", bytes_per_s=exact(300e9), latency_s=exact(2e-6)),
         "network": Link(name="network", bytes_per_s=exact(25e9), latency_s=exact(5e-6)),
@@ -66,5 +65,6 @@ def made_up_machine(*, devices: int = 8, nodes: int = 1, host_bytes: float = 2e1
         devices=devices,
         nodes=nodes,
         host=host,
+        disk=Disk(bytes_per_s=exact(6e9), latency_s=exact(1e-4)),
         links=links,
     )

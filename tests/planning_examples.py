@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.machine.engine import Engine
-from headrace.machine.machine import Host, Link, Machine, Processor
+from headrace.machine.machine import Disk, Host, Link, Machine, Processor
 from headrace.machine.quantity import Quantity
 from headrace.model.model import Layer, LayerGroup, Model
 
@@ -144,7 +144,6 @@ def server(
         rent_usd_per_h=exact(2.0),
     )
     links = {
-        "storage": Link(name="storage", bytes_per_s=exact(5e9), latency_s=exact(0)),
         "network": Link(name="network", bytes_per_s=exact(25e9), latency_s=exact(5e-6)),
     }
     if with_host:
@@ -158,5 +157,6 @@ def server(
         devices=devices,
         nodes=nodes,
         host=host if with_host else None,
+        disk=Disk(bytes_per_s=exact(5e9), latency_s=exact(0)),
         links=links,
     )

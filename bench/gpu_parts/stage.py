@@ -16,7 +16,7 @@ from gpu_parts.outcome import SkippedError
 from headrace.errors import BudgetError
 from headrace.inference.accelerator_study import choose_on_accelerator, study_accelerator
 from headrace.inference.skeleton import read_transformers_config
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine import Machine
 from headrace.planning.estimate import Prediction
 from headrace.planning.load_options import make_options
 from headrace.planning.plan import Placement, Plan
@@ -60,7 +60,7 @@ class Stage:
     case: Case
     rack: CheckpointRack
     deadline: Deadline
-    machine: ProbedMachine | None = None
+    machine: Machine | None = None
     promises: list[Promise] = field(default_factory=list)
     _open: list[_Open] = field(default_factory=list)
 

@@ -14,7 +14,9 @@ from cli_checkpoints import write_model
 from headrace.accuracy.history import RunRecord, accuracy, learn
 from headrace.cli.history_file import VARIABLE, history_path, read_history
 from headrace.cli.main import main
-from headrace.machine.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
+from headrace.machine.machine_file import machine_to_toml
+from measured_machines import computer
 
 RECORD = RunRecord(
     at="2026-11-24T10:00:00+00:00",
@@ -38,7 +40,7 @@ RECORD = RunRecord(
     streamed_blocks=20,
 )
 CURVE = ComputeCurve(compute_dtype="float32", stored_dtype="BF16", points=(CurvePoint(1, 1e-9), CurvePoint(64, 8e-9)))
-MACHINE = ProbedMachine(name="bench", memory_bytes=1 << 33, read_bytes_per_s=1.5e9, compute=(CURVE,))
+MACHINE = computer([CURVE], read_bytes_per_s=1.5e9)
 
 
 def changed(**fields: object) -> RunRecord:
@@ -92,24 +94,25 @@ def test_errors_by_stage_and_configuration() -> None:
 def test_runs_that_waited_for_the_disk_teach_its_rate() -> None:
     records = [changed(measured_read_bytes_per_s=rate) for rate in (1.9e9, 2.0e9, 2.1e9)]
     learned, sentences = learn(MACHINE, records)
-    assert learned.read_bytes_per_s == 2.0e9
-    assert learned.compute == MACHINE.compute
+    rate = learned.require_disk().bytes_per_s
+    assert (rate.low, rate.expected, rate.high) == (1.9e9, 2.0e9, 2.1e9)
+    assert learned.processor == MACHINE.processor
     assert "learned from 3 runs" in sentences[0]
     assert "1.50 GB/s" in sentences[0]
-    assert learned.sources["disk.read_bytes_per_s"] == sentences[0]
+    assert rate.source == sentences[0]
 
 
 @pytest.mark.parametrize("other", [{"machine": "another"}, {"read_limited": True}, {"binds": "compute"}])
 def test_runs_that_tell_nothing_of_the_disk_do_not(other: dict[str, object]) -> None:
     learned, _ = learn(MACHINE, [changed(**other), RECORD, RECORD])
-    assert learned.read_bytes_per_s == MACHINE.read_bytes_per_s
+    assert learned.disk == MACHINE.disk
 
 
 def test_runs_that_waited_for_the_processor_teach_the_curve() -> None:
     records = [changed(binds="compute", measured_decode_s=seconds) for seconds in (1.2, 1.3, 1.25)]
     learned, sentences = learn(MACHINE, records)
-    assert learned.compute[0].points[0].seconds_per_parameter == pytest.approx(1.25e-9)
-    assert learned.compute[0].points[1].seconds_per_parameter == pytest.approx(10e-9)
+    (curve,) = learned.processor.arithmetic.curves
+    assert [point.seconds_per_parameter for point in curve.points] == pytest.approx([1.25e-9, 10e-9])
     assert "1.25 times" in sentences[0]
 
 
@@ -166,7 +169,7 @@ def test_a_plan_says_what_was_learned(
         for stored in ("F32", "BF16")
     )
     machine = tmp_path / "machine.toml"
-    machine.write_text(dataclasses.replace(MACHINE, compute=curves).to_toml())
+    machine.write_text(machine_to_toml(computer(curves, read_bytes_per_s=1.5e9)))
     ask = ["plan", str(tmp_path / "model"), "--machine", str(machine), "--json"]
     assert main(ask) == 0
     learned = capsys.readouterr()

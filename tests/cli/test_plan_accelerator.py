@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from headrace.inference import (
     api,  # before `devices` is changed: it keeps the `open_device` that it finds
 )
 from headrace.inference.layer_timing import Rehearsed
-from headrace.machine.probed_accelerator import ProbedAccelerator, find_accelerator
-from headrace.machine.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
+from headrace.machine.machine import Machine, Processor
+from headrace.machine.machine_file import machine_to_toml
 from headrace.model.blocks import build_stored_model
 from headrace.model.layout import align_up
 from headrace.model.model_config import read_config
@@ -39,13 +41,14 @@ from headrace.model.safetensors_index import TensorIndex
 from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement
 from headrace.planning.plan import Placement, Workload
 from headrace.planning.planner import Candidate
-from headrace.planning.probed_pace import KERNELS_PER_LAYER, pace_from_probe, processor_layer_from_probe
+from headrace.planning.probed_pace import pace_from_probe, processor_layer_from_probe
 from headrace.streaming import device_budget, devices
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.fakes.accelerator import FakeAccelerator
 from headrace.streaming.probe import machine as machine_probe
 from headrace.units import format_seconds
 from make_checkpoint import Shape, write_checkpoint
+from measured_machines import arithmetic, computer, exact, with_copies, with_unmeasured_cpu
 
 SHAPE = Shape(hidden=256, intermediate=704, layers=12, heads=4, kv_heads=2, vocabulary=512)
 LAYER_PARAMETERS = 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 704
@@ -53,26 +56,24 @@ LAYER_BYTES = 2 * LAYER_PARAMETERS + 2 * 2 * 256
 """one layer's matrices and norms, in bfloat16"""
 WORK = ("--prompt-tokens", "8", "--generate-tokens", "8")
 WORKLOAD = Workload(sequences=1, prompt_tokens=8, generate_tokens=8)
+CURVES = tuple(
+    ComputeCurve(compute_dtype=name, stored_dtype="BF16", points=(CurvePoint(1, 4e-9), CurvePoint(64, 6e-8)))
+    for name in ("bfloat16", "float32")
+)
 FIRST = dataclasses.replace(ACCELERATOR, name="Made-up 1", device="cuda:0", memory_bytes=10**10, free_bytes=8 * 10**9)
-SECOND = dataclasses.replace(FIRST, name="Made-up 2", device="cuda:1", pinned_to_device_while_computing_bytes_per_s=5e7)
+SECOND = with_copies(dataclasses.replace(FIRST, name="Made-up 2", device="cuda:1"), while_computing_bytes_per_s=5e7)
 
 
-def machine(*accelerators: ProbedAccelerator, **changes: Any) -> ProbedMachine:
+def machine(*accelerators: Processor, curves: Sequence[ComputeCurve] = CURVES, **changes: Any) -> Machine:
     """Return a computer whose disk does 100 MB/s, and whose processor is slow but for one token."""
-    curves = tuple(
-        ComputeCurve(compute_dtype=name, stored_dtype="BF16", points=(CurvePoint(1, 4e-9), CurvePoint(64, 6e-8)))
-        for name in ("bfloat16", "float32")
-    )
-    made = ProbedMachine(
-        name="made up",
-        memory_bytes=64 << 30,
-        read_bytes_per_s=1e8,
-        compute=curves,
-        block_overhead_s=0.0,
-        pass_overhead_s=1e-5,
-        accelerators=accelerators or (FIRST, SECOND),
-    )
-    return dataclasses.replace(made, **changes)
+    own = {"read_bytes_per_s": 1e8, "block_overhead_s": 0.0, "pass_overhead_s": 1e-5, **changes}
+    made = computer(curves, *(accelerators or (FIRST, SECOND)), name="made up", memory_bytes=64 << 30, **own)
+    return with_host_memory(made, 2e8)
+
+
+def with_host_memory(made: Machine, bytes_per_s: float) -> Machine:
+    assert made.host is not None
+    return dataclasses.replace(made, host=dataclasses.replace(made.host, memory_bytes_per_s=exact(bytes_per_s)))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "machine.toml"
-    path.write_text(machine().to_toml())
+    path.write_text(machine_to_toml(machine()))
     return path
 
 
@@ -136,7 +137,7 @@ def fitting(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for item in report["strategies"] if item["fits"]}
 
 
-def case_of(model: Path, made: ProbedMachine | None = None, **options: Any) -> AcceleratorCase:
+def case_of(model: Path, made: Machine | None = None, **options: Any) -> AcceleratorCase:
     budgets = {"memory": on_device(model, 5), "host_memory": on_host(40)}
     asked = Asked(**{"workload": WORKLOAD, "strategy": None, "dtype": None, "read_limit": None, **budgets, **options})
     case = from_description(model, asked, made or machine(), origin="a test")
@@ -229,7 +230,7 @@ def test_a_file_without_accelerators_plans_for_its_processor(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "small.toml"
-    path.write_text(dataclasses.replace(machine(), accelerators=()).to_toml())
+    path.write_text(machine_to_toml(machine().on("cpu", origin="x")))
     report = json_of(capsys, "plan", model, "--machine", path, *WORK)
     assert "device" not in report["machine"]
     code, out, err = call(capsys, "plan", model, "--machine", path, "--device", "cuda")
@@ -359,43 +360,37 @@ def test_what_runs_taught_of_the_disk_counts_here_too_and_a_gpu_s_runs_are_its_o
 
 
 def test_every_constant_comes_from_the_file(model: Path) -> None:
-    made = machine(memory_bytes_per_s=3e8, read_latency_s=1e-3, pass_overhead_s=2e-3)
+    made = with_host_memory(machine(read_latency_s=1e-3), 3e8)
     case = case_of(model, made)
     pace, own = case.pace, case.pace.device
     assert (pace.link_bytes_per_s, pace.staged_bytes_per_s, pace.memory_copy_bytes_per_s) == (2e8, 1.5e8, 1.5e8)
-    assert (own.read_bytes_per_s, own.read_latency_s, own.pass_overhead_s) == (1e8, 1e-3, 2e-3)
-    assert own.block_overhead_s == KERNELS_PER_LAYER * 1e-6
-    assert own.curve == FIRST.compute[0]
+    assert (own.read_bytes_per_s, own.read_latency_s, own.pass_overhead_s) == (1e8, 1e-3, 1e-5)
+    assert own.block_overhead_s == 4e-5
+    assert own.curve == FIRST.arithmetic.curves[0]
     assert pace.processor_handover_s == 2e-6
     assert pace.processor_handover_s_per_token == 2 * 256 * 2 / 1e8
     assert pace.processor_layer is not None
     assert pace.processor_layer.decode_s == pytest.approx(LAYER_PARAMETERS * 4e-9, rel=0.01)
     assert pace.processor_layer.prefill_s == pytest.approx(LAYER_PARAMETERS * 1.55e-8, rel=0.01)
-    unknown = case_of(model, machine(memory_bytes_per_s=None)).pace
-    assert (unknown.staged_bytes_per_s, unknown.memory_copy_bytes_per_s) == (1e8, 1e8), "what ordinary memory gives"
-    fast = case_of(model, machine(memory_bytes_per_s=1e12)).pace
+    fast = case_of(model, with_host_memory(machine(), 1e12)).pace
     assert fast.staged_bytes_per_s == fast.link_bytes_per_s
-    limited = pace_from_probe(made, FIRST, case.request.model, compute_dtype="bfloat16", read_limit_bytes_per_s=5e6)
+    limited = pace_from_probe(made, case.request.model, compute_dtype="bfloat16", read_limit_bytes_per_s=5e6)
     assert limited.device.read_bytes_per_s == 5e6
 
 
 def test_weights_in_another_dtype_are_widened_at_the_device_s_memory_rate(model: Path) -> None:
     curve = case_of(model, dtype="float32").pace.device.curve
     assert (curve.compute_dtype, curve.stored_dtype) == ("float32", "BF16")
-    for point, plain in zip(curve.points, FIRST.compute[2].points, strict=True):
+    for point, plain in zip(curve.points, FIRST.arithmetic.curves[2].points, strict=True):
         assert point.seconds_per_parameter == pytest.approx(plain.seconds_per_parameter + (2 + 4) / 1e12)
-    without = dataclasses.replace(FIRST, compute=FIRST.compute[:1])
+    without = dataclasses.replace(FIRST, arithmetic=arithmetic(FIRST.arithmetic.curves[:1]))
     with pytest.raises(MachineError, match="Made-up 1 has no measurement of float32 products with BF16 weights"):
         case_of(model, machine(without), dtype="float32")
 
 
-def test_a_system_that_locks_nothing_is_known_by_its_rates(model: Path) -> None:
-    unlocked = dataclasses.replace(
-        FIRST,
-        pinned_to_device_bytes_per_s=1e8,
-        pinned_from_device_bytes_per_s=1e8,
-        pinned_to_device_while_computing_bytes_per_s=1e8,
-    )
+def test_a_system_that_locks_nothing_is_planned_through_a_ring(model: Path) -> None:
+    assert FIRST.copies is not None
+    unlocked = dataclasses.replace(FIRST, copies=dataclasses.replace(FIRST.copies, page_locked=False))
     case = case_of(model, machine(unlocked))
     assert not case.request.pinned
     assert any("no host memory was page-locked" in note for note in case.notes)
@@ -403,7 +398,7 @@ def test_a_system_that_locks_nothing_is_known_by_its_rates(model: Path) -> None:
 
 
 def test_a_processor_that_was_not_measured_can_be_asked_for_nothing(model: Path) -> None:
-    unmeasured = machine(compute=())
+    unmeasured = with_unmeasured_cpu(machine())
     assert case_of(model, unmeasured).pace.processor_layer is None
     with pytest.raises(MachineError, match="has no measurement of bfloat16 products"):
         case_of(model, unmeasured, cpu_blocks=True)
@@ -413,12 +408,16 @@ def test_a_processor_that_was_not_measured_can_be_asked_for_nothing(model: Path)
 
 def test_which_accelerator_a_name_means() -> None:
     other = dataclasses.replace(FIRST, device="fake:0")
-    assert find_accelerator((other, FIRST), "auto", origin="x") is other
-    assert find_accelerator((other, FIRST), "cuda", origin="x") is FIRST
-    assert find_accelerator((other, FIRST), "cpu", origin="x") is None
-    assert find_accelerator((), "auto", origin="x") is None
-    with pytest.raises(InvalidRequestError, match="--device cuda: x describes no such device"):
-        find_accelerator((other,), "cuda", origin="x")
+    both = machine(other, FIRST)
+    assert both.on("auto", origin="x").processor is other
+    for name in ("cuda", "cuda:0"):
+        chosen = both.on(name, origin="x")
+        assert (chosen.processor, chosen.others, chosen.notes) == (FIRST, (), ())
+    cpu = both.on("cpu", origin="x")
+    assert (cpu.processor.kind, cpu.processor.arithmetic.curves, cpu.host, dict(cpu.links)) == ("cpu", CURVES, None, {})
+    assert cpu.on("auto", origin="x") == cpu
+    with pytest.raises(InvalidRequestError, match=r"--device cuda: x describes .* only cpu, fake:0 \(Made-up 1\)"):
+        machine(other).on("cuda", origin="x")
 
 
 # -- what would help ---------------------------------------------------------------------------------------------------
@@ -458,15 +457,15 @@ def test_where_the_link_binds_a_faster_one_memory_and_the_processor_are_weighed(
 
 
 def test_a_processor_too_slow_to_help_is_told_and_one_not_measured_is_not_spoken_of(model: Path) -> None:
-    curve = machine().compute[0].scaled(1000.0)
-    slow = case_of(model, machine(compute=(curve,)))
+    curve = CURVES[0].scaled(1000.0)
+    slow = case_of(model, machine(curves=(curve,)))
     assert "too slow for layers of this model (--cpu-blocks)" in remedy(slow, best_of(slow))
-    allowed = case_of(model, machine(compute=(curve,)), cpu_blocks=True)
+    allowed = case_of(model, machine(curves=(curve,)), cpu_blocks=True)
     assert best_of(allowed).prediction.binds == "link"
     assert "--cpu-blocks" not in remedy(allowed, best_of(allowed)), "it may help already"
     small = case_of(model, host_memory=on_host(12))
     assert "For --cpu-blocks the host's budget is too small" in remedy(small, best_of(small))
-    unknown = case_of(model, machine(compute=()))
+    unknown = case_of(model, with_unmeasured_cpu(machine()))
     assert "--cpu-blocks" not in remedy(unknown, best_of(unknown))
 
 
@@ -492,7 +491,7 @@ def test_where_the_disk_binds_host_memory_is_the_remedy(model: Path) -> None:
 
 
 def test_what_else_may_bind_is_named(model: Path) -> None:
-    fast = dataclasses.replace(FIRST, pinned_to_device_while_computing_bytes_per_s=1e12)
+    fast = with_copies(FIRST, while_computing_bytes_per_s=1e12)
     hidden = case_of(model, machine(fast))
     overlap = planned(hidden.compare(None), "overlap")
     assert overlap.plan.streamed_blocks > 0
@@ -718,7 +717,7 @@ def test_plans_from_python(model: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_device_to_probe_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Path, str | Device]] = []
 
-    def probed(directory: Path, *, device: str | Device) -> ProbedMachine:
+    def probed(directory: Path, *, device: str | Device) -> Machine:
         asked.append((directory, device))
         return machine()
 

@@ -13,23 +13,23 @@ from headrace.cli.plan_report import plan_json, recommended
 from headrace.cli.planning_case import Asked, PlanningCase
 from headrace.cli.remedy import remedy
 from headrace.errors import InvalidRequestError, MachineError
-from headrace.machine.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
+from headrace.machine.machine import Machine
 from headrace.planning.plan import Workload
 from headrace.planning.planner import Candidate
+from measured_machines import computer
 
 FLAT_UNTIL = 64
 """Tokens up to which a pass takes no longer on the machine below."""
 
 
-def machine(*, read_bytes_per_s: float, flat_until: int = FLAT_UNTIL) -> ProbedMachine:
+def machine(*, read_bytes_per_s: float, flat_until: int = FLAT_UNTIL) -> Machine:
     points = tuple(CurvePoint(tokens, 1e-9) for tokens in sorted({1, flat_until}))
-    return ProbedMachine(
+    return computer(
+        [ComputeCurve(compute_dtype=name, stored_dtype="BF16", points=points) for name in ("bfloat16", "float32")],
         name="made up",
         memory_bytes=10**9,
         read_bytes_per_s=read_bytes_per_s,
-        compute=tuple(
-            ComputeCurve(compute_dtype=name, stored_dtype="BF16", points=points) for name in ("bfloat16", "float32")
-        ),
         block_overhead_s=0.0,
         pass_overhead_s=0.0,
     )

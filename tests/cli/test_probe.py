@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from headrace.cli.main import main
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine_file import load_machine, machine_from_toml
 from headrace.streaming import cuda_device, devices
 from headrace.streaming.cuda_device import GpuDescription
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.fakes.accelerator import Drive
 from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.probe.link import probe_accelerator
-from machine.test_probed_machine import MACHINE
+from machine.test_measured_machine import CURVE
+from measured_machines import computer
 from streaming.test_link import SMALL, BothWays
 
 GPUS = [
@@ -30,7 +31,9 @@ GPUS = [
 @pytest.fixture(autouse=True)
 def _known_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disk and processor are not what is tested here; GPUs are those that a test puts in, whatever the machine has."""
-    monkeypatch.setattr(machine_probe, "_probe_host", lambda _directory, _progress: MACHINE)
+    monkeypatch.setattr(
+        machine_probe, "_probe_host", lambda _directory, accelerators, _progress: computer([CURVE], *accelerators)
+    )
     monkeypatch.setattr(cuda_device, "list_gpus", list)
     monkeypatch.setattr(machine_probe, "list_gpus", list)
     monkeypatch.delenv(devices.VARIABLE, raising=False)
@@ -66,10 +69,11 @@ def test_all_gpus_are_listed_and_one_is_measured(
     options: list[str], device: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = probe_json(capsys, *options)
-    (measured,) = report["accelerators"]
+    measured = report["processor"]
     assert (measured["device"], measured["name"]) == (device, name)
-    assert report["link"]["host_to_device_bytes_per_s"] == measured["pinned_to_device_bytes_per_s"] > 0
-    assert name in report["sources"]["host_to_device_bytes_per_s"]
+    assert measured["copies"]["rate"]["expected"].endswith("B/s")
+    assert measured["copies"]["source"].startswith("measured: copies of")
+    assert "others" not in report
     assert [(gpu["device"], gpu["measured"]) for gpu in report["gpus"]] == [
         ("cuda:0", device == "cuda:0"),
         ("cuda:1", device == "cuda:1"),
@@ -95,27 +99,27 @@ def test_what_is_written_holds_the_accelerator(tmp_path: Path, capsys: pytest.Ca
     assert "cuda:1: NVIDIA T4, 16.0 GB, 1.00 GB free, compute capability 7.5, not measured\n" in written.err
     assert "from page-locked memory" in written.err
     assert "cuda:0: copies" in written.err
-    machine = ProbedMachine.load(path)
+    machine = load_machine(path)
     (accelerator,) = machine.accelerators
-    assert accelerator.device == "cuda:0"
-    assert machine.host_to_device_bytes_per_s == accelerator.pinned_to_device_bytes_per_s
+    assert (accelerator.device, machine.is_calibrated) == ("cuda:0", True)
+    assert accelerator.copies is not None
+    assert machine.links == {"host": accelerator.copies.link()}
     assert main(["probe"]) == 0
     text = capsys.readouterr().out
-    assert ProbedMachine.from_toml(text, origin="standard output").accelerators[0].name == "NVIDIA H200"
+    assert machine_from_toml(text, origin="standard output").accelerators[0].name == "NVIDIA H200"
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_the_processor_alone_measures_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     report = probe_json(capsys, "--device", "cpu")
-    assert report["accelerators"] == []
-    assert "link" not in report
+    assert report["processor"]["kind"] == "cpu"
+    assert "links" not in report
     assert [gpu["measured"] for gpu in report["gpus"]] == [False, False]
 
 
 def test_without_a_gpu_nothing_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     report = probe_json(capsys)
-    assert (report["accelerators"], report["gpus"]) == ([], [])
-    assert report["name"] == MACHINE.name
+    assert (report["processor"]["kind"], report["gpus"], report["name"]) == ("cpu", [], "bench")
 
 
 @pytest.mark.parametrize(

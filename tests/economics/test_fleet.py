@@ -132,7 +132,7 @@ def test_a_model_larger_than_a_device_is_spread_and_weights_are_not_shared_for_n
 
 def test_what_does_not_fit_names_the_smallest_change() -> None:
     alone = replace(QUESTION, model=made_up_model(layers=256), machine=made_up_machine(devices=1, host_bytes=10e9))
-    alone = replace(alone, machine=replace(alone.machine, disk_bytes=1e9))
+    alone = replace(alone, machine=replace(alone.machine, disk=replace(alone.machine.require_disk(), size_bytes=1e9)))
     with pytest.raises(MachineError, match=r"fits in no way(.|\n)*2 of these devices instead of 1"):
         fleet(alone)
 

@@ -12,10 +12,12 @@ from headrace.cli.main import main
 from headrace.errors import MachineError
 from headrace.machine.catalogue import find_machine
 from headrace.machine.machine import Tier
-from headrace.machine.machine_file import machine_from_probe, machine_from_toml, machine_to_toml
+from headrace.machine.machine_file import machine_from_toml, machine_to_toml
+from headrace.machine.measured import measured_accelerator
 from headrace.machine.unit_text import read_number, read_quantity, write_number
 from headrace.planning.memory_need import usable_bytes
-from machine.test_probed_machine import ACCELERATOR, MACHINE, WITH_GPU
+from machine.test_measured_machine import ACCELERATOR, CURVE, MACHINE, WITH_GPU
+from measured_machines import arithmetic, computer
 
 GOOD = """
 name = "two cards"
@@ -42,7 +44,7 @@ latency = "10us"
 uplink = "bridge"
 [links.bridge]
 rate = "30GB/s"
-[links.storage]
+[disk]
 rate = "7GB/s"
 """
 
@@ -71,7 +73,7 @@ def test_a_good_file_is_read() -> None:
         ('"936GB/s"', '"936GB"', "unknown unit 'GB'; did you mean"),
         ('"936GB/s"', '"-936GB/s"', "a number from 0 on"),
         ('"936GB/s"', '"0GB/s"', "memory_rate is zero"),
-        ('rate = "7GB/s"', 'rate = "0GB/s"', "links.storage.rate is zero"),
+        ('rate = "7GB/s"', 'rate = "0GB/s"', "disk.rate is zero"),
         ('"71TFLOPS"', '"71TFLOP"', "did you mean"),
         ('"24GB"', '"1e30GB"', "beyond all machines"),
         ("devices = 2", "devices = 0", "a whole number from 1"),
@@ -90,7 +92,9 @@ def test_a_good_file_is_read() -> None:
         ('bf16 = "71TFLOPS"', 'int8 = "71TFLOPS"', "no 16- or 32-bit"),
         ("devices = 2", 'devices = 2\nnotes = "one"', "array of texts"),
         ("devices = 2", "devices = 2000\nnodes = 2000", "more than 1,000,000"),
-        ("[links.storage]", "[links.strage]", "did you mean storage"),
+        ("[links.bridge]", "[links.brige]", "the uplink 'bridge' of 'host' is not described"),
+        ("[links.host]", "[links.hosts]", "did you mean host"),
+        ("[disk]", "[dsk]", "did you mean disk"),
     ],
 )
 def test_what_is_wrong_is_named(old: str, new: str, message: str) -> None:
@@ -115,69 +119,53 @@ def test_a_file_is_found_by_its_path(tmp_path: Path) -> None:
         find_machine(str(path))
 
 
-def test_what_probe_wrote_is_a_machine_too(tmp_path: Path) -> None:
-    probed = MACHINE
-    made = machine_from_probe(probed)
-    assert made.links["storage"].bytes_per_s.expected == probed.read_bytes_per_s
-    assert made.processor.memory_bytes == probed.memory_bytes
-    point = probed.compute[0].points[-1]
-    assert made.processor.flops["bf16"].expected >= 2 * point.tokens / point.seconds_per_parameter * 0.999
-    path = tmp_path / "probe.toml"
-    path.write_text(probed.to_toml())
-    assert find_machine(str(path)).processor.kind == "cpu"
+def test_a_measured_cpu_computes_as_fast_as_its_curves() -> None:
+    processor = MACHINE.processor
+    assert (processor.kind, MACHINE.host, dict(MACHINE.links)) == ("cpu", None, {})
+    point = CURVE.points[-1]
+    assert processor.flops["bf16"].expected == pytest.approx(2 * point.tokens / point.seconds_per_parameter)
+    assert "in float32" in processor.flops["bf16"].source
+    assert processor.memory_bytes_per_s.expected == pytest.approx(2 / 1e-9)  # products of one token: 2 bytes each
+    assert computer([CURVE], copied_bytes_per_s=9e10).processor.memory_bytes_per_s.expected == 9e10
 
 
-def test_a_probed_accelerator_computes_and_the_computer_around_it_feeds_it(tmp_path: Path) -> None:
-    made = machine_from_probe(WITH_GPU)
-    processor, host = made.processor, made.host
+def test_a_measured_accelerator_computes_and_the_computer_around_it_feeds_it() -> None:
+    processor, host = WITH_GPU.processor, WITH_GPU.host
     assert (processor.name, processor.kind, processor.memory_bytes) == ("NVIDIA H200", "gpu", 150e9)
-    assert processor.memory_bytes_per_s.expected == ACCELERATOR.memory_bytes_per_s
+    assert processor.memory_bytes_per_s.expected == 4e12
     assert processor.flops["bf16"].expected == pytest.approx(7e14)  # 16 bits, in the dtype that is faster here
     assert "float16" in processor.flops["bf16"].source
     assert processor.flops["fp32"].expected == pytest.approx(5e13)
     assert host is not None
-    assert host.memory_bytes == WITH_GPU.memory_bytes
-    assert host.flops.expected == pytest.approx(WITH_GPU.compute[0].flops)
-    assert host.memory_bytes_per_s.expected == pytest.approx(
-        2 / 1e-9
-    )  # products of one token, as nothing else is known
-    assert made.links["storage"].bytes_per_s.expected == WITH_GPU.read_bytes_per_s
-    assert made.links["host"].bytes_per_s.expected == 5e10
-    assert made.links["host"].bytes_per_s.low == 4.2e10  # while it computes
-    assert made.links["host"].latency_s.expected == 2e-5
-    assert made.devices == 1
-    assert made.notes == ()
+    assert (host.memory_bytes, WITH_GPU.host_bytes) == (1 << 33, 1 << 33)
+    assert host.flops.expected == pytest.approx(CURVE.flops)
+    link = WITH_GPU.links["host"]
+    assert (link.bytes_per_s.expected, link.latency_s.expected) == (5e10, 2e-5)
+    assert link.bytes_per_s.low == 4.2e10  # while it computes
+    assert (WITH_GPU.devices, WITH_GPU.notes) == (1, ())
     for tier in Tier:
-        assert usable_bytes(made, tier) > 0
-    assert machine_from_toml(machine_to_toml(made), origin="again") == made
-    path = tmp_path / "probe.toml"
-    path.write_text(WITH_GPU.to_toml())
-    assert find_machine(str(path)) == made
+        assert usable_bytes(WITH_GPU, tier) > 0
 
 
 def test_of_several_accelerators_the_first_is_planned_for_and_a_note_says_so() -> None:
     second = dataclasses.replace(ACCELERATOR, device="cuda:1", name="NVIDIA T4")
-    made = machine_from_probe(dataclasses.replace(WITH_GPU, accelerators=(second, ACCELERATOR)))
+    made = computer([CURVE], second, ACCELERATOR).on("auto", origin="x")
     assert (made.processor.name, made.devices) == ("NVIDIA T4", 1)
-    assert made.notes == ("planned for cuda:1 alone, not for the 1 measured beside it",)
+    assert made.notes == ("planned for cuda:1 alone, not for the 1 measured with it",)
 
 
-def test_what_products_reach_counts_where_copies_within_the_device_are_slower() -> None:
-    slow_copies = dataclasses.replace(ACCELERATOR, memory_bytes_per_s=1e12)
-    host = dataclasses.replace(WITH_GPU, accelerators=(slow_copies,), memory_bytes_per_s=9e10)
-    made = machine_from_probe(host)
-    assert made.processor.memory_bytes_per_s.expected == pytest.approx(4e12)
-    assert made.host is not None
-    assert made.host.memory_bytes_per_s.expected == 9e10
-
-
-def test_a_probe_without_arithmetic_is_no_machine() -> None:
-    with pytest.raises(MachineError, match="bench has no measurement of arithmetic"):
-        machine_from_probe(dataclasses.replace(MACHINE, compute=()))
-    eight_bits = dataclasses.replace(ACCELERATOR.compute[0], compute_dtype="int8")
+def test_an_accelerator_without_arithmetic_is_refused() -> None:
+    eight_bits = dataclasses.replace(ACCELERATOR.arithmetic.curves[0], compute_dtype="int8")
+    assert ACCELERATOR.copies is not None
     with pytest.raises(MachineError, match="NVIDIA H200 has no measurement of 16- or 32-bit arithmetic"):
-        machine_from_probe(
-            dataclasses.replace(WITH_GPU, accelerators=(dataclasses.replace(ACCELERATOR, compute=(eight_bits,)),))
+        measured_accelerator(
+            name="NVIDIA H200",
+            device="cuda:0",
+            memory_bytes=1e9,
+            free_bytes=1e9,
+            copied_bytes_per_s=1e9,
+            arithmetic=arithmetic([eight_bits]),
+            copies=ACCELERATOR.copies,
         )
 
 
@@ -186,7 +174,7 @@ def test_a_model_larger_than_the_gpu_is_planned_over_its_link(
 ) -> None:
     """Of GPT-3's 350 GB at most 150 stay on the device; the rest comes from the host's memory, which has the room."""
     path = tmp_path / "machine.toml"
-    path.write_text(dataclasses.replace(WITH_GPU, memory_bytes=10**12).to_toml())
+    path.write_text(machine_to_toml(computer([CURVE], ACCELERATOR, memory_bytes=10**12)))
     assert main(["plan", "gpt-3", "--machine", str(path), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["machine"]["processor"] == "NVIDIA H200"
@@ -208,5 +196,7 @@ def test_units_mean_what_they_say() -> None:
     assert read_number("2.5us", "time", field="x") == pytest.approx(2.5e-6)
     assert read_quantity("1.5kW", "power", field="x", source="s").expected == 1500
     assert write_number(936e9, "rate") == "936GB/s"
-    for number in (1.0, 0.1, 1 / 3, 7.3e-6, 123456789.123):
+    assert write_number(8.4e-11, "time") == "84ps"
+    assert write_number(71e12, "flops") == "71TFLOPS"
+    for number in (0.0, 1.0, 0.1, 1 / 3, 7.3e-6, 123456789.123, 8.4e-11, 3e-18):
         assert read_number(write_number(number, "time"), "time", field="x") == number

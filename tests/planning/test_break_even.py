@@ -72,7 +72,7 @@ def test_without_a_host_the_disk_is_the_source_and_without_either_there_is_no_re
     assert report is not None
     assert report.source is Tier.DISK
     assert report.tokens_per_pass.expected == pytest.approx(300e12 / 5e9, rel=1e-6)
-    assert break_even_report(ask(dataclasses.replace(laptop, links={}))) is None
+    assert break_even_report(ask(dataclasses.replace(laptop, disk=None, links={}))) is None
 
 
 def test_a_host_too_small_for_the_weights_leaves_the_disk() -> None:

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import MachineError
-from headrace.machine.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.model.blocks import StoredModel, build_stored_model
 from headrace.model.model_config import parse_config
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
@@ -30,6 +30,7 @@ from headrace.planning.estimate import (
 )
 from headrace.planning.plan import EmbeddingPlacement, MemoryUse, Plan, Strategy, Workload
 from headrace.planning.timeline import Lane
+from measured_machines import computer
 
 HIDDEN, VOCAB, LAYERS = 64, 128, 3
 LAYER_PARAMETERS = 256 * HIDDEN
@@ -186,15 +187,13 @@ def test_what_was_rehearsed_takes_the_place_of_the_curve() -> None:
 
 def test_the_pace_of_a_machine() -> None:
     curve = curve_of((1, 1e-9))
-    machine = ProbedMachine(
-        name="bench",
-        memory_bytes=1,
+    machine = computer(
+        [curve],
         read_bytes_per_s=2e9,
-        compute=(curve,),
         block_overhead_s=0.25,
         pass_overhead_s=0.5,
-        compute_slowdown=1.25,
-        read_slowdown=1.5,
+        slowdown_while_reading=1.25,
+        slowdown_of_reading=1.5,
         read_latency_s=0.125,
     )
     pace = Pace.of(machine, compute_dtype="bfloat16", stored_dtype="BF16")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import BudgetError
-from headrace.machine.probed_machine import ComputeCurve, CurvePoint
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.planning.estimate import Pace
 from headrace.planning.jobs.forecast import (
     PackedCosts,

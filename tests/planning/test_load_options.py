@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from headrace.errors import InvalidRequestError, MachineError
-from headrace.machine.probed_machine import ComputeCurve, CurvePoint
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.model.blocks import StoredModel, build_stored_model
 from headrace.model.model_config import parse_config
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex

@@ -15,7 +15,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import BudgetError
-from headrace.machine.probed_machine import ComputeCurve, CurvePoint
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.model.blocks import StoredModel, build_stored_model
 from headrace.model.layout import PAGE_BYTES
 from headrace.model.model_config import parse_config

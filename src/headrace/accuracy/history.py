@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from headrace.machine.probed_machine import ComputeCurve, ProbedMachine
+from headrace.machine.compute_curve import ComputeCurve
+from headrace.machine.machine import Machine
+from headrace.machine.quantity import Quantity
 from headrace.units import format_rate
 
 FEWEST_RUNS = 3
@@ -112,11 +114,11 @@ def accuracy(records: Iterable[RunRecord]) -> list[StageAccuracy]:
     ]
 
 
-def learn(machine: ProbedMachine, records: Sequence[RunRecord]) -> tuple[ProbedMachine, list[str]]:
-    """Replace a probed machine's constants by what runs on it showed, and say which.
+def learn(machine: Machine, records: Sequence[RunRecord]) -> tuple[Machine, list[str]]:
+    """Replace a calibrated machine's constants by what runs on it showed, and say which.
 
     The read rate is the median over runs that waited for the disk without a limit; a curve of arithmetic is scaled by
-    the median over runs that waited for the processor. At least FEWEST_RUNS of the latest LATEST_RUNS must speak.
+    the median over runs that waited for the CPU. At least FEWEST_RUNS of the latest LATEST_RUNS must speak.
     """
     own = [record for record in records if record.machine == machine.name][-LATEST_RUNS:]
     sentences = []
@@ -125,17 +127,21 @@ def learn(machine: ProbedMachine, records: Sequence[RunRecord]) -> tuple[ProbedM
         for record in own
         if record.binds == "disk" and not record.read_limited and record.measured_read_bytes_per_s > 0
     ]
+    disk = machine.require_disk()
     if len(rates) >= FEWEST_RUNS:
         learned = statistics.median(rates)
         sentences.append(
             f"learned from {len(rates)} runs: the disk reads {format_rate(learned)} "
-            f"(probed: {format_rate(machine.read_bytes_per_s)})"
+            f"(probed: {format_rate(disk.bytes_per_s.expected)})"
         )
-        machine = replace(
-            machine, read_bytes_per_s=learned, sources={**machine.sources, "disk.read_bytes_per_s": sentences[-1]}
-        )
-    curves = tuple(_taught_curve(curve, own, sentences) for curve in machine.compute)
-    return replace(machine, compute=curves), sentences
+        rate = Quantity.of(learned, sentences[-1], low=min(rates), high=max(rates))
+        machine = replace(machine, disk=replace(disk, bytes_per_s=rate))
+    cpu = machine.processor if machine.host is None else machine.host
+    curves = tuple(_taught_curve(curve, own, sentences) for curve in cpu.arithmetic.curves)
+    arithmetic = replace(cpu.arithmetic, curves=curves)
+    if machine.host is None:
+        return replace(machine, processor=replace(machine.processor, arithmetic=arithmetic)), sentences
+    return replace(machine, host=replace(machine.host, arithmetic=arithmetic)), sentences
 
 
 def _taught_curve(curve: ComputeCurve, records: Sequence[RunRecord], sentences: list[str]) -> ComputeCurve:

@@ -244,10 +244,10 @@ def _machine(row: Row) -> tuple[Machine, bool]:
         machine = replace(find_machine("a6000-workstation"), devices=1)
     if disk := re.search(r"NVMe (\d+(?:\.\d+)?) ?GB/s", text):
         rate = float(disk[1]) * 1e9
-        machine = with_parts(machine, storage=Quantity(rate, rate * 0.8, rate, "stated by the source"))
+        machine = with_parts(machine, disk=Quantity(rate, rate * 0.8, rate, "stated by the source"))
     for pattern, rate, what in _STORAGE:
         if re.search(pattern, low):
-            machine = with_parts(machine, storage=Quantity(rate, rate / 2, rate * 2, f"{what}; not measured"))
+            machine = with_parts(machine, disk=Quantity(rate, rate / 2, rate * 2, f"{what}; not measured"))
             stated = False
     if "pcie4" in low:
         machine = with_parts(machine, host_link=Quantity(24e9, 20e9, 26e9, "PCIe 4 x16"))

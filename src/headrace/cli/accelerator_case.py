@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.cli.planning_case import Asked, PlanningCase, constants_of
 from headrace.errors import BudgetError, MachineError
-from headrace.machine.probed_accelerator import ProbedAccelerator
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine import Machine
 from headrace.model.blocks import StoredModel
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
@@ -136,15 +135,14 @@ def measured_accelerator(checkpoint: Checkpoint, device: Device, asked: Asked) -
     return replace(case, pace=replace(pace, processor_layer=layer))
 
 
-def described_accelerator(
-    model: StoredModel, asked: Asked, machine: ProbedMachine, accelerator: ProbedAccelerator, *, origin: str
-) -> AcceleratorCase:
-    """Take an accelerator of a machine file, with what is free on it and all of its host's memory, less reserves.
+def described_accelerator(model: StoredModel, asked: Asked, machine: Machine, *, origin: str) -> AcceleratorCase:
+    """Take a file's machine that computes on an accelerator: its free memory and all of the host's, less reserves.
 
     Computes in the stored dtype unless another one was asked for, as a run on an accelerator does. Raises MachineError
     where the file holds no measurement of that.
     """
-    free_bytes, host_bytes = accelerator.free_bytes, machine.memory_bytes
+    accelerator, host_bytes = machine.processor, machine.host_bytes
+    free_bytes = accelerator.available_bytes
     options = asked.options(
         model,
         lambda: max(0, free_bytes - device_reserve_bytes(free_bytes)),
@@ -158,13 +156,12 @@ def described_accelerator(
         budget_bytes=options.budget_bytes,
         host_budget_bytes=options.host_budget_bytes,
         device=accelerator.device,
-        pinned=accelerator.locks_memory,
+        pinned=accelerator.copies is not None and accelerator.copies.page_locked,
         allow_cpu=asked.cpu_blocks,
         allow_host_cache=asked.cache_on_host,
     )
     pace = pace_from_probe(
         machine,
-        accelerator,
         model,
         compute_dtype=dtype,
         read_limit_bytes_per_s=options.read_limit_bytes_per_s,
@@ -173,20 +170,20 @@ def described_accelerator(
     return AcceleratorCase(
         request=request,
         pace=pace,
-        notes=_notes_on_file(request, asked, machine, accelerator),
+        notes=_notes_on_file(request, asked, machine),
         machine={
             "name": machine.name,
-            "memory_bytes": machine.memory_bytes,
+            "memory_bytes": host_bytes,
             "source": origin,
-            "device_memory_bytes": accelerator.memory_bytes,
-            "device_free_bytes": accelerator.free_bytes,
+            "device_memory_bytes": int(accelerator.memory_bytes),
+            "device_free_bytes": free_bytes,
             **_constants(request, pace, accelerator=accelerator.name),
         },
         read_is_limited=options.read_limit_bytes_per_s is not None,
     )
 
 
-def _processor_layer(machine: ProbedMachine, model: StoredModel, asked: Asked, dtype: str) -> LayerTimes | None:
+def _processor_layer(machine: Machine, model: StoredModel, asked: Asked, dtype: str) -> LayerTimes | None:
     """None where the file does not say and nobody asked."""
     try:
         return processor_layer_from_probe(machine, model, asked.workload, compute_dtype=dtype)
@@ -196,12 +193,10 @@ def _processor_layer(machine: ProbedMachine, model: StoredModel, asked: Asked, d
         return None
 
 
-def _notes_on_file(
-    request: AcceleratorRequest, asked: Asked, machine: ProbedMachine, accelerator: ProbedAccelerator
-) -> tuple[str, ...]:
-    notes = []
+def _notes_on_file(request: AcceleratorRequest, asked: Asked, machine: Machine) -> tuple[str, ...]:
+    accelerator, notes = machine.processor, []
     if asked.memory is None:
-        free_bytes = accelerator.free_bytes
+        free_bytes = accelerator.available_bytes
         notes.append(
             f"budget on {accelerator.device}: {format_bytes(free_bytes)} that were free when it was measured, less "
             f"{format_bytes(device_reserve_bytes(free_bytes))} in reserve"
@@ -212,8 +207,8 @@ def _notes_on_file(
             "as if it had so much"
         )
     if asked.host_memory is None:
-        reserve = format_bytes(host_reserve_bytes(machine.memory_bytes))
-        notes.append(f"budget on the host: its {format_bytes(machine.memory_bytes)} less {reserve} in reserve")
+        reserve = format_bytes(host_reserve_bytes(machine.host_bytes))
+        notes.append(f"budget on the host: its {format_bytes(machine.host_bytes)} less {reserve} in reserve")
     if not request.pinned:
         notes.append("no host memory was page-locked when it was measured: blocks travel more slowly, through a ring")
     if request.allow_cpu:

@@ -22,7 +22,7 @@ from headrace.cli.options import (
     existing_file,
 )
 from headrace.cli.output import Output
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine_file import load_machine
 
 EXAMPLES = (
     "headrace batch ./my-model questions.jsonl answers.jsonl --memory 8GiB",
@@ -98,7 +98,7 @@ def batch(
         strategy=strategy.value,
         dtype=dtype.value,
         read_limit=read_limit,
-        machine=None if found is None else ProbedMachine.load(found),
+        machine=None if found is None else load_machine(found),
         max_tokens=max_tokens,
         temperature=temperature,
         in_flight=in_flight,

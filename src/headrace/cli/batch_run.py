@@ -17,7 +17,7 @@ from headrace.cli.prompt import load_tokenizer
 from headrace.cli.run_progress import displayed
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine import Machine
 from headrace.model.blocks import HEAD_CHUNK_ROWS, StoredModel
 from headrace.planning.jobs.forecast import JobForecast, Packing, PassTimes, choose_packing, longest_first
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool
@@ -47,7 +47,7 @@ class BatchJobRequest:
     strategy: str = "auto"
     dtype: str = "auto"
     read_limit: str | None = None
-    machine: ProbedMachine | None = None
+    machine: Machine | None = None
     max_tokens: int = 128
     temperature: float = 0.0
     in_flight: int | None = None

@@ -11,8 +11,7 @@ from pathlib import Path
 from headrace.cli.accelerator_case import described_accelerator, measured_accelerator
 from headrace.cli.planning_case import Asked, PlanningCase
 from headrace.cli.processor_case import described_processor, measured_processor
-from headrace.machine.probed_accelerator import find_accelerator
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine import Machine
 from headrace.model.blocks import build_stored_model
 from headrace.model.model_config import read_config
 from headrace.model.safetensors_index import TensorIndex
@@ -33,14 +32,15 @@ def measured_here(directory: Path, asked: Asked) -> PlanningCase:
         checkpoint.close()
 
 
-def from_description(directory: Path, asked: Asked, machine: ProbedMachine, *, origin: str) -> PlanningCase:
+def from_description(directory: Path, asked: Asked, machine: Machine, *, origin: str) -> PlanningCase:
     """Plan for the machine of a file: its first accelerator, or the device that was asked for.
 
     Raises InvalidRequestError for a device that the file does not describe, MachineError for what it does not say.
     """
-    accelerator = find_accelerator(machine.accelerators, asked.device, origin=origin)
+    machine = machine.on(asked.device, origin=origin)
+    on_cpu = not machine.accelerators
     config, index = read_config(directory), TensorIndex.from_directory(directory)
-    model = build_stored_model(directory.resolve().name, config, index, cut_head=accelerator is None)
-    if accelerator is None:
+    model = build_stored_model(directory.resolve().name, config, index, cut_head=on_cpu)
+    if on_cpu:
         return described_processor(model, asked, machine, origin=origin)
-    return described_accelerator(model, asked, machine, accelerator, origin=origin)
+    return described_accelerator(model, asked, machine, origin=origin)

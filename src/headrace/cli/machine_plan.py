@@ -9,7 +9,7 @@ from headrace import __version__
 from headrace.cli.models_command import model_json
 from headrace.cli.output import Output, table, three_digits
 from headrace.machine.machine import Machine
-from headrace.machine.quantity import Interval
+from headrace.machine.quantity import Interval, Quantity
 from headrace.model.model import Model
 from headrace.planning.advice import remedies
 from headrace.planning.arrangement import Speculation
@@ -107,17 +107,18 @@ def _machine(question: Question) -> dict[str, Any]:
         "nodes": machine.nodes,
         "budget_bytes": round(question.device_bytes),
         "host_memory_bytes": round(question.host_bytes),
-        "links": {
-            link.name: {
-                "bytes_per_s": link.bytes_per_s.expected,
-                "low_bytes_per_s": link.bytes_per_s.low,
-                "high_bytes_per_s": link.bytes_per_s.high,
-                "uplink": link.uplink,
-                "source": link.bytes_per_s.source,
-            }
-            for link in machine.links.values()
-        },
+        "disk": None if machine.disk is None else _rate(machine.disk.bytes_per_s),
+        "links": {link.name: {**_rate(link.bytes_per_s), "uplink": link.uplink} for link in machine.links.values()},
         "engine": {"name": question.engine.name},
+    }
+
+
+def _rate(bytes_per_s: Quantity) -> dict[str, Any]:
+    return {
+        "bytes_per_s": bytes_per_s.expected,
+        "low_bytes_per_s": bytes_per_s.low,
+        "high_bytes_per_s": bytes_per_s.high,
+        "source": bytes_per_s.source,
     }
 
 

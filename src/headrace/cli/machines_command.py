@@ -79,7 +79,7 @@ def catalogue_json() -> dict[str, Any]:
 
 def machine_json(machine: Machine) -> dict[str, Any]:
     """Describe a machine as a tree, every constant with its range and source."""
-    processor, host = machine.processor, machine.host
+    processor, host, disk = machine.processor, machine.host, machine.disk
     return {
         "name": machine.name,
         "nodes": machine.nodes,
@@ -103,7 +103,13 @@ def machine_json(machine: Machine) -> dict[str, Any]:
             "memory_bytes_per_s": _quantity(host.memory_bytes_per_s),
             "flops": _quantity(host.flops),
         },
-        "disk_bytes": machine.disk_bytes,
+        "disk": None
+        if disk is None
+        else {
+            "size_bytes": disk.size_bytes,
+            "bytes_per_s": _quantity(disk.bytes_per_s),
+            "latency_s": _quantity(disk.latency_s),
+        },
         "links": {
             link.name: {
                 "bytes_per_s": _quantity(link.bytes_per_s),
@@ -157,6 +163,9 @@ def _show_one(output: Output, machine: Machine) -> None:
     if machine.host is not None:
         memory = format_bytes(machine.host.memory_bytes)
         lines.append(_line("host memory", memory, machine.host.memory_bytes_per_s, format_rate))
+    if machine.disk is not None:
+        size = "" if machine.disk.size_bytes is None else format_bytes(machine.disk.size_bytes)
+        lines.append(_line("disk", size, machine.disk.bytes_per_s, format_rate))
     for link in machine.links.values():
         lines.append(_line(_role(link), "", link.bytes_per_s, format_rate))
     for what, amount, text in (
@@ -181,7 +190,6 @@ def _written(text: str, value: float) -> str:
 
 def _role(link: Link) -> str:
     words = {
-        "storage": "disk to host",
         "host": "host to a device",
         "scale_up": "device to device",
         "network": "computer to computer",

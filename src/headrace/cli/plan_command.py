@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,12 +22,10 @@ from headrace.cli.options import (
     ReadLimitOption,
 )
 from headrace.cli.output import Output
-from headrace.errors import InvalidRequestError, MachineError, near_names
+from headrace.errors import InvalidRequestError, near_names
 from headrace.inference.model_source import resolve_model
 from headrace.machine.catalogue import find_machine
 from headrace.machine.machine import Machine
-from headrace.machine.probed_accelerator import find_accelerator
-from headrace.machine.probed_machine import ProbedMachine
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
 from headrace.planning.arrangement import Speculation
@@ -149,7 +146,7 @@ def plan(
         "--sampling": sampling,
     }
     wanted = [name for name, value in extras.items() if value is not None]
-    if _is_checkpoint(model) and not isinstance(described, Machine) and not wanted:
+    if _is_checkpoint(model) and (described is None or described.is_calibrated) and not wanted:
         from headrace.cli.planning_case import Asked  # not at the top: `--help` would wait for the planner
 
         asked = Asked(
@@ -163,7 +160,7 @@ def plan(
             cpu_blocks=cpu_blocks,
             cache_on_host=cache_on_host,
         )
-        if isinstance(described, ProbedMachine) and learned:
+        if described is not None and learned:
             described, taught_by_runs = learn(described, read_history())
             for sentence in taught_by_runs:
                 output.note(f"{sentence} (--no-learned keeps the file's)")
@@ -182,7 +179,8 @@ def plan(
             require_run_libraries(f"measuring this machine (or name one: --machine 8xh100; {', '.join(wanted)})")
             with output.to_stderr.status("measuring this machine ..."):
                 described = _measure_here(device)
-        place = described if isinstance(described, Machine) else _as_machine(described, device, origin=machine)
+        if described.is_calibrated:
+            described = described.on("auto" if machine is None else device, origin=machine or "")
         found = find_model(model)
         if weights is not None:
             found = requantised(found, weights)
@@ -193,7 +191,7 @@ def plan(
             output,
             MachineAsked(
                 model=found,
-                machine=place,
+                machine=described,
                 work=workload,
                 memory_bytes=None if memory is None else parse_size(memory),
                 host_memory_bytes=None if host_memory is None else parse_size(host_memory),
@@ -208,7 +206,7 @@ def plan(
 
 def _plan_checkpoint(
     model: str,
-    described: ProbedMachine | Machine | None,
+    described: Machine | None,
     asked: Asked,
     *,
     origin: str,
@@ -218,7 +216,7 @@ def _plan_checkpoint(
     from headrace.cli.plan_report import plan_json, recommended, show_plan
 
     with output.reserved():
-        if isinstance(described, ProbedMachine):
+        if described is not None:
             from headrace.cli.case_origin import from_description
 
             case = from_description(resolve_model(model), asked, described, origin=origin)
@@ -243,20 +241,10 @@ def _plan_checkpoint(
             show_plan(output, case, compared, best)
 
 
-def _describe(text: str) -> ProbedMachine | Machine:
-    """A file that `headrace probe` wrote, another machine file, or a name from the catalogue."""
+def _describe(text: str) -> Machine:
+    """A machine file, or a name from the catalogue."""
     path = Path(text).expanduser()
-    if path.is_file():
-        try:
-            return ProbedMachine.load(path)
-        except MachineError as probed:
-            if "[disk]" in path.read_text(encoding="utf-8", errors="replace"):
-                raise
-            try:
-                return find_machine(text)
-            except MachineError as error:
-                raise error from probed
-    if path.suffix == ".toml" or "/" in text:
+    if not path.is_file() and (path.suffix == ".toml" or "/" in text):
         raise InvalidRequestError(f"--machine {text}: there is no such file")
     return find_machine(text)
 
@@ -297,7 +285,7 @@ def _runtime_strategy(name: str) -> Strategy:
 
 
 def _refuse_for_shapes(
-    described: ProbedMachine | Machine | None,
+    described: Machine | None,
     *,
     dtype: bool,
     read_limit: bool,
@@ -318,27 +306,17 @@ def _refuse_for_shapes(
                 f"{name} applies to a checkpoint on the machine at hand or on one that `headrace probe` measured; "
                 f"{instead}"
             )
-    if isinstance(described, Machine) and device != "auto":
+    if described is not None and not described.is_calibrated and device != "auto":
         raise InvalidRequestError(
             f"--device {device} applies to the machine at hand or to one that `headrace probe` measured; "
             f"{described.name} computes on its own devices"
         )
 
 
-def _measure_here(device: str) -> ProbedMachine:
+def _measure_here(device: str) -> Machine:
     from headrace.inference.api import probe
 
     return probe(device=device)
-
-
-def _as_machine(probed: ProbedMachine, device: str, *, origin: str | None) -> Machine:
-    """See a probed computer as a machine that computes on `device`; without `origin` it was measured just for that."""
-    from headrace.machine.machine_file import machine_from_probe
-
-    if origin is not None and device != "auto":
-        chosen = find_accelerator(probed.accelerators, device, origin=origin)
-        probed = replace(probed, accelerators=() if chosen is None else (chosen,))
-    return machine_from_probe(probed)
 
 
 PLAN = Command("plan", plan, EXAMPLES)

@@ -17,7 +17,8 @@ from headrace.cli.options import JsonOption
 from headrace.cli.output import Output
 from headrace.cli.trace_file import check_writable
 from headrace.errors import InvalidRequestError
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine import Machine
+from headrace.machine.machine_file import machine_to_toml
 from headrace.units import format_bytes, format_rate
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def probe(
         _report(output, machine, gpus, out)
 
 
-def _report(output: Output, machine: ProbedMachine, gpus: Sequence[GpuDescription], out: Path | None) -> None:
-    text = machine.to_toml()
+def _report(output: Output, machine: Machine, gpus: Sequence[GpuDescription], out: Path | None) -> None:
+    text = machine_to_toml(machine)
     if out is not None:
         try:
             out.write_text(text, encoding="utf-8")
@@ -86,11 +87,9 @@ def _report(output: Output, machine: ProbedMachine, gpus: Sequence[GpuDescriptio
             raise InvalidRequestError(f"--out {out} cannot be written: {error.strerror}") from error
     measured = {accelerator.device: accelerator for accelerator in machine.accelerators}
     if output.as_json:
-        raw = tomllib.loads(text)
         output.json(
             {
-                **raw,
-                "accelerators": raw.get("accelerators", []),
+                **tomllib.loads(text),
                 "gpus": [
                     {
                         "device": f"cuda:{gpu.number}",
@@ -114,16 +113,20 @@ def _report(output: Output, machine: ProbedMachine, gpus: Sequence[GpuDescriptio
             f"compute capability {gpu.compute_capability}{'' if f'cuda:{gpu.number}' in measured else ', not measured'}"
         )
     for accelerator in machine.accelerators:
+        copies = accelerator.copies
+        assert copies is not None
         output.note(
-            f"{accelerator.device}: {format_rate(accelerator.pinned_to_device_bytes_per_s)} from page-locked memory, "
-            f"{format_rate(accelerator.pageable_to_device_bytes_per_s)} from ordinary memory; "
-            f"{format_rate(accelerator.memory_bytes_per_s)} within it; "
-            f"{max(curve.flops for curve in accelerator.compute) / 1e12:.3g} TFLOP/s"
+            f"{accelerator.device}: {format_rate(copies.bytes_per_s.expected)} from page-locked memory, "
+            f"{format_rate(copies.pageable_bytes_per_s.expected)} from pageable memory; "
+            f"{format_rate(accelerator.memory_bytes_per_s.expected)} within it; "
+            f"{max(rate.expected for rate in accelerator.flops.values()) / 1e12:.3g} TFLOP/s"
         )
     if out is None:
         output.text(text)
     else:
-        output.note(f"{machine.name}: reads {format_rate(machine.read_bytes_per_s)}; written to {out}")
+        output.note(
+            f"{machine.name}: reads {format_rate(machine.require_disk().bytes_per_s.expected)}; written to {out}"
+        )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from headrace.cli.planning_case import Asked, PlanningCase, constants_of
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine import Machine
 from headrace.model.blocks import StoredModel
 from headrace.planning.estimate import Pace, Prediction, predict
 from headrace.planning.estimate_interval import PredictionInterval, prediction_interval
@@ -82,16 +82,16 @@ def measured_processor(checkpoint: Checkpoint, asked: Asked) -> ProcessorCase:
     )
 
 
-def described_processor(model: StoredModel, asked: Asked, machine: ProbedMachine, *, origin: str) -> ProcessorCase:
+def described_processor(model: StoredModel, asked: Asked, machine: Machine, *, origin: str) -> ProcessorCase:
     """Take the processor of a machine file, with the dtype that is faster there among those that fit."""
-    free_bytes = machine.memory_bytes
+    free_bytes = machine.host_bytes
     options = asked.options(model, lambda: max(0, free_bytes - reserve_bytes(free_bytes)))
     budget_bytes, limit = options.budget_bytes, options.read_limit_bytes_per_s
     notes = []
     if asked.memory is None:
         reserve = format_bytes(reserve_bytes(free_bytes))
         notes = [f"budget: the machine's {format_bytes(free_bytes)} less {reserve} in reserve"]
-    about = {"name": machine.name, "memory_bytes": machine.memory_bytes, "source": origin}
+    about = {"name": machine.name, "memory_bytes": machine.host_bytes, "source": origin}
     cases = []
     for name in compute_dtypes(model, asked.dtype):
         request = Request(model=model, workload=asked.workload, compute_dtype=name, budget_bytes=budget_bytes)

@@ -31,7 +31,8 @@ from headrace.cli.run_report import draft_summary, run_json, run_summary, run_ta
 from headrace.cli.run_session import DEFAULT_DRAFT_TOKENS, DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
 from headrace.cli.sampling import Sampling
 from headrace.cli.trace_file import check_writable, write_trace
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine import Machine
+from headrace.machine.machine_file import load_machine
 
 EXAMPLES = (
     "headrace run ./my-model --memory 4GiB --prompt 'Name three rivers of Europe.'",
@@ -193,9 +194,9 @@ def show_run(request: RunRequest, output: Output, *, trace: Path | None = None) 
     return result
 
 
-def _machine(path: Path | None) -> ProbedMachine | None:
+def _machine(path: Path | None) -> Machine | None:
     found = existing_file(path, option="--machine")
-    return None if found is None else ProbedMachine.load(found)
+    return None if found is None else load_machine(found)
 
 
 RUN = Command("run", run, EXAMPLES)

@@ -14,7 +14,7 @@ from headrace.cli.run_progress import Display, RunProgress, displayed
 from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine import Machine
 from headrace.model.blocks import StoredModel
 from headrace.planning.jobs.draft_length import Drafted, DraftLength
 from headrace.planning.load_options import (
@@ -54,7 +54,7 @@ class RunRequest:
     strategy: str = "auto"
     dtype: str = "auto"
     read_limit: str | None = None
-    machine: ProbedMachine | None = None
+    machine: Machine | None = None
     sampling: Sampling = GREEDY
     chat: bool | None = None
     system: str | None = None

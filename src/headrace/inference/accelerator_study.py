@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
-import torch
-
 from headrace.errors import BudgetError, HeadraceError
 from headrace.inference.layer_timing import time_layer
 from headrace.inference.study import DTYPES, largest_shape, reader_settings, rehearsed_pace
 from headrace.machine.compute_curve import ComputeCurve
-from headrace.machine.probed_accelerator import ProbedAccelerator
+from headrace.machine.machine import Copies, Processor
 from headrace.model.blocks import WORK_SPACE_CONSTANT_BYTES, StoredModel
 from headrace.model.layout import align_down
 from headrace.planning.accelerator_memory import AcceleratorRequest
@@ -29,7 +26,7 @@ from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.load_options import Options
 from headrace.planning.plan import STORED_AS, Plan, Strategy
 from headrace.planning.planner import Candidate
-from headrace.streaming.arena import Arena
+from headrace.planning.probed_pace import handover_s_per_token
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.probe import machine as machine_probe
@@ -49,7 +46,6 @@ QUICK = ProbeSizes(
 QUICK_READ_S = 0.25
 FEW_TOKENS = 64
 REHEARSED_TOKENS_MAX = 1 << 16
-COPIED_BYTES = 32 << 20
 
 
 class AcceleratorStudied(NamedTuple):
@@ -111,6 +107,8 @@ def study_accelerator(
         sizes = _sizes(largest_shape(model), options.budget_bytes)
         probed = probe_accelerator(device, name=device.name, sizes=sizes, compute_dtypes=(name,))
         device.release_cached()
+    copies = probed.copies
+    assert copies is not None
     curve = _curve_of(probed, name, model)
     read_bytes_per_s = _read_rate(checkpoint, options)
     rehearsed = time_layer(
@@ -122,28 +120,28 @@ def study_accelerator(
         copy_misaligned=False,
         attention=options.attention,
         reader=settings,
-        other_tokens=sorted({*pass_tokens, *_near_break_even(request, curve, probed)} - {options.workload.sequences}),
+        other_tokens=sorted({*pass_tokens, *_near_break_even(request, curve, copies)} - {options.workload.sequences}),
         device=device,
     )
     on_cpu = rehearse_processor(checkpoint, options, config, request) if options.cpu_blocks else None
-    copy_bytes_per_s = _memory_copy_rate()
+    copy_bytes_per_s = machine_probe.memory_copy_rate()
+    link_bytes_per_s = copies.while_computing_bytes_per_s.expected
     hidden_bytes = model.config.hidden_size * DTYPES[name].itemsize
     pace = AcceleratorPace(
         device=rehearsed_pace(curve, rehearsed, read_bytes_per_s, options, model),
-        link_bytes_per_s=probed.pinned_to_device_while_computing_bytes_per_s,
-        staged_bytes_per_s=min(copy_bytes_per_s, probed.pinned_to_device_while_computing_bytes_per_s),
+        link_bytes_per_s=link_bytes_per_s,
+        staged_bytes_per_s=min(copy_bytes_per_s, link_bytes_per_s),
         copy_latency_s=0.0,  # of copies in a row: each begins while the one before still goes on
         processor_layer=on_cpu,
-        processor_handover_s=2 * probed.copy_latency_s,
-        processor_handover_s_per_token=hidden_bytes / probed.pageable_from_device_bytes_per_s
-        + hidden_bytes / probed.pageable_to_device_bytes_per_s,
-        host_row_s=hidden_bytes / probed.pageable_to_device_bytes_per_s + hidden_bytes / copy_bytes_per_s,
+        processor_handover_s=2 * copies.latency_s.expected,
+        processor_handover_s_per_token=handover_s_per_token(copies, hidden_bytes),
+        host_row_s=hidden_bytes / copies.pageable_bytes_per_s.expected + hidden_bytes / copy_bytes_per_s,
         memory_copy_bytes_per_s=copy_bytes_per_s,
     )
     notes = [
-        f"link to {device.name}: {format_rate(probed.pinned_to_device_bytes_per_s)} from page-locked memory alone, "
-        f"{format_rate(probed.pinned_to_device_while_computing_bytes_per_s)} while computing, "
-        f"{format_rate(probed.pageable_to_device_bytes_per_s)} from ordinary memory",
+        f"link to {device.name}: {format_rate(copies.bytes_per_s.expected)} from page-locked memory alone, "
+        f"{format_rate(link_bytes_per_s)} while computing, "
+        f"{format_rate(copies.pageable_bytes_per_s.expected)} from ordinary memory",
         f"disk: {format_rate(read_bytes_per_s)} in direct reads of this checkpoint",
     ]
     if not request.pinned:
@@ -186,14 +184,14 @@ def draft_length_on_accelerator(studied: AcceleratorStudied, plan: Plan, most: i
     return DraftLength(pass_s=pass_s, most=most)
 
 
-def _near_break_even(request: AcceleratorRequest, curve: ComputeCurve, probed: ProbedAccelerator) -> list[int]:
+def _near_break_even(request: AcceleratorRequest, curve: ComputeCurve, copies: Copies) -> list[int]:
     """Tokens per pass about which computing a layer takes as long as copying it, a third of that, and some before.
 
     Enqueuing binds at few tokens and arithmetic at many, so what the curve is wrong by at the one says nothing of the
     other. As many as a part of the budget holds.
     """
     model, layer = request.model, request.model.blocks[0]
-    copy_s = layer.held_bytes / probed.pinned_to_device_while_computing_bytes_per_s
+    copy_s = layer.held_bytes / copies.while_computing_bytes_per_s.expected
     tokens = 1
     while layer.active_parameters * curve.seconds_per_parameter(tokens) < copy_s:
         tokens += max(1, tokens // 8)
@@ -209,7 +207,7 @@ def _near_break_even(request: AcceleratorRequest, curve: ComputeCurve, probed: P
     ]
 
 
-def _known(options: Options, device: Device) -> ProbedAccelerator | None:
+def _known(options: Options, device: Device) -> Processor | None:
     """What a machine file says of this device, which then is not measured again."""
     described = () if options.machine is None else options.machine.accelerators
     return next((own for own in described if own.device == device.name), None)
@@ -236,9 +234,9 @@ def _can_lock(device: Device) -> bool:
     return pinned
 
 
-def _curve_of(probed: ProbedAccelerator, dtype_name: str, model: StoredModel) -> ComputeCurve:
+def _curve_of(probed: Processor, dtype_name: str, model: StoredModel) -> ComputeCurve:
     """The device's arithmetic in a dtype; what converting costs, where weights are stored in another, is rehearsed."""
-    found = next(curve for curve in probed.compute if curve.compute_dtype == dtype_name)
+    found = next(curve for curve in probed.arithmetic.curves if curve.compute_dtype == dtype_name)
     return replace(found, stored_dtype=model.stored_dtype)
 
 
@@ -257,21 +255,6 @@ def _read_rate(checkpoint: Checkpoint, options: Options) -> float:
     finally:
         source.close()
     return min(options.read_limit_bytes_per_s or float("inf"), rate or 1e9)
-
-
-def _memory_copy_rate() -> float:
-    """Bytes per second of one thread's copy within host memory."""
-    arena = Arena(2 * COPIED_BYTES)
-    arena.touch()
-    source, target = arena.take(COPIED_BYTES).tensor, arena.take(COPIED_BYTES).tensor
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(4):
-            start = time.perf_counter()
-            target.copy_(source)
-            seconds.append(time.perf_counter() - start)
-    arena.close()
-    return COPIED_BYTES / sorted(seconds)[1]
 
 
 def rehearse_processor(

@@ -19,7 +19,7 @@ from headrace.inference.assembly import assemble
 from headrace.inference.model_source import resolve_model
 from headrace.inference.skeleton import read_transformers_config
 from headrace.inference.study import Studied, choose, compare, study
-from headrace.machine.probed_machine import ProbedMachine
+from headrace.machine.machine import Machine
 from headrace.model.blocks import StoredModel
 from headrace.planning.estimate import Pace
 from headrace.planning.jobs.draft_length import DraftLength
@@ -52,7 +52,7 @@ def load(
     prompt_tokens: int | None = None,
     max_tokens: int | None = None,
     read_limit: str | float | None = None,
-    machine: ProbedMachine | None = None,
+    machine: Machine | None = None,
     attention: str | None = None,
     poison: bool = False,
     trust_remote_code: bool = False,
@@ -186,7 +186,7 @@ def plan(
         checkpoint.close()
 
 
-def probe(directory: str | Path = ".", device: str | Device = "auto") -> ProbedMachine:
+def probe(directory: str | Path = ".", device: str | Device = "auto") -> Machine:
     """Measure this machine, the disk that `directory` lies on, and the accelerator that `device` means, if any."""
     return machine_probe.probe_machine(Path(directory), device=device)
 

@@ -10,7 +10,8 @@ import torch
 
 from headrace.errors import HeadraceError, UnsupportedModelError
 from headrace.inference.layer_timing import Rehearsed, Timed, time_layer
-from headrace.machine.probed_machine import ComputeCurve, CurvePoint
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
+from headrace.machine.machine import Disk
 from headrace.model.blocks import StoredModel
 from headrace.planning.estimate import Pace
 from headrace.planning.load_options import Options, compute_dtypes, work_seconds
@@ -201,9 +202,8 @@ def _measure_link(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
 
 def reader_settings(options: Options) -> StreamSettings:
     """How the stream will read; slots and the like are the plan's business."""
-    chunk_bytes, threads = (
-        (options.machine.read_chunk_bytes, options.machine.reader_threads) if options.machine else (8 << 20, 2)
-    )
+    disk = None if options.machine is None else options.machine.disk
+    chunk_bytes, threads = (Disk.chunk_bytes, Disk.threads) if disk is None else (disk.chunk_bytes, disk.threads)
     if options.read_limit_bytes_per_s is not None:
         threads = max(threads, 4)  # reads ahead of the limit, so that a slow moment of the disk does not show
         chunk_bytes = min(chunk_bytes, max(1 << 20, int(options.read_limit_bytes_per_s / 100) >> 12 << 12))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import MachineError, near_names
-from headrace.machine.machine import Host, Link, Machine, Processor
+from headrace.machine.machine import Disk, Host, Link, Machine, Processor
 from headrace.machine.machine_file import load_machine
 from headrace.machine.machine_name import MachineName, entry_named, name_key, parse_machine_name
 from headrace.machine.quantity import Quantity
@@ -146,7 +146,7 @@ def with_parts(
     machine: Machine,
     *,
     host_link: Quantity | None = None,
-    storage: Quantity | None = None,
+    disk: Quantity | None = None,
     scale_up: Quantity | None = None,
     network: Quantity | None = None,
     host_memory_bytes: float | None = None,
@@ -156,23 +156,25 @@ def with_parts(
     links = dict(machine.links)
     latencies = {
         "host": _HOST_LATENCY,
-        "storage": _DISK_LATENCY,
         "scale_up": _PEER_LATENCY,
         "network": _NETWORK_LATENCY,
     }
-    for role, rate in (("host", host_link), ("storage", storage), ("scale_up", scale_up), ("network", network)):
+    for role, rate in (("host", host_link), ("scale_up", scale_up), ("network", network)):
         if rate is not None:
             former = links.get(role)
             uplink = None if former is None else former.uplink
             latency = latencies[role] if former is None else former.latency_s
             links[role] = Link(name=role, bytes_per_s=rate, latency_s=latency, uplink=uplink)
+    held = machine.disk
+    if disk is not None:
+        held = replace(held or Disk(bytes_per_s=disk, latency_s=_DISK_LATENCY), bytes_per_s=disk)
     host = machine.host
     if host is not None and host_memory_bytes is not None:
         host = replace(host, memory_bytes=host_memory_bytes)
     processor = machine.processor
     if device_memory_bytes is not None:
         processor = replace(processor, memory_bytes=device_memory_bytes)
-    return replace(machine, links=links, host=host, processor=processor)
+    return replace(machine, links=links, disk=held, host=host, processor=processor)
 
 
 # -- counts -------------------------------------------------------------------------------------------------------
@@ -267,13 +269,14 @@ def _assemble(name: str, entry: ProcessorEntry, usual: Mapping[str, Any], own: M
         links["host"] = Link(
             name="host", bytes_per_s=entry.host_link or _ASSUMED_HOST_LINK, latency_s=_HOST_LATENCY, uplink="bridge"
         )
+    disk = None
     if "storage" in raw:
-        disk = _links()[raw["storage"]]
+        kind = _links()[raw["storage"]]
         count = int(raw.get("storage_count", 1)) if "storage" not in own or "storage_count" in own else 1
-        links["storage"] = Link(
-            name="storage",
-            bytes_per_s=disk.rate.times(count, f"{count} x {disk.name}" if count > 1 else disk.name),
+        disk = Disk(
+            bytes_per_s=kind.rate.times(count, f"{count} x {kind.name}" if count > 1 else kind.name),
             latency_s=_DISK_LATENCY,
+            size_bytes=read_number(raw["disk"], "size", field=f"{where}: disk") if "disk" in raw else None,
         )
     devices = int(raw.get("devices", 1))
     if entry.scale_up is not None:
@@ -286,7 +289,7 @@ def _assemble(name: str, entry: ProcessorEntry, usual: Mapping[str, Any], own: M
         processor=entry.processor,
         devices=devices,
         host=host,
-        disk_bytes=read_number(raw["disk"], "size", field=f"{where}: disk") if "disk" in raw else None,
+        disk=disk,
         links=links,
     )
     return _with_devices(machine, devices)
@@ -307,11 +310,8 @@ def _cpu(raw: Mapping[str, Any]) -> Machine:
             flops={"bf16": read_quantity(raw["flops"], "flops", field=f"{where}: flops", source=where)},
             achievable=Quantity(0.6, 0.4, 0.9, "estimate: share of the peak that products reach on CPUs"),
         ),
-        devices=1,
-        links={
-            "storage": Link(name="storage", bytes_per_s=disk.rate, latency_s=_DISK_LATENCY),
-            "network": Link(name="network", bytes_per_s=line.rate, latency_s=Quantity(60e-6, 30e-6, 200e-6, "TCP")),
-        },
+        disk=Disk(bytes_per_s=disk.rate, latency_s=_DISK_LATENCY),
+        links={"network": Link(name="network", bytes_per_s=line.rate, latency_s=Quantity(60e-6, 30e-6, 200e-6, "TCP"))},
     )
 
 

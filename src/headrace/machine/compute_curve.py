@@ -6,13 +6,16 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from headrace.errors import MachineError
-from headrace.machine.toml_table import TomlTable, is_number
+from headrace.machine.quantity import Quantity
 
 STORED_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 """of one weight element, by the name that checkpoints give its dtype"""
+_BLOCK_OVERHEAD = Quantity.of(0.0003, "assumed")
+_PASS_OVERHEAD = Quantity.of(0.002, "assumed")
+_NO_SLOWDOWN = Quantity.of(1.0, "assumed")
 
 
 class CurvePoint(NamedTuple):
@@ -57,6 +60,11 @@ class ComputeCurve:
         points = tuple(CurvePoint(p.tokens, p.seconds_per_parameter * factor) for p in self.points)
         return ComputeCurve(compute_dtype=self.compute_dtype, stored_dtype=self.stored_dtype, points=points)
 
+    def later(self, seconds: float, *, stored_dtype: str) -> ComputeCurve:
+        """The curve of weights stored otherwise, which take `seconds` more each at any number of tokens."""
+        points = tuple(CurvePoint(p.tokens, p.seconds_per_parameter + seconds) for p in self.points)
+        return ComputeCurve(compute_dtype=self.compute_dtype, stored_dtype=stored_dtype, points=points)
+
     def through(self, measured: Sequence[CurvePoint]) -> ComputeCurve:
         """The same curve bent so that it passes through these points.
 
@@ -92,43 +100,52 @@ class ComputeCurve:
         """Bytes of weights per second with the fewest tokens, as stored: what memory gives where it is the limit."""
         return STORED_BYTES.get(self.stored_dtype, 2) / self.points[0].seconds_per_parameter
 
-    def to_raw(self) -> dict[str, Any]:
-        """Return the curve as a table of a TOML file; `from_raw` is its inverse."""
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """What was measured of a processor: its products as curves, what comes on top, and how reading interferes."""
+
+    curves: tuple[ComputeCurve, ...] = ()
+    block_overhead_s: Quantity = _BLOCK_OVERHEAD
+    """fixed time per block and pass: norms, activation functions, the interpreter, launches"""
+    pass_overhead_s: Quantity = _PASS_OVERHEAD
+    """time per pass outside the blocks: sampling, masks, embedding"""
+    slowdown_while_reading: Quantity = _NO_SLOWDOWN
+    """how many times longer computing takes while the disk is being read"""
+    slowdown_of_reading: Quantity = _NO_SLOWDOWN
+    """how many times longer reading takes while this computes"""
+    source: str = "the machine file"
+    """of the curves"""
+
+    def __post_init__(self) -> None:
+        for name in ("slowdown_while_reading", "slowdown_of_reading"):
+            slowdown: Quantity = getattr(self, name)
+            if not 1 <= slowdown.low <= slowdown.high < 100:
+                raise MachineError(f"{name} is {slowdown.expected}; it must be at least 1 and below 100")
+
+    def curve(self, *, compute_dtype: str, stored_dtype: str, measured_on: str) -> ComputeCurve:
+        """The curve for this pair of dtypes; raises MachineError where `measured_on` was not measured with it."""
+        for own in self.curves:
+            if (own.compute_dtype, own.stored_dtype) == (compute_dtype, stored_dtype):
+                return own
+        raise MachineError(
+            f"{measured_on} has no measurement of {compute_dtype} products with {stored_dtype} weights; "
+            "run `headrace probe` again"
+        )
+
+    def fastest(self, *compute_dtypes: str) -> ComputeCurve | None:
+        """The curve with most operations per second, of all or of those that compute in one of these dtypes."""
+        known = (own for own in self.curves if not compute_dtypes or own.compute_dtype in compute_dtypes)
+        return max(known, key=lambda curve: curve.flops, default=None)
+
+    def peaks(self) -> dict[str, Quantity]:
+        """Operations per second by format, as the curves reach them; `bf16`: in whichever 16-bit dtype is faster."""
+        found = {"bf16": self.fastest("bfloat16", "float16"), "fp32": self.fastest("float32")}
         return {
-            "compute_dtype": self.compute_dtype,
-            "stored_dtype": self.stored_dtype,
-            "tokens": [point.tokens for point in self.points],
-            "seconds_per_parameter": [point.seconds_per_parameter for point in self.points],
+            name: Quantity.about(curve.flops, f"{self.source}, in {curve.compute_dtype}", share=0.1)
+            for name, curve in found.items()
+            if curve is not None
         }
 
-    @classmethod
-    def from_raw(cls, table: TomlTable) -> ComputeCurve:
-        """Read a curve; raises MachineError that names the field."""
-        tokens, seconds = table.array("tokens"), table.array("seconds_per_parameter")
-        if len(tokens) != len(seconds):
-            raise MachineError(f"{table.path}tokens has {len(tokens)} entries and seconds_per_parameter {len(seconds)}")
-        points = []
-        for count, time_s in zip(tokens, seconds, strict=True):
-            if type(count) is not int:
-                raise MachineError(f"{table.path}tokens holds {count!r} where a whole number is expected")
-            if not is_number(time_s):
-                raise MachineError(f"{table.path}seconds_per_parameter holds {time_s!r} where a number is expected")
-            points.append(CurvePoint(count, float(time_s)))
-        names = {name: table.text(name) for name in ("compute_dtype", "stored_dtype")}
-        try:
-            return cls(**names, points=tuple(points))
-        except MachineError as error:
-            raise MachineError(f"{table.path[:-1]} (tokens, seconds_per_parameter): {error}") from None
 
-
-def find_curve(
-    curves: Sequence[ComputeCurve], *, compute_dtype: str, stored_dtype: str, measured_on: str
-) -> ComputeCurve:
-    """The curve for this pair of dtypes; raises MachineError where `measured_on` was not measured with it."""
-    for curve in curves:
-        if (curve.compute_dtype, curve.stored_dtype) == (compute_dtype, stored_dtype):
-            return curve
-    raise MachineError(
-        f"{measured_on} has no measurement of {compute_dtype} products with {stored_dtype} weights; "
-        "run `headrace probe` again"
-    )
+UNMEASURED = Arithmetic()

@@ -2,60 +2,80 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeGuard
 
-from headrace.errors import MachineError
+from headrace.errors import MachineError, near_names
+from headrace.machine.quantity import Quantity
+from headrace.machine.unit_text import read_number, read_quantity
 
 
 @dataclass(frozen=True)
 class TomlTable:
-    """A table and where it stands in its file (`path`, such as `disk.` or `accelerators[0].`)."""
+    """A table, where it stands in its file (`path`, such as `disk.` or `others[0].`), and its constants' source."""
 
     raw: Mapping[str, object]
     path: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if "source" in self.raw:
+            object.__setattr__(self, "source", self.text("source"))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.raw
+
+    def only(self, known: Collection[str]) -> TomlTable:
+        """The same table; refused where it has other fields than these and `source`."""
+        for name in self.raw:
+            if name not in known and name != "source":
+                raise MachineError(
+                    f"{self.path}{name} is no field of a machine; {near_names(name, known)}"
+                    f"known: {', '.join(sorted({*known, 'source'}))}"
+                )
+        return self
 
     def table(self, key: str, default: object = None) -> TomlTable:
         """The table below `key`."""
         value = self.raw.get(key, default)
         if not isinstance(value, dict):
             raise self._wrong(key, "a table")
-        return TomlTable(value, f"{self.path}{key}.")
+        return TomlTable(value, f"{self.path}{key}.", self.source)
 
     def tables(self, key: str) -> list[TomlTable]:
-        """All tables of the array below `key`."""
-        value = self.raw.get(key)
+        """All tables of the array below `key`; none where it is missing."""
+        value = self.raw.get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise self._wrong(key, "an array of tables")
-        return [TomlTable(item, f"{self.path}{key}[{number}].") for number, item in enumerate(value)]
+        return [TomlTable(item, f"{self.path}{key}[{number}].", self.source) for number, item in enumerate(value)]
 
     def text(self, key: str) -> str:
         """The text below `key`."""
         value = self.raw.get(key)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not value:
             raise self._wrong(key, "a text")
         return value
 
-    def texts(self, key: str) -> dict[str, str]:
-        """The table below `key`, all of whose values are texts; empty where it is missing."""
-        table = self.table(key, {})
-        return {name: table.text(name) for name in table.raw}
+    def texts(self, key: str) -> tuple[str, ...]:
+        """The array of texts below `key`; empty where it is missing."""
+        value = self.raw.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(key, "an array of texts")
+        return tuple(value)
 
-    def whole(self, key: str) -> int:
-        """The whole number below `key`."""
+    def flag(self, key: str) -> bool:
+        """The true or false below `key`."""
         value = self.raw.get(key)
-        if type(value) is not int:
-            raise self._wrong(key, "a whole number")
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """The finite number below `key`, whole or not."""
+    def whole(self, key: str, default: int | None = None, *, most: int) -> int:
+        """The whole number from 1 to `most` below `key`."""
         value = self.raw.get(key, default)
-        if not is_number(value):
-            raise self._wrong(key, "a number")
-        return float(value)
+        if type(value) is not int or not 1 <= value <= most:
+            raise self._wrong(key, f"a whole number from 1 to {most:,}")
+        return value
 
     def array(self, key: str) -> list[object]:
         """The array below `key`."""
@@ -64,12 +84,36 @@ class TomlTable:
             raise self._wrong(key, "an array")
         return value
 
+    def size(self, key: str) -> float:
+        """The bytes below `key`, more than 0."""
+        found = read_number(self._given(key), "size", field=f"{self.path}{key}")
+        if found <= 0:
+            raise MachineError(f"{self.path}{key} is zero; it must be more")
+        return found
+
+    def rate(self, key: str, kind: str = "rate") -> Quantity:
+        """The quantity below `key`, more than 0."""
+        found = read_quantity(self._given(key), kind, field=f"{self.path}{key}", source=self.source)
+        if found.low <= 0:
+            raise MachineError(f"{self.path}{key} is zero; it must be more, or left out with what needs it")
+        return found
+
+    def quantity(self, key: str, kind: str, default: Quantity) -> Quantity:
+        """The quantity below `key`, or `default`."""
+        return self.optional(key, kind) or default
+
+    def optional(self, key: str, kind: str) -> Quantity | None:
+        """The quantity below `key`; None where it is missing."""
+        if key not in self.raw:
+            return None
+        return read_quantity(self.raw[key], kind, field=f"{self.path}{key}", source=self.source)
+
+    def _given(self, key: str) -> object:
+        if key not in self.raw:
+            raise self._wrong(key, "")
+        return self.raw[key]
+
     def _wrong(self, key: str, expected: str) -> MachineError:
         if key not in self.raw:
             return MachineError(f"the field {self.path}{key} is missing")
         return MachineError(f"{self.path}{key} is {self.raw[key]!r} where {expected} is expected")
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value of the file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -5,9 +5,9 @@ A number without a unit is refused: whether 24 means GB/s, GiB/s or Gbit/s is wh
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from headrace.errors import MachineError, near_names
@@ -22,11 +22,12 @@ UNITS: dict[str, dict[str, float]] = {
     "rate": {f"{name}/s": factor for name, factor in _BYTES.items()},
     "flops": {f"{prefix}FLOPS": factor for prefix, factor in _PREFIXES.items()}
     | {f"{prefix}OPS": factor for prefix, factor in _PREFIXES.items()},
-    "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
+    "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "ps": 1e-12, "fs": 1e-15},
     "power": {"W": 1.0, "kW": 1e3, "MW": 1e6},
     "rent": {"USD/h": 1.0},
     "price": {"USD": 1.0, "kUSD": 1e3},
     "share": {"": 1.0},
+    "factor": {"": 1.0},
 }
 """by kind of quantity: units and what they mean in bytes, bytes/s, operations/s, seconds, watts, dollars"""
 _EXAMPLES = {
@@ -38,7 +39,9 @@ _EXAMPLES = {
     "rent": "2.5USD/h",
     "price": "11500USD",
     "share": "0.8",
+    "factor": "1.2",
 }
+_UNITLESS = ("share", "factor")
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*(\S*)\s*")
 LARGEST = 1e24
 
@@ -46,7 +49,7 @@ LARGEST = 1e24
 def read_number(value: object, kind: str, *, field: str) -> float:
     """Read one number with its unit; raises MachineError naming `field` and the form that is expected."""
     example = _EXAMPLES[kind]
-    if kind == "share" and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind in _UNITLESS and isinstance(value, int | float) and not isinstance(value, bool):
         value = repr(float(value))
     if isinstance(value, bool) or not isinstance(value, str):
         if isinstance(value, int | float):
@@ -66,7 +69,7 @@ def read_number(value: object, kind: str, *, field: str) -> float:
         raise MachineError(f"{field} is {value!r}: unknown unit {unit!r}; {near_names(unit, units)}known: {known}")
     if not number * units[unit] <= LARGEST:
         raise MachineError(f"{field} is {value!r}, which is beyond all machines")
-    return number * units[unit]
+    return float(Decimal(match[1]) * _decimal(units[unit]))  # 84ps is 8.4e-11 to the last bit
 
 
 def read_quantity(value: object, kind: str, *, field: str, source: str) -> Quantity:
@@ -87,37 +90,27 @@ def read_quantity(value: object, kind: str, *, field: str, source: str) -> Quant
 
 
 def write_number(number: float, kind: str) -> str:
-    """Write a number with the largest decimal unit that leaves at least 1 and loses nothing."""
-    if kind == "share":
-        return repr(number)
-    decimal = [name for name in UNITS[kind] if "i" not in name and not name.startswith("K")]
-    if kind == "flops":
-        decimal = [name for name in decimal if name.endswith("FLOPS")]
-    units = [(UNITS[kind][name], name) for name in decimal]
-    fitting = sorted((unit for unit in units if unit[0] <= number), reverse=True)
-    for factor, name in fitting:
-        if float(_digits(number / factor)) * factor == number:  # read back, it is the same number
-            return f"{_digits(number / factor)}{name}"
-    factor, name = next(unit for unit in units if unit[0] == 1.0)
-    return f"{_digits(number)}{name}"
+    """Write a number with the largest decimal unit that leaves at least 1; read back, it is the same number."""
+    decimal = {name: factor for name, factor in UNITS[kind].items() if not re.search("i|^K|(?<!FL)OPS", name)}
+    name = max(
+        (name for name, factor in decimal.items() if factor <= number),
+        key=decimal.__getitem__,
+        default=next(name for name, factor in decimal.items() if factor == 1.0),
+    )
+    return f"{(_decimal(number) / _decimal(decimal[name])).normalize():f}{name}"
 
 
 def write_quantity(quantity: Quantity, kind: str, *, default_source: str = "") -> Any:
-    """Write a quantity as `read_quantity` reads it."""
+    """Write a quantity as `read_quantity` reads it where `default_source` is the source of all that state none."""
     if quantity.low == quantity.expected == quantity.high and quantity.source == default_source:
-        return _share_or_text(quantity.expected, kind)
-    return {
-        "expected": _share_or_text(quantity.expected, kind),
-        "low": _share_or_text(quantity.low, kind),
-        "high": _share_or_text(quantity.high, kind),
-        "source": quantity.source,
-    }
+        return _number_or_text(quantity.expected, kind)
+    made = {name: _number_or_text(getattr(quantity, name), kind) for name in ("expected", "low", "high")}
+    return made if quantity.source == default_source else made | {"source": quantity.source}
 
 
-def _share_or_text(number: float, kind: str) -> float | str:
-    return number if kind == "share" else write_number(number, kind)
+def _number_or_text(number: float, kind: str) -> float | str:
+    return number if kind in _UNITLESS else write_number(number, kind)
 
 
-def _digits(number: float) -> str:
-    text = repr(number)
-    return text[:-2] if text.endswith(".0") and math.isfinite(number) else text
+def _decimal(number: float) -> Decimal:
+    return Decimal(repr(number))

@@ -74,7 +74,7 @@ def _faster_machines(machine: Machine) -> list[tuple[str, Machine]]:
             ),
         ),
     ]
-    words = {"host": "a host link", "storage": "a disk", "scale_up": "a link between devices", "network": "a network"}
+    words = {"host": "a host link", "scale_up": "a link between devices", "network": "a network"}
     for role, what in words.items():
         if role in machine.links:
             path = {link.name for link in machine.path(role)}
@@ -83,6 +83,9 @@ def _faster_machines(machine: Machine) -> list[tuple[str, Machine]]:
                 for name, link in machine.links.items()
             }
             found.append((what, replace(machine, links=links)))
+    if machine.disk is not None:
+        faster = replace(machine.disk, bytes_per_s=_doubled(machine.disk.bytes_per_s))
+        found.append(("a disk", replace(machine, disk=faster)))
     if machine.host is not None:
         host = replace(
             machine.host,

@@ -193,7 +193,7 @@ def _not_applicable(question: Question, strategy: str) -> str:
         return f"{question.model.name} has no routed experts"
     if strategy in {"cpu", "hybrid"} and machine.host is None:
         return f"{machine.name} computes where its weights lie already"
-    if strategy in {"sequential", "overlap", "tensor+overlap"} and not machine.links:
+    if strategy in {"sequential", "overlap", "tensor+overlap"} and not machine.links and machine.disk is None:
         return f"{machine.name} describes no disk and no host memory to stream from"
     if strategy == "sharded" and question.work.sequences < 2:
         return "a batch of at least 2 is needed: each device works on sequences of its own"

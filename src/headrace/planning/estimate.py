@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from headrace.machine.probed_machine import ComputeCurve, ProbedMachine
+from headrace.machine.compute_curve import ComputeCurve
+from headrace.machine.machine import Machine
 from headrace.model.blocks import Block, StoredModel
 from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
 from headrace.planning.simulation.simulator import BlockTimes, Scenario, Simulated, least_s, simulate
@@ -69,22 +70,23 @@ class Pace:
     @classmethod
     def of(
         cls,
-        machine: ProbedMachine,
+        machine: Machine,
         *,
         compute_dtype: str,
         stored_dtype: str,
         read_limit_bytes_per_s: float | None = None,
     ) -> Pace:
-        """Take the machine's constants, the link bounded by the reader's own limit."""
-        read = machine.read_bytes_per_s
+        """Take the machine's constants, the disk's rate bounded by the reader's own limit."""
+        disk, arithmetic = machine.require_disk(), machine.processor.arithmetic
+        read = disk.bytes_per_s.expected
         return cls(
             read_bytes_per_s=read if read_limit_bytes_per_s is None else min(read, read_limit_bytes_per_s),
-            curve=machine.curve(compute_dtype=compute_dtype, stored_dtype=stored_dtype),
-            block_overhead_s=machine.block_overhead_s,
-            pass_overhead_s=machine.pass_overhead_s,
-            compute_slowdown=machine.compute_slowdown,
-            read_slowdown=machine.read_slowdown,
-            read_latency_s=machine.read_latency_s,
+            curve=machine.processor.curve(compute_dtype=compute_dtype, stored_dtype=stored_dtype),
+            block_overhead_s=arithmetic.block_overhead_s.expected,
+            pass_overhead_s=arithmetic.pass_overhead_s.expected,
+            compute_slowdown=arithmetic.slowdown_while_reading.expected,
+            read_slowdown=arithmetic.slowdown_of_reading.expected,
+            read_latency_s=disk.latency_s.expected,
         )
 
     def block_seconds(self, block: Block, *, tokens: float, head_tokens: float) -> float:

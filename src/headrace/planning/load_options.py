@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError, MachineError
-from headrace.machine.probed_machine import ComputeCurve, ProbedMachine
+from headrace.machine.compute_curve import ComputeCurve
+from headrace.machine.machine import Machine
 from headrace.model.blocks import StoredModel
 from headrace.planning.plan import COMPUTE_DTYPES, STORED_AS, Strategy, Workload
 from headrace.units import parse_rate, parse_size
@@ -31,7 +32,7 @@ class Options(NamedTuple):
     strategy: Strategy | None = None
     dtype: str | None = None
     read_limit_bytes_per_s: float | None = None
-    machine: ProbedMachine | None = None
+    machine: Machine | None = None
     attention: str | None = None
     poison: bool = False
     trust_remote_code: bool = False
@@ -76,7 +77,7 @@ def make_options(
     prompt_tokens: int | None = None,
     max_tokens: int | None = None,
     read_limit: str | float | None = None,
-    machine: ProbedMachine | None = None,
+    machine: Machine | None = None,
     attention: str | None = None,
     poison: bool = False,
     trust_remote_code: bool = False,

@@ -129,7 +129,7 @@ def quantities(
         found["engine.link_share"] = engine.link_share
         found["engine.overlaps_copies"] = Quantity.of(float(engine.overlaps_copies), "how the engine is written")
         if arrangement.source is Tier.DISK:
-            found["link.storage"] = _link(machine, "storage")
+            found["link.storage"] = machine.require_disk().bytes_per_s
             found["engine.overlaps_hops"] = Quantity.of(float(engine.overlaps_hops), "how the engine is written")
         if machine.host is not None:
             sharers = min(arrangement.devices, machine.devices)

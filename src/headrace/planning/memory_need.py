@@ -49,9 +49,9 @@ def usable_bytes(machine: Machine, tier: Tier) -> float:
         return machine.processor.memory_bytes * (1 - DEVICE_RESERVE_SHARE)
     if tier is Tier.HOST:
         return 0.0 if machine.host is None else machine.host.memory_bytes * (1 - HOST_RESERVE_SHARE)
-    if "storage" not in machine.links:
+    if machine.disk is None:
         return 0.0
-    return math.inf if machine.disk_bytes is None else machine.disk_bytes
+    return math.inf if machine.disk.size_bytes is None else machine.disk.size_bytes
 
 
 def memory_need(model: Model, machine: Machine, arrangement: Arrangement, work: Workload) -> MemoryNeed:

@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 import torch
 
-from headrace.machine.compute_curve import ComputeCurve, CurvePoint
-from headrace.machine.probed_accelerator import ProbedAccelerator
+from headrace.machine.compute_curve import Arithmetic, ComputeCurve, CurvePoint
+from headrace.machine.machine import Copies, Processor
+from headrace.machine.measured import measured_accelerator
+from headrace.machine.quantity import Quantity
 from headrace.model.layout import align_device
 from headrace.planning.plan import COMPUTE_DTYPES
 from headrace.streaming.arena import Arena
@@ -31,6 +33,10 @@ TOKENS_BESIDE = 16
 """of the products that go on beside a copy: few enough that weights come at the memory's rate"""
 SLOWEST_PRODUCT_S = 0.1
 """a curve ends with the first product that takes longer; beyond it time is proportional to tokens anyway"""
+KERNELS_PER_LAYER = 40
+"""A decoder layer enqueues about so many where none are fused: seven products, and around them norms, rotary positions,
+keys and values joining the others, attention, the activation, sums. The curves of arithmetic hold the products alone; a
+small kernel lasts about as long as the host takes to launch it, so all launches together are added to the products."""
 CALLS_MAX = 20_000
 """products enqueued in one go"""
 _SHORTEST_S = 1e-9
@@ -54,28 +60,13 @@ ARITHMETIC = (
 )
 
 
-class _Link(NamedTuple):
+class _Rates(NamedTuple):
     """What copies between host and device were seen to do."""
 
-    pinned_to_device_bytes_per_s: float
-    pageable_to_device_bytes_per_s: float
-    pinned_from_device_bytes_per_s: float
-    pageable_from_device_bytes_per_s: float
-    copy_latency_s: float
-
-
-class _Beside(NamedTuple):
-    """What copying and computing do to each other."""
-
     to_device_bytes_per_s: float
-    compute_slowdown: float
-
-
-class _Launch(NamedTuple):
-    """Seconds of one small kernel of many: to enqueue it, and until the device is done with it."""
-
-    enqueue_s: float
-    done_s: float
+    pageable_bytes_per_s: float
+    pageable_back_bytes_per_s: float
+    latency_s: float
 
 
 def probe_accelerator(
@@ -85,7 +76,7 @@ def probe_accelerator(
     sizes: ProbeSizes | None = None,
     compute_dtypes: Collection[str] = COMPUTE_DTYPES,
     progress: Progress = unheard,
-) -> ProbedAccelerator:
+) -> Processor:
     """Measure one accelerator, in some seconds; every figure is a median after a warm-up.
 
     `name` is its maker's; `compute_dtypes` are those whose arithmetic is timed. Takes `ProbeSizes.device_bytes` there
@@ -110,7 +101,7 @@ def _measure(
     sizes: ProbeSizes,
     compute_dtypes: Collection[str],
     progress: Progress,
-) -> ProbedAccelerator:
+) -> Processor:
     with ExitStack() as held:
         taken = device.allocate(sizes.device_bytes)
         held.callback(taken.close)
@@ -130,51 +121,61 @@ def _measure(
         progress(f"{device.name}: copies", 0.1)
         link = _link(device, target, source if locked.pinned else None, ordinary.take(sizes.size_bytes).tensor, sizes)
         progress(f"{device.name}: copies and arithmetic at once", 0.3)
-        beside = _Beside(link.pageable_to_device_bytes_per_s, 1.0)
+        while_computing = link.to_device_bytes_per_s
         if locked.pinned:
-            copy_s = sizes.size_bytes / link.pinned_to_device_bytes_per_s
-            beside = _beside(device, CopyPart(source, target), few, sizes, copy_s=copy_s)
+            copy_s = sizes.size_bytes / link.to_device_bytes_per_s
+            while_computing = _while_computing(device, CopyPart(source, target), few, sizes, copy_s=copy_s)
         progress(f"{device.name}: memory and launches", 0.4)
         memory_bytes_per_s = _memory_rate(device, target, rest[: sizes.size_bytes], sizes)
-        launch = _launch(device, space[:SMALL_KERNEL_BYTES], sizes)
+        launch_s = _launch_s(device, space[:SMALL_KERNEL_BYTES], sizes)
         curves = []
         timed = [arithmetic for arithmetic in ARITHMETIC if arithmetic.compute_name in compute_dtypes]
         for number, arithmetic in enumerate(timed):
             progress(f"{device.name}: arithmetic in {arithmetic.compute_name}", 0.5 + 0.5 * number / len(timed))
             curves.append(_curve(device, rest, arithmetic, sizes))
-    return ProbedAccelerator(
+    rows, columns = sizes.shape
+    median = f"median of {sizes.repetitions}"
+    products = (
+        f"measured: torch {torch.__version__}, {rows} x {columns} weights, several in turn, {median}; "
+        f"precision of float32: {torch.get_float32_matmul_precision()}"
+    )
+    measured = Arithmetic(
+        curves=tuple(curves),
+        block_overhead_s=Quantity.about(
+            KERNELS_PER_LAYER * launch_s,
+            f"{KERNELS_PER_LAYER} small kernels; measured: {sizes.launches} additions to {SMALL_KERNEL_BYTES} bytes",
+            share=0.5,
+        ),
+        source=products,
+    )
+    return measured_accelerator(
         name=name,
         device=device.name,
         memory_bytes=memory.total_bytes,
         free_bytes=memory.free_bytes,
-        **link._asdict(),
-        pinned_to_device_while_computing_bytes_per_s=beside.to_device_bytes_per_s,
-        compute_slowdown_while_copying=beside.compute_slowdown,
-        launch_overhead_s=launch.enqueue_s,
-        small_kernel_s=launch.done_s,
-        memory_bytes_per_s=memory_bytes_per_s,
-        compute=tuple(curves),
-        sources=_sources(sizes, pinned=locked.pinned),
+        copied_bytes_per_s=memory_bytes_per_s,
+        arithmetic=measured,
+        copies=_copies(link, while_computing, sizes, page_locked=locked.pinned),
     )
 
 
-def _sources(sizes: ProbeSizes, *, pinned: bool) -> dict[str, str]:
-    rows, columns = sizes.shape
-    precision = torch.get_float32_matmul_precision()
+def _copies(link: _Rates, while_computing_bytes_per_s: float, sizes: ProbeSizes, *, page_locked: bool) -> Copies:
     median = f"median of {sizes.repetitions}"
-    locked = "" if pinned else "; the system locks no pages, so pinned is as pageable, and nothing was copied beside"
+    locked = "" if page_locked else "; the system locks no pages, so copies are from pageable memory, none in products"
+    source = f"measured: copies of {sizes.size_bytes} bytes, {median}{locked}"
     few = f"products of {_tokens_beside(sizes)} tokens in {ARITHMETIC[0].compute_name}"
-    return {
-        "link": f"measured: copies of {sizes.size_bytes} bytes, {median}{locked}",
-        "copy_latency_s": f"measured: copies of {SMALL_COPY_BYTES} bytes, from the call until the host knows",
-        "while_computing": f"measured: beside {few}, {median}",
-        "launch_overhead_s": f"measured: {sizes.launches} additions to {SMALL_KERNEL_BYTES} bytes, from Python",
-        "memory_bytes_per_s": f"measured: copies of {sizes.size_bytes} bytes within the device",
-        "compute": (
-            f"measured: torch {torch.__version__}, {rows} x {columns} weights, several in turn, {median}; "
-            f"precision of float32: {precision}"
+    return Copies(
+        bytes_per_s=Quantity.about(link.to_device_bytes_per_s, source, share=0.1),
+        while_computing_bytes_per_s=Quantity.about(
+            while_computing_bytes_per_s, f"measured: during {few}, {median}", share=0.1
         ),
-    }
+        pageable_bytes_per_s=Quantity.about(link.pageable_bytes_per_s, source, share=0.1),
+        pageable_back_bytes_per_s=Quantity.about(link.pageable_back_bytes_per_s, source, share=0.1),
+        latency_s=Quantity.about(
+            link.latency_s, f"measured: copies of {SMALL_COPY_BYTES} bytes, until the host knows", share=0.5
+        ),
+        page_locked=page_locked,
+    )
 
 
 # -- products ---------------------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def _computing_s(device: Device, enqueue: Callable[[], object], calls: int) -> f
 
 def _link(
     device: Device, target: torch.Tensor, pinned: torch.Tensor | None, pageable: torch.Tensor, sizes: ProbeSizes
-) -> _Link:
+) -> _Rates:
     """Time large copies both ways and small ones; where nothing is page-locked, ordinary memory stands in for it."""
 
     def repeated(seconds: Callable[[], float], repetitions: int = sizes.repetitions) -> float:
@@ -271,15 +272,13 @@ def _link(
     small = 10 * sizes.repetitions
     if pinned is None:
         latency_s = repeated(lambda: _blocking_s(device, pageable[:SMALL_COPY_BYTES], target[:SMALL_COPY_BYTES]), small)
-        return _Link(pageable_to, pageable_to, pageable_from, pageable_from, latency_s)
-    up, down = CopyPart(pinned, target), CopyPart(target, pinned)
-    little = CopyPart(pinned[:SMALL_COPY_BYTES], target[:SMALL_COPY_BYTES])
-    return _Link(
-        pinned_to_device_bytes_per_s=sizes.size_bytes / repeated(lambda: _copying_s(device, up)),
-        pageable_to_device_bytes_per_s=pageable_to,
-        pinned_from_device_bytes_per_s=sizes.size_bytes / repeated(lambda: _copying_s(device, down)),
-        pageable_from_device_bytes_per_s=pageable_from,
-        copy_latency_s=repeated(lambda: _waiting_s(device, little), small),
+        return _Rates(pageable_to, pageable_to, pageable_from, latency_s)
+    up, little = CopyPart(pinned, target), CopyPart(pinned[:SMALL_COPY_BYTES], target[:SMALL_COPY_BYTES])
+    return _Rates(
+        to_device_bytes_per_s=sizes.size_bytes / repeated(lambda: _copying_s(device, up)),
+        pageable_bytes_per_s=pageable_to,
+        pageable_back_bytes_per_s=pageable_from,
+        latency_s=repeated(lambda: _waiting_s(device, little), small),
     )
 
 
@@ -309,27 +308,17 @@ def _blocking_s(device: Device, source: torch.Tensor, target: torch.Tensor) -> f
     return max(_SHORTEST_S, time.perf_counter() - started)
 
 
-def _beside(device: Device, part: CopyPart, multiply: Multiply, sizes: ProbeSizes, *, copy_s: float) -> _Beside:
-    """Time a copy within products that last longer, and products within copies that last longer, each against alone."""
+def _while_computing(device: Device, part: CopyPart, multiply: Multiply, sizes: ProbeSizes, *, copy_s: float) -> float:
+    """Bytes per second of a copy within products that last longer."""
     calls = _calls(copy_s, _computing_s(device, multiply, 32) / 32)
-    copying, beside, alone = [], [], []
+    copying = []
     for _ in range(sizes.repetitions + 1):
-        alone.append(_computing_s(device, multiply, calls))
-
         copied = device.copy([part])
         for _ in range(calls + calls // 2 + 1):
             multiply()
         copying.append(_seconds_of(copied))
         device.synchronize()
-
-        _, last = device.copy([part]), device.copy([part])
-        beside.append(_computing_s(device, multiply, calls))
-        last.end.wait()
-    # The first round warms up.
-    return _Beside(
-        sizes.size_bytes / _median(copying[1:]),
-        max(1.0, _median(beside[1:]) / _median(alone[1:])),
-    )
+    return sizes.size_bytes / _median(copying[1:])  # the first round warms up
 
 
 # -- memory and launches ----------------------------------------------------------------------------------------------
@@ -347,19 +336,17 @@ def _memory_rate(device: Device, target: torch.Tensor, source: torch.Tensor, siz
     return 2 * sizes.size_bytes / seconds
 
 
-def _launch(device: Device, space: torch.Tensor, sizes: ProbeSizes) -> _Launch:
+def _launch_s(device: Device, space: torch.Tensor, sizes: ProbeSizes) -> float:
+    """Host seconds of one small kernel, enqueued from Python."""
     small = space.view(torch.float32).zero_()
-    enqueue_s, done_s = [], []
+    enqueue_s = []
     for _ in range(sizes.repetitions + 1):
         device.synchronize()
         started = time.perf_counter()
         for _ in range(sizes.launches):
             small.add_(1.0)
-        enqueued = time.perf_counter()
-        device.synchronize()
-        enqueue_s.append((enqueued - started) / sizes.launches)
-        done_s.append((time.perf_counter() - started) / sizes.launches)
-    return _Launch(_median(enqueue_s[1:]), _median(done_s[1:]))  # the first round warms up
+        enqueue_s.append((time.perf_counter() - started) / sizes.launches)
+    return _median(enqueue_s[1:])  # the first round warms up
 
 
 def _median(values: list[float]) -> float:

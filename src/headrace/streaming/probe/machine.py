@@ -24,7 +24,10 @@ import torch
 from torch.nn import functional
 
 from headrace.errors import MachineError
-from headrace.machine.probed_machine import ComputeCurve, CurvePoint, ProbedMachine
+from headrace.machine.compute_curve import Arithmetic, ComputeCurve, CurvePoint
+from headrace.machine.machine import Disk, Machine, Processor
+from headrace.machine.measured import measured_computer
+from headrace.machine.quantity import Quantity
 from headrace.model.layout import PAGE_BYTES, ByteRange, align_down, lay_out
 from headrace.model.safetensors_index import ShardFile
 from headrace.planning.plan import Placement
@@ -40,6 +43,7 @@ from headrace.streaming.stream import Stream, StreamSettings
 
 CURVE_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PROBE_FILE_BYTES = 512 << 20
+COPIED_BYTES = 32 << 20
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -204,7 +208,7 @@ def _probe_file(directory: Path) -> Iterator[ShardFile]:
         yield ShardFile(Path(file.name), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
 
 
-def probe_machine(directory: Path, *, device: str | Device = "auto", progress: Progress = unheard) -> ProbedMachine:
+def probe_machine(directory: Path, *, device: str | Device = "auto", progress: Progress = unheard) -> Machine:
     """Measure disk, arithmetic and how much they slow each other, in about twenty seconds.
 
     Before that an accelerator, where there is one, in some ten more. `device` is what `open_device` takes: auto, cpu,
@@ -213,21 +217,12 @@ def probe_machine(directory: Path, *, device: str | Device = "auto", progress: P
     """
     opened = open_device(device)
     if opened.uses_host_memory:
-        machine = _probe_host(directory, progress)
-        progress("done", 1.0)
-        return machine
-    accelerator = probe_accelerator(opened, name=_name_of(opened), progress=part_of(progress, 0.0, 0.3))
-    machine = _probe_host(directory, part_of(progress, 0.3, 1.0))
+        machine = _probe_host(directory, (), progress)
+    else:
+        accelerator = probe_accelerator(opened, name=_name_of(opened), progress=part_of(progress, 0.0, 0.3))
+        machine = _probe_host(directory, (accelerator,), part_of(progress, 0.3, 1.0))
     progress("done", 1.0)
-    return replace(
-        machine,
-        accelerators=(accelerator,),
-        host_to_device_bytes_per_s=accelerator.pinned_to_device_bytes_per_s,
-        sources={
-            **machine.sources,
-            "host_to_device_bytes_per_s": f"measured: page-locked memory to {accelerator.device} ({accelerator.name})",
-        },
-    )
+    return machine
 
 
 def _name_of(device: Device) -> str:
@@ -236,8 +231,8 @@ def _name_of(device: Device) -> str:
     return names.get(device.name, device.name)
 
 
-def _probe_host(directory: Path, progress: Progress) -> ProbedMachine:
-    """Measure the computer without its accelerators."""
+def _probe_host(directory: Path, accelerators: Sequence[Processor], progress: Progress) -> Machine:
+    """Measure the computer around its accelerators, which were measured before."""
     progress(f"writing a file of {PROBE_FILE_BYTES >> 20} MiB to {directory}", 0.0)
     with _probe_file(directory) as file:
         source = DirectFiles([file])
@@ -262,21 +257,44 @@ def _probe_host(directory: Path, progress: Progress) -> ProbedMachine:
         )
         curves.append(compute_curve(stored, compute, shape=(4096, 2048)))
     how = "direct reads" if direct else "buffered reads (the file system refuses direct ones), dropped from the cache"
-    return ProbedMachine(
+    beside = "measured: reading and a product at once against each alone"
+    return measured_computer(
         name=platform.node() or "this machine",
         memory_bytes=int(psutil.virtual_memory().total),
-        read_bytes_per_s=settings.bytes_per_s,
-        read_chunk_bytes=settings.chunk_bytes,
-        reader_threads=settings.threads,
-        compute=tuple(curves),
-        compute_slowdown=slowdowns.compute,
-        read_slowdown=slowdowns.read,
-        sources={
-            "read_bytes_per_s": f"measured: {how} of a fresh file in {directory}, best of six, median of three",
-            "compute": f"measured: torch {torch.__version__}, {torch.get_num_threads()} threads, 4096 x 2048 weights",
-            "slowdown": "measured: reading and a product at once against each alone",
-        },
+        copied_bytes_per_s=2 * memory_copy_rate(),
+        arithmetic=Arithmetic(
+            curves=tuple(curves),
+            slowdown_while_reading=Quantity.of(slowdowns.compute, beside),
+            slowdown_of_reading=Quantity.of(slowdowns.read, beside),
+            source=f"measured: torch {torch.__version__}, {torch.get_num_threads()} threads, 4096 x 2048 weights",
+        ),
+        disk=Disk(
+            bytes_per_s=Quantity.about(
+                settings.bytes_per_s,
+                f"measured: {how} of a fresh file in {directory}, best of six, median of three",
+                share=0.25,
+            ),
+            latency_s=Quantity.of(0.0, "part of the measured rate"),
+            chunk_bytes=settings.chunk_bytes,
+            threads=settings.threads,
+        ),
+        accelerators=accelerators,
     )
+
+
+def memory_copy_rate() -> float:
+    """Bytes per second of copies within host memory, each byte counted once."""
+    arena = Arena(2 * COPIED_BYTES)
+    arena.touch()
+    source, target = arena.take(COPIED_BYTES).tensor, arena.take(COPIED_BYTES).tensor
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(4):
+            start = time.perf_counter()
+            target.copy_(source)
+            seconds.append(time.perf_counter() - start)
+    arena.close()
+    return COPIED_BYTES / sorted(seconds)[1]
 
 
 class Slowdowns(NamedTuple):
