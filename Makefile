@@ -1,5 +1,5 @@
 # make demo    on a fresh machine: install into .venv, then run a small real model in less memory than its weights take
-# make test    the tests
+# make test    the tests: first those that need the machine alone, then the others in two processes
 # make check   lint, format, types, import contracts
 # make bench   the quick benchmark
 #
@@ -17,7 +17,8 @@ demo: $(INSTALLED)
 	$(BIN)/headrace demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m alone; alone=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone" && exit $$alone
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,10 +1,10 @@
-"""A made-up accelerator's speeds in place of measuring: tests of whole models are quick, and their plans fixed."""
+"""Made-up speeds of an accelerator and the host in place of measuring: models load quickly, their plans are fixed."""
 
 from __future__ import annotations
 
 import pytest
 
-from headrace.inference import accelerator_study
+from headrace.inference import accelerator_study, study
 from headrace.inference.layer_timing import Rehearsed
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.planning.estimate import LayerTimes
@@ -37,8 +37,10 @@ REHEARSED = Rehearsed(
 
 
 def make_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing be measured: speeds are the ones above, the disk does 100 MB/s."""
+    """Let nothing be measured: speeds are the ones above, the disk does 100 MB/s and takes nothing from computing."""
     monkeypatch.setattr(accelerator_study, "probe_accelerator", lambda *_args, **_options: ACCELERATOR)
     monkeypatch.setattr(accelerator_study, "time_layer", lambda *_args, **_options: REHEARSED)
     monkeypatch.setattr(accelerator_study, "_read_rate", lambda *_args: 1e8)
     monkeypatch.setattr(machine_probe, "memory_copy_rate", lambda: 1e10)
+    monkeypatch.setattr(study, "time_layer", lambda *_args, **_options: REHEARSED)
+    monkeypatch.setattr(study, "_measure_link", lambda *_args: study._Link(1e8, 1e8, 1.0, 1e-4))

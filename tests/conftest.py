@@ -1,4 +1,4 @@
-"""For all tests: runs are not added to the history of whoever runs the tests, and the processor computes.
+"""For all tests: runs are not added to the history of the user who runs the tests, and the CPU computes.
 
 Tests of a GPU name it.
 """
@@ -7,5 +7,18 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 os.environ["HEADRACE_HISTORY"] = ""
 os.environ["HEADRACE_DEVICE"] = "cpu"
+# A thread of a product that waits for another one gives its core away: where cores are shared, with the other half of
+# the tests for one, spinning makes the small products of these tests ten times slower. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture
+def made_up_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model measures nothing: for tests of what a model computes, which measuring makes many times slower."""
+    from accelerator_machine import make_up
+
+    make_up(monkeypatch)

@@ -133,6 +133,7 @@ def test_the_catalogue_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "8 of 256" in out
 
 
+@pytest.mark.alone
 def test_importing_headrace_is_quick_and_the_planner_needs_no_torch() -> None:
     """The goal is 0.3 s for the import; three times that is a fault on any machine."""
     code = (

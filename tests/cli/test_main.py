@@ -19,6 +19,8 @@ from headrace.cli.main import main
 from headrace.errors import DependencyError
 from headrace.streaming.probe import machine as machine_probe
 
+pytestmark = pytest.mark.usefixtures("made_up_speeds")
+
 PROMPT = ["--prompt", "w5 w6 w7", "--dtype", "float32"]
 
 

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 from cli_checkpoints import write_model
 from headrace.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("made_up_speeds")
+
 MEMORY = "40MiB"
 
 

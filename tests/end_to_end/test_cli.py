@@ -129,6 +129,7 @@ def test_every_help_has_examples_and_json(command: list[str]) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.alone
 def test_help_is_fast_and_imports_no_torch() -> None:
     seconds = []
     for _ in range(5):  # others on the machine only add to it: the quickest counts
@@ -201,6 +202,7 @@ def slow_run(model: str) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
+@pytest.mark.alone
 def test_ctrl_c_ends_a_run_within_seconds(model: str) -> None:
     with slow_run(model) as process:
         assert process.stdout is not None

@@ -19,6 +19,8 @@ from headrace.cli.demo_model import cache_directory, fetch_demo_model
 from headrace.errors import CheckpointError
 from tiny_models import resident_reference
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:

@@ -13,6 +13,8 @@ import headrace
 from headrace.errors import InvalidRequestError
 from tiny_models import resident_reference, save_tiny
 
+pytestmark = pytest.mark.usefixtures("made_up_speeds")
+
 REPEATING = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6, 7]])
 
 

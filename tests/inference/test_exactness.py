@@ -12,6 +12,8 @@ import headrace
 from headrace.errors import BudgetError
 from tiny_models import CONFIGS, resident_reference, save_tiny
 
+pytestmark = pytest.mark.usefixtures("made_up_speeds")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

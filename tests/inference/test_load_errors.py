@@ -24,6 +24,8 @@ from headrace.errors import (
 )
 from tiny_models import save_tiny
 
+pytestmark = pytest.mark.usefixtures("made_up_speeds")
+
 OPTIONS: dict[str, Any] = {"memory": "64MB", "dtype": "float32", "prompt_tokens": 8, "max_tokens": 24}
 IDS = torch.arange(3, 11).view(1, 8)
 

@@ -13,6 +13,8 @@ import pytest
 from make_checkpoint import Shape, write_checkpoint
 from memory_cgroup import MemoryCgroup, why_unavailable
 
+pytestmark = pytest.mark.alone
+
 SHAPE = Shape(hidden=768, intermediate=2048, layers=24, heads=12, kv_heads=4, vocabulary=8192)
 SCRIPT = """
 import json, sys, torch, headrace

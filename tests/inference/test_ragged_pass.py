@@ -15,6 +15,8 @@ from headrace.inference.batching.ragged_pass import RaggedRunner
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool
 from tiny_models import CONFIGS, resident_reference, save_tiny
 
+pytestmark = pytest.mark.usefixtures("made_up_speeds")
+
 SUPPORTED = sorted(name for name in CONFIGS if not name.startswith("falcon"))
 LENGTHS = (1, 9, 23, 4, 17)
 NEW = (6, 3, 5, 1, 8)

@@ -223,8 +223,8 @@ def test_sixteen_devices_on_one_uplink_are_simulated_in_well_under_a_second() ->
                 f"link {device}", size_bytes=size, path=(f"own {device}", "up"), takes=f"slot {device}"
             )
             schedule.add(f"device {device}", 1e-3, after=[pulled], gives=f"slot {device}")
-    begun = time.perf_counter()
+    begun = time.process_time()
     outcome = schedule.run()
-    assert time.perf_counter() - begun < 3.0  # measured: 0.5 s; the bound allows for a busy computer
+    assert time.process_time() - begun < 3.0  # measured: 0.5 s; the bound allows for a busy computer
     total = sum(1e8 * (1 + 0.01 * d + 0.003 * (layer % 7)) for layer in range(500) for d in range(16))
     assert total / 48e9 <= outcome.makespan_s <= total / 48e9 * 1.15

@@ -28,7 +28,7 @@ from headrace.streaming.stream import POISON, Stream, StreamSettings
 pytestmark = pytest.mark.timeout(90)
 
 READER_NAME = "headrace-reader"
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 MOST_BLOCKS = 9
 
 property_settings = settings(max_examples=200, deadline=None)
@@ -398,6 +398,7 @@ def test_prefetch_goes_on_over_the_end_of_a_pass() -> None:
         use(stream, source, 0)
 
 
+@pytest.mark.alone
 def test_a_block_is_handed_out_as_soon_as_it_is_there_whatever_else_is_being_read() -> None:
     gate = threading.Event()
 
@@ -824,6 +825,7 @@ def test_the_read_limit_is_kept_by_all_threads_together() -> None:
     assert seconds >= (3 * footprint(range(6)) - PAGE_BYTES) / rate
 
 
+@pytest.mark.alone
 def test_the_link_is_not_reserved_while_a_slot_waits_for_the_device() -> None:
     device, source = FakeDevice(), FakeSource()
     size_bytes = footprint([0])

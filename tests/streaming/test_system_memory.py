@@ -185,6 +185,7 @@ def test_the_status_file_is_read_in_kilobytes(tmp_path: Path) -> None:
         resident_bytes(status)
 
 
+@pytest.mark.alone
 def test_the_peak_moves_with_what_is_taken() -> None:
     size_bytes = 100 * MIB
     restarted = reset_peak()
