@@ -9,9 +9,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from headrace.model.blocks import build_stored_model
-from headrace.model.model_config import read_config
+from headrace.model.config_fields import read_config
 from headrace.model.safetensors_index import TensorIndex
+from headrace.model.stored_model import build_stored_model
 from headrace.planning.plan import Workload
 from headrace.planning.planner import Request, minimum_bytes
 from make_checkpoint import SHAPES, write_checkpoint
@@ -49,7 +49,9 @@ def streaming_budget(directory: Path, *, prompt_tokens: int, new_tokens: int) ->
     The least that will do, and less of the remaining 5.5 MB than would hold them all.
     """
     request = Request(
-        model=build_stored_model(directory.name, read_config(directory), TensorIndex.from_directory(directory)),
+        model=build_stored_model(
+            directory.name, read_config(directory / "config.json"), TensorIndex.from_directory(directory)
+        ),
         workload=Workload(sequences=1, prompt_tokens=prompt_tokens, generate_tokens=new_tokens),
         compute_dtype=STREAMED_DTYPE,
         budget_bytes=1,

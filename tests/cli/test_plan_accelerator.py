@@ -34,10 +34,10 @@ from headrace.inference.layer_timing import Rehearsed
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.machine.machine import Machine, Processor
 from headrace.machine.machine_file import machine_to_toml
-from headrace.model.blocks import build_stored_model
+from headrace.model.config_fields import read_config
 from headrace.model.layout import align_up
-from headrace.model.model_config import read_config
 from headrace.model.safetensors_index import TensorIndex
+from headrace.model.stored_model import build_stored_model
 from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement
 from headrace.planning.plan import Placement, Workload
 from headrace.planning.planner import Candidate
@@ -102,7 +102,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> FakeAccelerator:
 @cache
 def beside_bytes(model: Path) -> int:
     """Bytes of the device that are held whichever layers stay: head, cache, activations, what its libraries keep."""
-    spec = build_stored_model("twelve", read_config(model), TensorIndex.from_directory(model), cut_head=False)
+    spec = build_stored_model(
+        "twelve", read_config(model / "config.json"), TensorIndex.from_directory(model), cut_head=False
+    )
     request = AcceleratorRequest(
         model=spec, workload=WORKLOAD, compute_dtype="bfloat16", budget_bytes=0, host_budget_bytes=0, device="cuda:0"
     )

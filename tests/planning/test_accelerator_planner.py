@@ -13,8 +13,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import BudgetError, InvalidRequestError, MachineError
-from headrace.model.blocks import StoredModel
 from headrace.model.layout import PAGE_BYTES, align_up
+from headrace.model.model import LayerGroup
+from headrace.model.stored_model import StoredModel
 from headrace.planning import accelerator_planner
 from headrace.planning.accelerator_arrangements import SLOT_COUNTS, stores
 from headrace.planning.accelerator_floor import AcceleratorFloor
@@ -216,7 +217,7 @@ def check_books(request: AcceleratorRequest, plan: Plan) -> None:
     assert request.allow_cpu or not of[PROCESSOR]
     cache_bytes = spec.kv_cache_bytes(
         sequences=request.workload.sequences,
-        tokens=request.workload.context_tokens,
+        context_tokens=request.workload.context_tokens,
         element_bytes={"float32": 4, "bfloat16": 2}[request.compute_dtype],
     )
     if plan.accelerator.cache_on_host:
@@ -349,7 +350,7 @@ def test_what_is_held_beside_the_blocks() -> None:
     request = request_of(spec, dtype="float32", work=work)
     beside = request.device_memory(Arrangement((DISK,) * 3, 0))
     assert (beside.resident_bytes, beside.slots_bytes, beside.embedding_bytes) == (0, 0, 0)
-    assert beside.kv_cache_bytes == spec.kv_cache_bytes(sequences=3, tokens=70, element_bytes=4)
+    assert beside.kv_cache_bytes == spec.kv_cache_bytes(sequences=3, context_tokens=70, element_bytes=4)
     assert beside.fixed_bytes == align_up(HIDDEN * 4), "the last norm, as it is used"
     activations = spec.work_space_bytes(sequences=3, new_tokens=50, context_tokens=50, element_bytes=4)
     assert beside.work_space_bytes >= activations + LIBRARY_WORK_SPACE_BYTES
@@ -380,7 +381,7 @@ def test_what_the_processor_computes_lies_on_the_host_with_all_it_needs() -> Non
     host, layer = held.host, align_up(spec.blocks[0].held_bytes)
     assert host.cpu_bytes == 2 * layer + request.cpu_conversion_bytes
     assert host.stores_bytes == layer
-    one_cache = spec.kv_cache_bytes(sequences=1, tokens=48, element_bytes=4) // 4
+    one_cache = spec.kv_cache_bytes(sequences=1, context_tokens=48, element_bytes=4) // 4
     assert (host.kv_cache_bytes, held.device.kv_cache_bytes) == (2 * one_cache, 2 * one_cache)
     assert host.work_space_bytes == held.device.work_space_bytes - LIBRARY_WORK_SPACE_BYTES
     on_host = request.memory(Arrangement(places, 2, cache_on_host=True))
@@ -391,11 +392,16 @@ def test_what_the_processor_computes_lies_on_the_host_with_all_it_needs() -> Non
 
 def test_a_sliding_window_keeps_no_more_than_itself() -> None:
     spec = model([100, 100])
-    windowed = dataclasses.replace(spec, config=dataclasses.replace(spec.config, sliding_windows=(0, 10)))
+    layer = next(spec.layers())
+    shorter = dataclasses.replace(layer, window_tokens=10)
+    groups = tuple(LayerGroup(layer=each, count=1) for each in (layer, shorter))
+    windowed = dataclasses.replace(spec, groups=groups)
     whole, short, head = request_of(windowed).blocks.cache
-    assert (whole, head) == (spec.kv_cache_bytes(sequences=1, tokens=48, element_bytes=2) // 2, 0)
+    assert (whole, head) == (spec.kv_cache_bytes(sequences=1, context_tokens=48, element_bytes=2) // 2, 0)
     assert short == whole * 10 // 48
-    assert sum(request_of(windowed).blocks.cache) == windowed.kv_cache_bytes(sequences=1, tokens=48, element_bytes=2)
+    assert sum(request_of(windowed).blocks.cache) == windowed.kv_cache_bytes(
+        sequences=1, context_tokens=48, element_bytes=2
+    )
 
 
 def test_where_the_rows_of_the_embedding_come_from() -> None:
@@ -818,7 +824,7 @@ def test_keys_and_values_on_the_host_visit_the_device_for_their_layers_turn() ->
     plain, visited = (
         tiered_times(spec, work, pace, places, pinned=True, cache_on_host=on_host) for on_host in (False, True)
     )
-    visit_s = spec.kv_cache_bytes(sequences=1, tokens=200, element_bytes=2) / 4 / pace.link_bytes_per_s + 0.5
+    visit_s = spec.kv_cache_bytes(sequences=1, context_tokens=200, element_bytes=2) / 4 / pace.link_bytes_per_s + 0.5
     assert visited[0].decode_s - plain[0].decode_s == pytest.approx(visit_s)
     for index in (1, 2):
         assert visited[index].copy_s - plain[index].copy_s == pytest.approx(visit_s)

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from headrace.errors import MachineError
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
-from headrace.model.blocks import StoredModel, build_stored_model
-from headrace.model.model_config import parse_config
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
+from headrace.model.stored_model import StoredModel, build_stored_model
 from headrace.planning.estimate import (
     LayerTimes,
     Pace,
@@ -58,7 +57,7 @@ def model() -> StoredModel:
     index = TensorIndex(
         directory=Path("model"), files=(ShardFile(Path("model/0"), end, 0, 0, 0),), entries=MappingProxyType(entries)
     )
-    return build_stored_model("made up", parse_config(raw, origin="config.json"), index)
+    return build_stored_model("made up", raw, index)
 
 
 SPEC = model()

@@ -11,9 +11,8 @@ import pytest
 
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
-from headrace.model.blocks import StoredModel, build_stored_model
-from headrace.model.model_config import parse_config
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
+from headrace.model.stored_model import StoredModel, build_stored_model
 from headrace.planning.load_options import Options, compute_dtypes, make_options, reserve_bytes, work_seconds
 from headrace.planning.plan import Strategy, Workload
 
@@ -40,7 +39,7 @@ def small_model(*, context_tokens: int) -> StoredModel:
     }
     files = (ShardFile(Path("model/0"), 4096, 0, 0, 0),)
     index = TensorIndex(directory=Path("model"), files=files, entries=MappingProxyType(entries))
-    return build_stored_model("small", parse_config(raw, origin="config.json"), index)
+    return build_stored_model("small", raw, index)
 
 
 def made(model: StoredModel, **changes: Any) -> Options:

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from headrace.errors import BudgetError
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
-from headrace.model.blocks import StoredModel, build_stored_model
 from headrace.model.layout import PAGE_BYTES
-from headrace.model.model_config import parse_config
 from headrace.model.safetensors_index import DTYPE_BYTES, ShardFile, TensorEntry, TensorIndex
+from headrace.model.stored_model import StoredModel, build_stored_model
 from headrace.planning import planner
 from headrace.planning.estimate import LayerTimes, Pace, predict
 from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
@@ -60,6 +59,7 @@ def model(
         "model_type": "qwen3_moe" if experts else "llama",
         "hidden_size": HIDDEN,
         "intermediate_size": max(layer_widths),
+        "moe_intermediate_size": max(layer_widths),
         "num_hidden_layers": len(layer_widths),
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -70,7 +70,7 @@ def model(
     index = TensorIndex(
         directory=Path("model"), files=(ShardFile(Path("model/0"), end, 0, 0, 0),), entries=MappingProxyType(entries)
     )
-    return build_stored_model("made up", parse_config(raw, origin="config.json"), index)
+    return build_stored_model("made up", raw, index)
 
 
 def pace_of(spec: StoredModel, *, load_per_compute: float, **changes: Any) -> Pace:
@@ -219,7 +219,7 @@ def test_what_is_held_beside_the_blocks() -> None:
     request = request_of(spec, 0, dtype="float32", sequences=3, prompt_tokens=50, generate_tokens=20)
     beside = request.beside_blocks
     assert (beside.resident_bytes, beside.slots_bytes, beside.embedding_bytes) == (0, 0, 0)
-    assert beside.kv_cache_bytes == spec.kv_cache_bytes(sequences=3, tokens=70, element_bytes=4)
+    assert beside.kv_cache_bytes == spec.kv_cache_bytes(sequences=3, context_tokens=70, element_bytes=4)
     for new_tokens, context_tokens in ((50, 50), (1, 70)):
         assert beside.work_space_bytes >= spec.work_space_bytes(
             sequences=3, new_tokens=new_tokens, context_tokens=context_tokens, element_bytes=4

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.cli.planning_case import Asked, PlanningCase, constants_of
 from headrace.errors import BudgetError, MachineError
 from headrace.machine.machine import Machine
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.accelerator_planner import (

@@ -18,7 +18,8 @@ from headrace.cli.run_progress import displayed
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
 from headrace.machine.machine import Machine
-from headrace.model.blocks import HEAD_CHUNK_ROWS, StoredModel
+from headrace.model.blocks import HEAD_CHUNK_ROWS
+from headrace.model.stored_model import StoredModel
 from headrace.planning.jobs.forecast import JobForecast, Packing, PassTimes, choose_packing, longest_first
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool
 from headrace.planning.load_options import make_options
@@ -108,10 +109,10 @@ def perform_batch(request: BatchJobRequest, output: Output) -> BatchResult:
         checkpoint = Checkpoint(directory)
         try:
             tokenizer = load_tokenizer(checkpoint.directory, trust_remote_code=request.trust_remote_code)
-            config = checkpoint.model.config
+            model = checkpoint.model
             source = JobInput(
                 request.input.expanduser(),
-                Encoder(tokenizer, context_tokens=config.context_tokens, vocab_size=config.vocab_size),
+                Encoder(tokenizer, context_tokens=model.context_tokens, vocab_size=model.vocab_size),
                 Defaults(max_tokens=request.max_tokens, temperature=request.temperature),
                 job=_job_digest(checkpoint, request),
                 on_progress=lambda number: progress.count("reading requests:", number),
@@ -299,8 +300,7 @@ def _announcement(
 
 def _studied(model: StoredModel, budget_bytes: int) -> list[int]:
     """Numbers of tokens whose activations and logits in a rehearsal take no more than a small part of the budget."""
-    config = model.config
-    token_bytes = 4 * (HEAD_CHUNK_ROWS + 4 * config.hidden_size + 4 * config.intermediate_size)
+    token_bytes = 4 * (HEAD_CHUNK_ROWS + 4 * model.hidden_size + 4 * model.intermediate_size)
     return [tokens for tokens in STUDIED_PASS_TOKENS if tokens * token_bytes <= budget_bytes * STUDY_SHARE]
 
 

@@ -59,17 +59,16 @@ def break_even_of(case: PlanningCase, candidate: Candidate) -> BreakEven:
     if not tokens:
         return BreakEven(0.0, work.sequences, 0, ())
     sequences = math.ceil(tokens)
+    element_bytes = ELEMENT_BYTES[case.request.compute_dtype]
     kv_cache_bytes = model.kv_cache_bytes(
-        sequences=sequences,
-        tokens=work.context_tokens,
-        element_bytes=ELEMENT_BYTES[case.request.compute_dtype],
+        sequences=sequences, context_tokens=work.context_tokens, element_bytes=element_bytes
     )
     ways = [SpreadRule("decode", "every pass of this work")] if tokens <= work.sequences else []
-    if sequences <= model.config.context_tokens * work.sequences:
+    if sequences <= model.context_tokens * work.sequences:
         ways.append(SpreadRule("prefill", f"prompts of {math.ceil(tokens / work.sequences)} tokens (the first pass)"))
     if case.fits(sequences=sequences):
         ways.append(SpreadRule("batch", f"a batch of {sequences}"))
     drafts = math.ceil(tokens / work.sequences) - 1
     if 1 <= drafts <= DRAFT_TOKENS_MAX:
         ways.append(SpreadRule("speculation", f"{drafts} draft tokens per pass"))
-    return BreakEven(tokens, work.sequences, kv_cache_bytes, tuple(ways))
+    return BreakEven(tokens, work.sequences, round(kv_cache_bytes), tuple(ways))

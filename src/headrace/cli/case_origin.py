@@ -12,9 +12,9 @@ from headrace.cli.accelerator_case import described_accelerator, measured_accele
 from headrace.cli.planning_case import Asked, PlanningCase
 from headrace.cli.processor_case import described_processor, measured_processor
 from headrace.machine.machine import Machine
-from headrace.model.blocks import build_stored_model
-from headrace.model.model_config import read_config
+from headrace.model.config_fields import read_config
 from headrace.model.safetensors_index import TensorIndex
+from headrace.model.stored_model import build_stored_model
 
 
 def measured_here(directory: Path, asked: Asked) -> PlanningCase:
@@ -39,7 +39,7 @@ def from_description(directory: Path, asked: Asked, machine: Machine, *, origin:
     """
     machine = machine.on(asked.device, origin=origin)
     on_cpu = not machine.accelerators
-    config, index = read_config(directory), TensorIndex.from_directory(directory)
+    config, index = read_config(directory / "config.json"), TensorIndex.from_directory(directory)
     model = build_stored_model(directory.resolve().name, config, index, cut_head=on_cpu)
     if on_cpu:
         return described_processor(model, asked, machine, origin=origin)

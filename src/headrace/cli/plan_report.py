@@ -10,7 +10,7 @@ from headrace.cli.output import Output, table, three_digits
 from headrace.cli.planning_case import PlanningCase
 from headrace.cli.remedy import remedy
 from headrace.errors import HeadraceError
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.estimate import DECODE_PASSES_SIMULATED
 from headrace.planning.plan import EmbeddingPlacement, Placement, Plan
@@ -66,14 +66,14 @@ def _budgets(case: PlanningCase) -> dict[str, int]:
 def _model(model: StoredModel) -> dict[str, Any]:
     return {
         "name": model.name,
-        "model_type": model.config.architecture.model_type,
+        "model_type": model.architecture.model_type,
         "parameters": model.parameters,
         "weights_bytes": model.weights_bytes,
         "stored_dtype": model.stored_dtype,
-        "num_layers": model.config.num_layers,
+        "num_layers": model.num_layers,
         "num_blocks": len(model.blocks),
         "largest_block_bytes": max(block.size_bytes for block in model.blocks),
-        "context_tokens": model.config.context_tokens,
+        "context_tokens": model.context_tokens,
     }
 
 
@@ -134,7 +134,7 @@ def _on_accelerator(plan: Plan) -> dict[str, Any]:
 
 def _memory_by_tier(model: StoredModel, plan: Plan) -> dict[str, int]:
     """Bytes held in each memory, and bytes of weights that stay on the disk: blocks, and a table read row by row."""
-    table_bytes = 0 if model.tied or plan.embedding is not EmbeddingPlacement.ROWS else model.embedding.size_bytes
+    table_bytes = 0 if model.tied or plan.embedding is not EmbeddingPlacement.ROWS else model.table_bytes
     blocks = zip(model.blocks, plan.places, strict=True)
     disk = table_bytes + sum(block.size_bytes for block, place in blocks if place is Placement.DISK)
     if plan.accelerator is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from headrace.errors import BudgetError, HeadraceError
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace
 from headrace.planning.estimate import Pace, Prediction

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from headrace.cli.planning_case import Asked, PlanningCase, constants_of
 from headrace.machine.machine import Machine
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.estimate import Pace, Prediction, predict
 from headrace.planning.estimate_interval import PredictionInterval, prediction_interval
 from headrace.planning.load_options import compute_dtypes, reserve_bytes, work_seconds

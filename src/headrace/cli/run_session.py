@@ -15,7 +15,7 @@ from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
 from headrace.machine.machine import Machine
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.jobs.draft_length import Drafted, DraftLength
 from headrace.planning.load_options import (
     DEVICE_RESERVE_MIN_BYTES,
@@ -131,7 +131,7 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             request.prompts,
             chat=request.chat,
             system=request.system,
-            vocab_size=checkpoint.model.config.vocab_size,
+            vocab_size=checkpoint.model.vocab_size,
         )
         new_tokens = _new_tokens(request, prompts, checkpoint.model)
         options = make_options(
@@ -245,7 +245,7 @@ def _draft_report(request: RunRequest, handle: Handle, generated: int) -> DraftR
 
 def _new_tokens(request: RunRequest, prompts: PromptBatch, model: StoredModel) -> int:
     """Tokens to generate; raises InvalidRequestError, with the numbers, where the context does not hold them."""
-    longest, context = prompts.longest, model.config.context_tokens
+    longest, context = prompts.longest, model.context_tokens
     if longest >= context:
         raise InvalidRequestError(
             f"the prompt has {longest} tokens, but {model.name} was trained for a context of {context} tokens, "

@@ -12,8 +12,9 @@ from headrace.inference.layer_timing import time_layer
 from headrace.inference.study import DTYPES, largest_shape, reader_settings, rehearsed_pace
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.machine import Copies, Processor
-from headrace.model.blocks import WORK_SPACE_CONSTANT_BYTES, StoredModel
 from headrace.model.layout import align_down
+from headrace.model.model import WORK_SPACE_CONSTANT_BYTES
+from headrace.model.stored_model import StoredModel
 from headrace.planning.accelerator_memory import AcceleratorRequest
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.accelerator_planner import (
@@ -126,7 +127,7 @@ def study_accelerator(
     on_cpu = rehearse_processor(checkpoint, options, config, request) if options.cpu_blocks else None
     copy_bytes_per_s = machine_probe.memory_copy_rate()
     link_bytes_per_s = copies.while_computing_bytes_per_s.expected
-    hidden_bytes = model.config.hidden_size * DTYPES[name].itemsize
+    hidden_bytes = model.hidden_size * DTYPES[name].itemsize
     pace = AcceleratorPace(
         device=rehearsed_pace(curve, rehearsed, read_bytes_per_s, options, model),
         link_bytes_per_s=link_bytes_per_s,

@@ -20,7 +20,7 @@ from headrace.inference.model_source import resolve_model
 from headrace.inference.skeleton import read_transformers_config
 from headrace.inference.study import Studied, choose, compare, study
 from headrace.machine.machine import Machine
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.estimate import Pace
 from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.jobs.forecast import PackedCosts, PassLoad, PassTimes

@@ -22,7 +22,7 @@ from headrace.inference.handle import Handle
 from headrace.inference.skeleton import HOST, attach_generation_config, build_skeleton
 from headrace.inference.study import DTYPES, Studied, reader_settings
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
-from headrace.model.blocks import Block, StoredModel
+from headrace.model.stored_model import StoredBlock, StoredModel
 from headrace.planning.load_options import Options
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan, Strategy
 from headrace.planning.planner import Candidate
@@ -52,7 +52,7 @@ def assemble(
     where = device.torch_device
     model = build_skeleton(config, dtype, attention=options.attention, device=where)
     attach_generation_config(model, checkpoint.directory)
-    architecture = stored.config.architecture
+    architecture = stored.architecture
     recipes = recipes_of(model, checkpoint.index.entries.values())
     _check_structure(model, stored, recipes)
     gc.collect()
@@ -140,9 +140,9 @@ def assemble(
 
 def _check_structure(model: Any, stored: StoredModel, recipes: dict[str, Recipe]) -> None:
     """Refuse anything that would run with missing or misplaced weights."""
-    architecture = stored.config.architecture
+    architecture = stored.architecture
     layers = model.get_submodule(architecture.layers)
-    if len(layers) != stored.config.num_layers:
+    if len(layers) != stored.num_layers:
         raise UnsupportedModelError(f"{stored.name} has {len(layers)} layers where config.json says otherwise")
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
@@ -283,7 +283,7 @@ def _attach_embedding(
     EmbeddingRows(embedding, dtype, rows, table=source, device=device)
 
 
-def _whole_head(head: Block, stream: Stream) -> torch.Tensor | None:
+def _whole_head(head: StoredBlock, stream: Stream) -> torch.Tensor | None:
     """Tied weights whose head stays on an accelerator, once it has arrived."""
     piece = stream.peek(head.index)
     return None if piece is None else head_rows(head, piece, aligned=True)

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from headrace.inference.block_weights import ALIGNMENT_BYTES, ConversionBuffer
 from headrace.inference.skeleton import HOST, placeholder
-from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, product_slices
+from headrace.model.blocks import HEAD_CHUNK_ROWS, product_slices
+from headrace.model.stored_model import StoredBlock
 from headrace.streaming.arena import Piece
 from headrace.streaming.checkpoint import view
 from headrace.streaming.stream import Stream
@@ -89,7 +90,7 @@ class StreamedHead(nn.Module):
 
     def __init__(
         self,
-        blocks: Sequence[Block],
+        blocks: Sequence[StoredBlock],
         stream: Stream,
         dtype: torch.dtype,
         buffer: ConversionBuffer,
@@ -119,14 +120,14 @@ class StreamedHead(nn.Module):
             logits[..., block.head_rows.first : block.head_rows.last] = self._in_turn(block, hidden)
         return logits
 
-    def _in_turn(self, block: Block, hidden: torch.Tensor) -> torch.Tensor:
+    def _in_turn(self, block: StoredBlock, hidden: torch.Tensor) -> torch.Tensor:
         piece = self._stream.wait(block.index)
         try:
             return self._product(block, piece, hidden)
         finally:
             self._stream.release(block.index)
 
-    def _product(self, block: Block, piece: Piece, hidden: torch.Tensor) -> torch.Tensor:
+    def _product(self, block: StoredBlock, piece: Piece, hidden: torch.Tensor) -> torch.Tensor:
         weights = head_rows(block, piece, aligned=self._whole)
         slices = product_slices(weights.shape[0], HEAD_CHUNK_ROWS)
         if self._whole or len(slices) == 1:
@@ -158,7 +159,7 @@ def _linear(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return functional.linear(hidden.reshape(-1, hidden.shape[-1]), weights).view(*hidden.shape[:-1], -1)
 
 
-def head_rows(block: Block, piece: Piece, *, aligned: bool = False) -> torch.Tensor:
+def head_rows(block: StoredBlock, piece: Piece, *, aligned: bool = False) -> torch.Tensor:
     """The rows of the head's matrix that a head block carries, as stored; `aligned`: as an accelerator holds it."""
     assert block.head_rows is not None
     entry = block.tensors[0]

@@ -113,10 +113,10 @@ class Handle:
         model, plan = self.checkpoint.model, self.plan
         if self.closed:
             raise InvalidRequestError("this model was closed; load it again")
-        if context_tokens > model.config.context_tokens:
+        if context_tokens > model.context_tokens:
             raise InvalidRequestError(
                 f"prompt and new tokens come to {context_tokens}, but {model.name} was trained for a context of "
-                f"{model.config.context_tokens} tokens; shorten the prompt or ask for fewer new tokens"
+                f"{model.context_tokens} tokens; shorten the prompt or ask for fewer new tokens"
             )
         needed = self._cache_bytes(sequences, context_tokens)
         spare = plan.budget_bytes - plan.memory.total_bytes
@@ -135,7 +135,7 @@ class Handle:
         model, plan = self.checkpoint.model, self.plan
         if plan.accelerator is None:
             element_bytes = ELEMENT_BYTES[plan.compute_dtype]
-            return model.kv_cache_bytes(sequences=sequences, tokens=tokens, element_bytes=element_bytes)
+            return round(model.kv_cache_bytes(sequences=sequences, context_tokens=tokens, element_bytes=element_bytes))
         work = replace(plan.workload, sequences=sequences)
         of_blocks = cache_bytes(model, work, plan.compute_dtype, tokens=tokens)
         return cache_sides(model, of_blocks, plan.places, on_host=plan.accelerator.cache_on_host).device_bytes

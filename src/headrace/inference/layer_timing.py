@@ -33,8 +33,9 @@ from headrace.inference.embedding_and_head import EmbeddingRows
 from headrace.inference.kv_cache import build_cache
 from headrace.inference.skeleton import build_skeleton, shortened_config
 from headrace.inference.weight_names import recipes_of
-from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, product_slices
+from headrace.model.blocks import HEAD_CHUNK_ROWS, product_slices
 from headrace.model.layout import ByteRange, lay_out
+from headrace.model.stored_model import StoredBlock
 from headrace.planning.estimate import LayerTimes
 from headrace.planning.plan import Placement, Workload
 from headrace.streaming.arena import Arena, Memory, Piece
@@ -198,8 +199,8 @@ class _Stage:
         self._model = build_skeleton(
             shortened_config(config, self._layers), dtype, attention=attention, device=self._where
         )
-        model, architecture = checkpoint.model, checkpoint.model.config.architecture
-        self._width = model.config.hidden_size if architecture.model_type != "opt" else config.word_embed_proj_dim
+        model, architecture = checkpoint.model, checkpoint.model.architecture
+        self._width = model.hidden_size if architecture.model_type != "opt" else config.word_embed_proj_dim
         self._flush = torch.ones(FLUSH_BYTES // 4, device=self._where)
         self._set_fixed()
         block, prefix = model.blocks[0], f"{architecture.layers}.0."
@@ -265,14 +266,14 @@ class _Stage:
 
         With `wait`, the layer begins right after having waited for bytes from the disk.
         """
-        model = self._checkpoint.model.config
-        token_bytes = 2 * model.num_kv_heads * model.head_dim * self._dtype.itemsize * sequences
+        layer = next(self._checkpoint.model.layers())
+        token_bytes = layer.kv_elements_per_token * self._dtype.itemsize * sequences
         past_tokens = min(past_tokens, CACHE_BYTES_MAX // token_bytes)
         hidden = torch.randn(sequences, tokens, self._width).to(self._dtype).to(self._where)
         cache = build_cache(self._model.config, capacity_tokens=past_tokens + tokens)
         if past_tokens:
             states = torch.zeros(
-                sequences, model.num_kv_heads, past_tokens, model.head_dim, dtype=self._dtype, device=self._where
+                sequences, layer.kv_heads, past_tokens, layer.key_dim, dtype=self._dtype, device=self._where
             )
             for number in range(self._layers):
                 cache.update(states, states, number)
@@ -299,7 +300,7 @@ class _Stage:
                 gaps.append(self._now() - self._left_s)
 
         self._left_s = 0.0
-        layer = model.get_submodule(f"{stored.config.architecture.layers}.0")
+        layer = model.get_submodule(f"{stored.architecture.layers}.0")
         hook = layer.register_forward_pre_hook(note_gap)
         ids = torch.zeros(sequences, 2, dtype=torch.long, device=self._where)
         model.generation_config.eos_token_id = None
@@ -348,7 +349,7 @@ class _Stage:
         self._device.release_cached()
 
 
-def _bring(checkpoint: Checkpoint, block: Block, device: Device) -> tuple[Memory, Piece]:
+def _bring(checkpoint: Checkpoint, block: StoredBlock, device: Device) -> tuple[Memory, Piece]:
     """One block's weights where they are computed with; the caller closes the memory."""
     if device.uses_host_memory:
         arena = Arena(block.read_bytes)

@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from headrace.errors import CheckpointError, UnsupportedModelError
 from headrace.inference.streamed_model import StreamedModel
-from headrace.model.architectures import architecture_of
 
 HOST = torch.device("cpu")
 
@@ -59,7 +58,7 @@ def build_skeleton(
 def shortened_config(config: Any, layers: int) -> Any:
     """The same model with so many layers, all of the first one's kind, for rehearsals."""
     short = copy.deepcopy(config)
-    setattr(short, architecture_of(config.model_type).num_layers, layers)
+    short.num_hidden_layers = layers
     if getattr(short, "layer_types", None):
         short.layer_types = [short.layer_types[0]] * layers
     return short

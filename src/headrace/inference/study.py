@@ -12,7 +12,7 @@ from headrace.errors import HeadraceError, UnsupportedModelError
 from headrace.inference.layer_timing import Rehearsed, Timed, time_layer
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.machine.machine import Disk
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.estimate import Pace
 from headrace.planning.load_options import Options, compute_dtypes, work_seconds
 from headrace.planning.plan import Strategy

@@ -8,9 +8,13 @@ as the transformers library writes them.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from headrace.errors import UnsupportedModelError
+from headrace.errors import CheckpointError, UnsupportedModelError
+from headrace.model.from_config import model_from_config
+from headrace.model.model import Layer, LayerGroup, Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +29,29 @@ class Architecture:
     """the output projection's name in checkpoints (newer ones may say lm_head for all)"""
     base: str = "model"
     """prefix that a checkpoint of the bare model lacks"""
-    hidden_size: str = "hidden_size"
-    num_layers: str = "num_hidden_layers"
-    num_heads: str = "num_attention_heads"
-    num_kv_heads: str = "num_key_value_heads"
-    intermediate_size: str = "intermediate_size"
-    context_tokens: str = "max_position_embeddings"
     ignored: str = r"\.rotary_emb\.inv_freq$"
     """tensors of old checkpoints that are no weights (buffers that today's model computes itself)"""
+    window_everywhere: bool = False
+    """without `layer_types` in the config every layer has the sliding window"""
+    caches_repeated_heads: bool = False
+    """grouped key-value heads are repeated to all heads before they are cached"""
+
+    def model_of(self, raw: Mapping[str, Any], *, name: str, origin: str) -> Model:
+        """Read a config as the runtime runs it: with what transformers' cache keeps of each layer."""
+        own = {field: value for field, value in raw.items() if field != "text_config"}
+        model = model_from_config(own, name=name, origin=origin)
+        whole_context = raw.get("layer_types") is None and not self.window_everywhere
+
+        def cached(layer: Layer) -> Layer:
+            if whole_context:  # from above: which layers have the window is transformers' own rule
+                layer = replace(layer, window_tokens=0)
+            if self.caches_repeated_heads and layer.kv_heads > 1:
+                elements = layer.query_heads * (layer.key_dim + layer.value_dim)
+                layer = replace(layer, kv_heads=layer.query_heads, kv_elements_per_token=elements)
+            return layer
+
+        groups = [LayerGroup(layer=cached(group.layer), count=group.count) for group in model.groups]
+        return replace(model, groups=tuple(groups))
 
     def layer_pattern(self) -> re.Pattern[str]:
         """Match the names of a layer's tensors; group 1 is the layer's number."""
@@ -66,27 +85,22 @@ _LLAMA_LIKE = (
     "qwen3_moe",
 )
 
+_CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel", "Model")
+_WINDOW_EVERYWHERE = {"mistral", "mixtral", "phi3"}
+
 ARCHITECTURES: dict[str, Architecture] = {
-    **{name: Architecture(model_type=name) for name in _LLAMA_LIKE},
+    **{name: Architecture(model_type=name, window_everywhere=name in _WINDOW_EVERYWHERE) for name in _LLAMA_LIKE},
     "gpt2": Architecture(
         model_type="gpt2",
         layers="transformer.h",
         embedding="transformer.wte",
         base="transformer",
-        hidden_size="n_embd",
-        num_layers="n_layer",
-        num_heads="n_head",
-        num_kv_heads="n_head",
-        intermediate_size="n_inner",
-        context_tokens="n_positions",
         ignored=r"\.attn\.(bias|masked_bias)$",
     ),
     "opt": Architecture(
         model_type="opt",
         layers="model.decoder.layers",
         embedding="model.decoder.embed_tokens",
-        num_kv_heads="num_attention_heads",
-        intermediate_size="ffn_dim",
     ),
     "gpt_neox": Architecture(
         model_type="gpt_neox",
@@ -94,7 +108,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         embedding="gpt_neox.embed_in",
         head="embed_out",
         base="gpt_neox",
-        num_kv_heads="num_attention_heads",
         ignored=r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",
     ),
     "falcon": Architecture(
@@ -102,17 +115,36 @@ ARCHITECTURES: dict[str, Architecture] = {
         layers="transformer.h",
         embedding="transformer.word_embeddings",
         base="transformer",
-        num_kv_heads="num_kv_heads",
-        intermediate_size="ffn_hidden_size",
+        caches_repeated_heads=True,
     ),
 }
 
 
-def architecture_of(model_type: str) -> Architecture:
-    """Return the table's entry; raises UnsupportedModelError that names the type and lists what is supported."""
+def architecture_of(raw: Mapping[str, Any], *, origin: str) -> Architecture:
+    """Return the entry for a config; `origin` names it in errors.
+
+    Raises UnsupportedModelError for other model types, for quantised weights and for forms of a known architecture that
+    no test has shown to be right.
+    """
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{origin} names no model_type, so the architecture is unknown")
     if model_type not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"headrace cannot stream models of type {model_type!r} correctly yet; it streams: "
             + ", ".join(sorted(ARCHITECTURES))
+        )
+    quantization = raw.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+        raise UnsupportedModelError(
+            f"{origin} describes quantised weights ({method}); headrace streams 16- and 32-bit checkpoints so far"
+        )
+    if raw.get("add_cross_attention") or raw.get("is_encoder_decoder"):
+        raise UnsupportedModelError(f"{origin}: {model_type} with cross-attention cannot be streamed")
+    classes = raw.get("architectures") or []
+    if isinstance(classes, list) and classes and not str(classes[0]).endswith(_CAUSAL_CLASSES):
+        raise UnsupportedModelError(
+            f"{origin}: {classes[0]} is no causal language model, which is all that headrace runs"
         )
     return ARCHITECTURES[model_type]

@@ -1,4 +1,4 @@
-"""Models by name, scaled names, config files and checkpoints, all as shapes.
+"""Models by name, scaled names, config files and checkpoints, each as a `Model`.
 
 gpt-3              the catalogue (`models.toml`)
 gpt-3*1000         scaled (`headrace.model.scaling`)
@@ -10,7 +10,6 @@ llama-3-8b@int4    in another weight format; so Qwen3-8B-AWQ, Qwen3-8B-Q4_K_M
 from __future__ import annotations
 
 import functools
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import CheckpointError, InvalidRequestError, near_names
+from headrace.model.config_fields import read_config
 from headrace.model.formats import find_format, is_format, requantised
 from headrace.model.from_config import model_from_config
 from headrace.model.model import Model
 from headrace.model.scaling import DEPTH_SHARE, scaled
 
-_LARGEST_CONFIG_BYTES = 16 << 20
 _TRAILS = re.compile(
     r"-(instruct|chat|it|hf|base|gguf|mlx|awq|gptq|int4|int8|fp8|fp16|bf16|nvfp4|mxfp4|4bit|8bit|16bit|"
     r"q\d(?:-[01]|-k)?(?:-[sml]|-xl)?|v\d(?:\.\d)?|\d{4})$"
@@ -86,7 +85,7 @@ def model_key(name: str) -> str:
 def named_model(name: str) -> Model:
     """Resolve a catalogue name, also with what publishers add to it (-Instruct, -Q4_K_M.gguf).
 
-    Formats in a name are left aside here: the shape has the entry's own. `find_model` applies them.
+    Formats in a name are left aside here: the model has the entry's own. `find_model` applies them.
     """
     known = _entries()
     key = model_key(name)
@@ -171,18 +170,9 @@ def _from_path(path: Path) -> Model:
         config = path / "config.json"
         if not config.is_file():
             raise CheckpointError(f"{path} has no config.json, no safetensors and no .gguf file")
-        return _from_config(config, name=path.resolve().name)
-    return _from_config(path, name=path.resolve().parent.name if path.name == "config.json" else path.stem)
-
-
-def _from_config(path: Path, *, name: str) -> Model:
-    try:
-        if path.stat().st_size > _LARGEST_CONFIG_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; a config.json has a few thousand")
-        raw = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    return model_from_config(raw, name=name or path.stem, origin=str(path))
+        return model_from_config(read_config(config), name=path.resolve().name, origin=str(config))
+    name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    return model_from_config(read_config(path), name=name or path.stem, origin=str(path))
 
 
 @functools.cache

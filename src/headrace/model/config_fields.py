@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from headrace.errors import CheckpointError
 
 _LARGEST = 2**40
+_LARGEST_FILE_BYTES = 16 << 20
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return what a config.json holds; raises CheckpointError where it is missing or no JSON object."""
+    try:
+        if path.stat().st_size > _LARGEST_FILE_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; a config.json has a few thousand")
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}; a Hugging Face checkpoint directory holds one"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds {type(raw).__name__} where an object is expected")
+    return raw
 
 
 class Fields:

@@ -1,4 +1,4 @@
-"""The shape of a model from its config.json: parameters counted matrix by matrix, to the last one.
+"""A model from its config.json: parameters counted matrix by matrix, to the last one.
 
 Field names are those of the transformers library. What a config does not determine is refused, not guessed.
 """
@@ -37,8 +37,9 @@ class _Attention(NamedTuple):
 
 
 class _FeedForward(NamedTuple):
+    inner: int
     dense: int
-    other: int
+    other: int = 0
     expert: int = 0
     num_experts: int = 0
     per_token: int = 0
@@ -46,8 +47,6 @@ class _FeedForward(NamedTuple):
 
 def model_from_config(raw: Mapping[str, Any], *, name: str, origin: str) -> Model:
     """Translate a config. Raises CheckpointError or UnsupportedModelError naming `origin`, the field and the fault."""
-    if not isinstance(raw, Mapping):
-        raise CheckpointError(f"{origin} holds {type(raw).__name__} where an object is expected")
     outer = raw
     if isinstance(raw.get("text_config"), Mapping) and "num_hidden_layers" not in raw:
         raw = {**raw["text_config"], "model_type": raw["text_config"].get("model_type", raw.get("model_type"))}
@@ -103,9 +102,9 @@ def _gated(fields: Fields, name: str) -> Model:
         kv_heads=kv_heads,
     )
     norms = {"gemma2": 4, "gemma3_text": 4}.get(kind, 2) * hidden
-    dense = _FeedForward(3 * hidden * fields.count("intermediate_size"), 0)
+    dense = _gated_feed(fields, hidden)
     if kind == "llama" and fields.flag("mlp_bias", default=False):
-        dense = dense._replace(other=2 * fields.count("intermediate_size") + hidden)
+        dense = dense._replace(other=2 * dense.inner + hidden)
     feeds = _expert_layers(fields, kind, hidden, layers, dense)
     windows = _windows(fields, kind, layers)
     return _assemble(
@@ -129,17 +128,15 @@ def _expert_layers(fields: Fields, kind: str, hidden: int, layers: int, dense: _
     if per_token > experts:
         raise fields.wrong(f"num_experts_per_tok is {per_token}, but there are {experts} experts")
     if kind == "mixtral":
-        routed = _FeedForward(hidden * experts, 0, 3 * hidden * fields.count("intermediate_size"), experts, per_token)
-        return [routed] * layers
+        return [_FeedForward(dense.inner, hidden * experts, 0, dense.dense, experts, per_token)] * layers
     if kind == "gpt_oss":
-        inner = fields.count("intermediate_size")
-        biases = experts * (2 * inner + hidden) + experts
-        return [_FeedForward(hidden * experts, biases, 3 * hidden * inner, experts, per_token)] * layers
+        biases = experts * (2 * dense.inner + hidden) + experts
+        return [_FeedForward(dense.inner, hidden * experts, biases, dense.dense, experts, per_token)] * layers
     inner = fields.count("moe_intermediate_size")
     shared = 0
     if kind == "qwen2_moe":
         shared = 3 * hidden * fields.count("shared_expert_intermediate_size") + hidden  # and its gate
-    routed = _FeedForward(hidden * experts + shared, 0, 3 * hidden * inner, experts, per_token)
+    routed = _FeedForward(dense.inner, hidden * experts + shared, 0, 3 * hidden * inner, experts, per_token)
     step = fields.count("decoder_sparse_step", default=1)
     only = fields.raw.get("mlp_only_layers") or []
     if not isinstance(only, list) or any(type(index) is not int or not 0 <= index < layers for index in only):
@@ -166,16 +163,16 @@ def _latent(fields: Fields, name: str) -> Model:
         kv_elements=latent + rope,
         kv_heads=1,
     )
-    dense = _FeedForward(3 * hidden * fields.count("intermediate_size"), 0)
+    dense = _gated_feed(fields, hidden)
     experts, per_token = fields.count("n_routed_experts"), fields.count("num_experts_per_tok")
     if per_token > experts:
         raise fields.wrong(f"num_experts_per_tok is {per_token}, but there are {experts} experts")
     inner = fields.count("moe_intermediate_size")
     shared = fields.count("n_shared_experts", default=0, zero=True)
     correction = experts if kind in {"deepseek_v3", "kimi_k2"} else 0
-    routed = _FeedForward(
-        hidden * experts + 3 * hidden * inner * shared, correction, 3 * hidden * inner, experts, per_token
-    )
+    router = hidden * experts
+    expert = 3 * hidden * inner
+    routed = _FeedForward(inner, router + expert * shared, correction, expert, experts, per_token)
     first = fields.count("first_k_dense_replace", default=0, zero=True)
     every = fields.count("moe_layer_freq", default=1)
     feeds = [routed if index >= first and index % every == 0 else dense for index in range(layers)]
@@ -206,10 +203,9 @@ def _glm4_moe(fields: Fields, name: str) -> Model:
     experts, per_token = fields.count("n_routed_experts"), fields.count("num_experts_per_tok")
     inner = fields.count("moe_intermediate_size")
     shared = fields.count("n_shared_experts", default=1, zero=True)
-    routed = _FeedForward(
-        hidden * experts + 3 * hidden * inner * shared, experts, 3 * hidden * inner, experts, per_token
-    )
-    dense = _FeedForward(3 * hidden * fields.count("intermediate_size"), 0)
+    expert = 3 * hidden * inner
+    routed = _FeedForward(inner, hidden * experts + expert * shared, experts, expert, experts, per_token)
+    dense = _gated_feed(fields, hidden)
     first = fields.count("first_k_dense_replace", default=1, zero=True)
     return _assemble(
         fields,
@@ -238,7 +234,7 @@ def _plain(fields: Fields, name: str) -> Model:
     vocab = fields.count("vocab_size")
     kv_heads, context, positions, final = heads, 2048, 0, 2 * hidden
     attention_bias, feed_bias, norms = 4 * hidden, inner + hidden, 4 * hidden
-    tied, extra_embedding, extra_other, head_bias = True, 0, 0, 0
+    tied, wider_table, extra_other, head_bias = True, 0, 0, 0
     if kind in {"gpt2", "openai-gpt"}:
         context = fields.count("n_positions", "max_position_embeddings", "n_ctx", default=1024)
         positions = context
@@ -251,7 +247,7 @@ def _plain(fields: Fields, name: str) -> Model:
         if not fields.flag("do_layer_norm_before", default=True):
             final = 0
         if projection != hidden:
-            extra_embedding = vocab * (projection - hidden)
+            wider_table = vocab * (projection - hidden)
             extra_other = 2 * projection * hidden
         tied = fields.flag("tie_word_embeddings", default=True)
     elif kind == "bloom":
@@ -274,18 +270,18 @@ def _plain(fields: Fields, name: str) -> Model:
         feed_bias = (inner + hidden) * bias
     _divides(fields, heads, kv_heads)
     attention = _grouped(hidden, heads, kv_heads, head_dim)._replace(other=attention_bias)
-    model = _assemble(
+    return _assemble(
         fields,
         name,
         hidden=hidden,
-        layers=[(attention, _FeedForward(2 * hidden * inner, feed_bias), norms, 0)] * layers,
+        layers=[(attention, _FeedForward(inner, 2 * hidden * inner, feed_bias), norms, 0)] * layers,
         vocab=vocab,
         context=context,
         final=final + extra_other + head_bias,
         tied=fields.flag("tie_word_embeddings", default=tied),
-        extra_embedding=positions * hidden + extra_embedding,
+        positions=positions * hidden,
+        wider_table=wider_table,
     )
-    return model
 
 
 def _phi3(fields: Fields, name: str) -> Model:
@@ -295,7 +291,7 @@ def _phi3(fields: Fields, name: str) -> Model:
     kv_heads = fields.count("num_key_value_heads", default=heads)
     _divides(fields, heads, kv_heads)
     attention = _grouped(hidden, heads, kv_heads, _head_dim(fields, hidden, heads))
-    feed = _FeedForward(3 * hidden * fields.count("intermediate_size"), 0)
+    feed = _gated_feed(fields, hidden)
     return _assemble(
         fields,
         name,
@@ -314,7 +310,7 @@ def _palm(fields: Fields, name: str) -> Model:
     heads = fields.count("num_attention_heads")
     kv_heads = fields.count("num_key_value_heads", default=1)
     attention = _grouped(hidden, heads, kv_heads, _head_dim(fields, hidden, heads))
-    feed = _FeedForward(3 * hidden * fields.count("intermediate_size"), 0)
+    feed = _gated_feed(fields, hidden)
     return _assemble(
         fields,
         name,
@@ -373,6 +369,11 @@ def _divides(fields: Fields, heads: int, kv_heads: int) -> None:
         raise fields.wrong(f"{heads} attention heads are no multiple of {kv_heads} key-value heads")
 
 
+def _gated_feed(fields: Fields, hidden: int) -> _FeedForward:
+    inner = fields.count("intermediate_size")
+    return _FeedForward(inner, 3 * hidden * inner)
+
+
 def _grouped(hidden: int, heads: int, kv_heads: int, head_dim: int) -> _Attention:
     return _Attention(
         matrices=hidden * (heads + 2 * kv_heads) * head_dim + heads * head_dim * hidden,
@@ -389,9 +390,11 @@ def _windows(fields: Fields, kind: str, layers: int) -> list[int]:
     """Window in tokens of each layer; 0 where the whole context is seen."""
     window = fields.count("sliding_window", default=0, zero=True)
     kinds = fields.raw.get("layer_types")
+    used = fields.flag("use_sliding_window", default=not kind.startswith("qwen"))
     if kinds is not None:
-        return [window if name == "sliding_attention" else 0 for name in _layer_types(fields, kinds, layers, window)]
-    if not window or (kind.startswith("qwen") and not fields.flag("use_sliding_window", default=False)):
+        named = _layer_types(fields, kinds, layers, window)
+        return [window if used and name == "sliding_attention" else 0 for name in named]
+    if not window or not used or kind in {"llama", "gemma"}:
         return [0] * layers
     if kind == "gemma3_text":
         pattern = fields.count("sliding_window_pattern", default=6)
@@ -429,8 +432,10 @@ def _assemble(
     context: int,
     final: int,
     tied: bool,
-    extra_embedding: int = 0,
+    positions: int = 0,
+    wider_table: int = 0,
 ) -> Model:
+    table = vocab * hidden + wider_table
     groups = [
         LayerGroup(layer=_layer(*described), count=len(list(run))) for described, run in itertools.groupby(layers)
     ]
@@ -440,10 +445,11 @@ def _assemble(
         hidden_size=hidden,
         vocab_size=vocab,
         context_tokens=context,
-        embedding_parameters=vocab * hidden + extra_embedding,
-        embedding_bytes=2.0 * (vocab * hidden + extra_embedding),
-        head_parameters=vocab * hidden,
-        head_bytes=2.0 * vocab * hidden,
+        embedding_parameters=table + positions,
+        embedding_bytes=2.0 * (table + positions),
+        position_parameters=positions,
+        head_parameters=table,
+        head_bytes=2.0 * table,
         tied=tied,
         other_parameters=final,
         other_bytes=2.0 * final,
@@ -470,4 +476,5 @@ def _layer(attention: _Attention, feed: _FeedForward, norms: int, window: int) -
         kv_elements_per_token=attention.kv_elements,
         kv_heads=attention.kv_heads,
         window_tokens=window,
+        intermediate_size=feed.inner,
     )

@@ -1,20 +1,20 @@
-"""Shapes with the exact bytes of a checkpoint or a GGUF file: what the tensors take as they are stored."""
+"""Models with the exact bytes of a checkpoint or a GGUF file: what the tensors take as they are stored."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import CheckpointCorruptError, CheckpointError, UnsupportedModelError
+from headrace.errors import CheckpointCorruptError, UnsupportedModelError
+from headrace.model.config_fields import read_config
 from headrace.model.from_config import model_from_config
-from headrace.model.gguf_index import GgufIndex
+from headrace.model.gguf_index import GgufIndex, GgufTensor
 from headrace.model.model import Layer, LayerGroup, Model
-from headrace.model.safetensors_index import TensorIndex
+from headrace.model.safetensors_index import TensorEntry, TensorIndex
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blk|block)\.(\d+)\.")
 _EXPERT = re.compile(r"(?:\.experts\.|_exps\.)")
@@ -43,46 +43,26 @@ _FIELDS = {
 }
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """One tensor as stored: what the tally needs of either index."""
-
-    name: str
-    elements: int
-    size_bytes: int
-    is_matrix: bool
-
-
 def model_from_checkpoint(directory: Path) -> Model:
-    """Return the shape of a safetensors checkpoint directory, its bytes those of its tensors.
+    """Return the model of a safetensors checkpoint directory, its bytes those of its tensors.
 
     Raises CheckpointError for what cannot be read and UnsupportedModelError for unknown architectures.
     """
     index = TensorIndex.from_directory(directory)
-    try:
-        raw = json.loads((directory / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} cannot be read as JSON: {error}") from error
-    made = model_from_config(raw, name=directory.resolve().name, origin=str(directory / "config.json"))
-    stored = [
-        _Stored(entry.name, entry.num_elements, entry.size_bytes, len(entry.shape) > 1)
-        for entry in index.entries.values()
-    ]
-    return _with_bytes(made, stored, origin=str(directory))
+    path = directory / "config.json"
+    made = model_from_config(read_config(path), name=directory.resolve().name, origin=str(path))
+    return with_stored_bytes(made, index.entries.values(), origin=str(directory))
 
 
 def model_from_gguf(path: Path) -> Model:
-    """Return the shape of a GGUF file (or its parts), its bytes those of its tensors."""
+    """Return the model of a GGUF file (or its parts), its bytes those of its tensors."""
     index = GgufIndex.from_file(path)
     architecture = index.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise CheckpointCorruptError(f"{path} names no general.architecture")
     config = _config_of(index.metadata, architecture, index, path)
     made = model_from_config(config, name=path.stem, origin=str(path))
-    stored = [
-        _Stored(tensor.name, tensor.num_elements, tensor.size_bytes, len(tensor.shape) > 1) for tensor in index.tensors
-    ]
-    model = _with_bytes(made, stored, origin=str(path))
+    model = with_stored_bytes(made, index.tensors, origin=str(path))
     prevailing: dict[str, int] = {}
     for tensor in index.tensors:
         prevailing[tensor.type_name] = prevailing.get(tensor.type_name, 0) + tensor.size_bytes
@@ -97,7 +77,7 @@ def _config_of(metadata: Mapping[str, Any], architecture: str, index: GgufIndex,
     config: dict[str, Any] = {"model_type": kinds.get(architecture, architecture)}
     for field, key in _FIELDS.items():
         value: Any = metadata.get(f"{architecture}.{key}")
-        if isinstance(value, list):  # one entry per layer: shapes know one number
+        if isinstance(value, list):  # one entry per layer: models know one number
             value = max((item for item in value if isinstance(item, int)), default=None)
         if value is not None:
             config[field] = value
@@ -124,7 +104,7 @@ def _config_of(metadata: Mapping[str, Any], architecture: str, index: GgufIndex,
     return config
 
 
-def _with_bytes(made: Model, stored: Sequence[_Stored], *, origin: str) -> Model:
+def with_stored_bytes(made: Model, stored: Iterable[TensorEntry | GgufTensor], *, origin: str) -> Model:
     """Replace the computed bytes by the stored ones: layer by layer, experts apart, ends and the rest apart."""
     layers: dict[int, dict[str, float]] = {}
     table = positions = head = rest = 0.0
@@ -165,8 +145,8 @@ def _with_bytes(made: Model, stored: Sequence[_Stored], *, origin: str) -> Model
     )
 
 
-def _part(tensor: _Stored) -> str:
-    if not tensor.is_matrix:
+def _part(tensor: TensorEntry | GgufTensor) -> str:
+    if len(tensor.shape) < 2:
         return "other"
     if _EXPERT.search(tensor.name):
         return "expert"

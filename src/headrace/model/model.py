@@ -1,8 +1,7 @@
-"""A model as arithmetic and memory see it, known from its config alone: no tensor of it needs to exist.
+"""A model as arithmetic, memory and links see it, known from its config alone: no tensor of it needs to exist.
 
-Where `StoredModel` describes a checkpoint's byte ranges, a `Model` describes a kind of model: GPT-3, or one a
-thousand times its size. One made from a tensor index holds that checkpoint's exact bytes. Formulas:
-docs/formulas.md, section 1.
+GPT-3, or one a thousand times its size. A `StoredModel` is one whose blocks have a place on disk; one made from a
+tensor index holds that file's exact bytes. Formulas: docs/formulas.md, section 1.
 """
 
 from __future__ import annotations
@@ -11,6 +10,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, RowSlice, product_slices
+from headrace.model.layout import align_up
+
+WORK_SPACE_CONSTANT_BYTES = 28 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,8 @@ class Layer:
     """into how many parts width parallelism can split the cache: key-value heads; 1 for a latent cache"""
     window_tokens: int = 0
     """sliding window; 0: the whole context is kept"""
+    intermediate_size: int = 0
+    """inner width of the feed-forward; of experts, at least theirs"""
 
     @property
     def parameters(self) -> int:
@@ -106,10 +113,13 @@ class Model:
     embedding_parameters: int
     """token and position tables; a pass reads a few rows of them"""
     embedding_bytes: float
+    position_parameters: int = 0
+    """of `embedding_parameters`, those of the position table"""
     head_parameters: int
     """the output projection, counted also where it is the embedding table (`tied`)"""
     head_bytes: float
     tied: bool = False
+    """the head's matrix is the embedding table"""
     other_parameters: int = 0
     other_bytes: float = 0.0
     weight_format: str = "bf16"
@@ -156,13 +166,17 @@ class Model:
         elements = sum(group.count * group.layer.kv_elements_per_token for group in self.groups)
         return elements * self.kv_element_bytes
 
-    def kv_cache_bytes(self, *, sequences: float, context_tokens: float) -> float:
-        """Bytes of the cache of `sequences` contexts."""
+    def kv_cache_bytes(self, *, sequences: float, context_tokens: float, element_bytes: float | None = None) -> float:
+        """Bytes of the cache of `sequences` contexts; a sliding window keeps no more than itself."""
         elements = sum(
             group.count * group.layer.kv_elements_per_token * group.layer.cached_tokens(context_tokens)
             for group in self.groups
         )
-        return sequences * elements * self.kv_element_bytes
+        return sequences * elements * (self.kv_element_bytes if element_bytes is None else element_bytes)
+
+    def kv_pool_bytes(self, *, positions: int, element_bytes: int) -> int:
+        """Bytes of keys and values of so many positions in every layer, whatever its window."""
+        return positions * element_bytes * sum(group.count * group.layer.kv_elements_per_token for group in self.groups)
 
     def linear_flops(self, *, tokens: float, head_tokens: float) -> float:
         """Operations of all matrix products of a pass: two per element and token (the head: sampled positions)."""
@@ -179,3 +193,103 @@ class Model:
     def with_kv_element_bytes(self, element_bytes: float) -> Model:
         """The same model with its cache in another format."""
         return replace(self, kv_element_bytes=element_bytes)
+
+    # -- as blocks --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """What travels as one, in the order of a pass: the layers, then the head."""
+        layers = [self._layer_block(number, layer) for number, layer in enumerate(self.layers())]
+        head = Block(
+            index=len(layers),
+            name="head",
+            head_rows=RowSlice(0, self.vocab_size),
+            size_bytes=math.ceil(self.head_bytes),
+            parameters=self.head_parameters,
+            active_parameters=float(self.head_parameters),
+        )
+        return (*layers, head)
+
+    def _layer_block(self, number: int, layer: Layer) -> Block:
+        widest = max(layer.query_heads * layer.key_dim, 0 if layer.num_experts else layer.intermediate_size)
+        return Block(
+            index=number,
+            name=f"layer {number}",
+            layer_index=number,
+            size_bytes=math.ceil(layer.size_bytes),
+            parameters=layer.parameters,
+            active_parameters=float(layer.active_parameters),
+            kv_elements_per_token=layer.kv_elements_per_token,
+            window_tokens=layer.window_tokens,
+            module_parameters=widest * self.hidden_size,
+            fused_parameters=layer.num_experts * layer.expert_parameters,
+        )
+
+    @property
+    def table_parameters(self) -> int:
+        """Elements of the table of token embeddings."""
+        return self.embedding_parameters - self.position_parameters
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the table of token embeddings as stored."""
+        return math.ceil(self.embedding_bytes * self.table_parameters / self.embedding_parameters)
+
+    @property
+    def fixed_parameters(self) -> int:
+        """Elements of the small tensors that always stay: final norm, position table and the like."""
+        return self.other_parameters + self.position_parameters
+
+    @property
+    def fixed_read_bytes(self) -> int:
+        """Bytes read to bring the small tensors."""
+        return align_up(math.ceil(self.other_bytes + self.embedding_bytes) - self.table_bytes)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Inner width of the widest feed-forward."""
+        return max(group.layer.intermediate_size for group in self.groups)
+
+    def work_space_bytes(self, *, sequences: int, new_tokens: int, context_tokens: int, element_bytes: int) -> int:
+        """Bytes that activations of one pass hold at their peak, from above.
+
+        Counted per token: in the feed-forward part the residual, the norm's float32 copies and four tensors of the
+        intermediate width (a mixture of experts handles each token `experts_per_token` times); in attention query,
+        key, value, their rotated copies and the output; beside them keys and values repeated to all heads (grouped
+        attention), the mask, and the last position's logits (two in the compute dtype, four float32 copies) with, for
+        16-bit products, the libraries' reordered copy of as much of the head as is multiplied at once. A constant
+        covers the allocator and what the libraries load late.
+        """
+        tokens = sequences * new_tokens
+        norm = 3 * self.hidden_size * 4
+        mask = sequences * new_tokens * context_tokens * (1 + element_bytes)
+        layers = 0
+        for layer in {group.layer for group in self.groups}:
+            times = max(1, layer.experts_per_token)
+            query_width = layer.query_heads * layer.key_dim
+            feed_forward = (4 * self.hidden_size + 4 * times * layer.intermediate_size) * element_bytes
+            kept = 5 * query_width + 5 * layer.kv_elements_per_token // 2
+            attention = (4 * self.hidden_size + kept) * element_bytes
+            repeated = 2 * sequences * context_tokens * query_width * element_bytes
+            layers = max(layers, tokens * (max(feed_forward, attention) + norm) + repeated + mask)
+        logits = sequences * self.vocab_size * (4 * 4 + 2 * element_bytes)
+        at_once = max(last - first for first, last in product_slices(self.vocab_size, HEAD_CHUNK_ROWS))
+        reordered = at_once * self.hidden_size * 2 if element_bytes == 2 else 0
+        ends = logits + reordered + tokens * self.hidden_size * element_bytes
+        return max(layers, ends) + WORK_SPACE_CONSTANT_BYTES
+
+    def packed_work_space_bytes(
+        self, *, pass_tokens: int, samples: int, context_tokens: int, element_bytes: int
+    ) -> int:
+        """Bytes that activations of a packed pass hold at their peak, from above (see `work_space_bytes`).
+
+        Chunks of prompts have masks, a byte and a float for each head of a group, and the rows of sampled logits
+        count as sequences.
+        """
+        groups = max(group.layer.query_heads // group.layer.kv_heads for group in self.groups)
+        masks = pass_tokens * context_tokens * groups * (1 + 4)
+        layer = self.work_space_bytes(
+            sequences=1, new_tokens=pass_tokens, context_tokens=context_tokens, element_bytes=element_bytes
+        )
+        logits = self.work_space_bytes(sequences=samples, new_tokens=1, context_tokens=1, element_bytes=element_bytes)
+        return max(layer, logits + pass_tokens * self.hidden_size * element_bytes) + masks

@@ -72,7 +72,7 @@ def _whole_heads(model: Model, width: float) -> float:
 
 
 def _with(model: Model, layers: int, width: float) -> Model:
-    """Return the shape with so many layers and `width` times as wide."""
+    """Return the model with so many layers and `width` times as wide."""
     counts = _shared_out([group.count for group in model.groups], layers)
     groups = tuple(
         LayerGroup(layer=_wider(group.layer, width), count=count)
@@ -85,6 +85,7 @@ def _with(model: Model, layers: int, width: float) -> Model:
         hidden_size=max(1, round(model.hidden_size * width)),
         embedding_parameters=round(model.embedding_parameters * width),
         embedding_bytes=model.embedding_bytes * width,
+        position_parameters=round(model.position_parameters * width),
         head_parameters=round(model.head_parameters * width),
         head_bytes=model.head_bytes * width,
         other_parameters=round(model.other_parameters * width),
@@ -109,6 +110,7 @@ def _wider(layer: Layer, width: float) -> Layer:
         expert_bytes=layer.expert_bytes * square,
         other_parameters=round(layer.other_parameters * width),
         other_bytes=layer.other_bytes * width,
+        intermediate_size=round(layer.intermediate_size * width),
         query_heads=heads,
         kv_heads=max(1, round(layer.kv_heads * kv_growth)),
         kv_elements_per_token=max(1, round(layer.kv_elements_per_token * kv_growth)),

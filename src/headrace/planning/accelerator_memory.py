@@ -12,8 +12,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError
-from headrace.model.blocks import Block, StoredModel
+from headrace.model.blocks import Block
 from headrace.model.layout import PAGE_BYTES, align_device, align_up
+from headrace.model.stored_model import StoredModel
 from headrace.planning.plan import (
     ELEMENT_BYTES,
     STORED_AS,
@@ -24,7 +25,7 @@ from headrace.planning.plan import (
     Placement,
     Workload,
 )
-from headrace.planning.planner import Request, largest_module_bytes
+from headrace.planning.planner import Request
 
 LIBRARY_WORK_SPACE_BYTES = 64 << 20
 """What an accelerator's matrix libraries keep for themselves beside tensors."""
@@ -129,8 +130,7 @@ class AcceleratorRequest:
     @cached_property
     def fixed_bytes(self) -> int:
         """The small tensors that always stay on the device."""
-        elements = sum(entry.num_elements for entry in self.model.fixed)
-        return align_up(elements * ELEMENT_BYTES[self.compute_dtype])
+        return align_up(self.model.fixed_parameters * ELEMENT_BYTES[self.compute_dtype])
 
     @cached_property
     def work_space_bytes(self) -> int:
@@ -164,7 +164,7 @@ class AcceleratorRequest:
     def _largest_module_bytes(self) -> int:
         element_bytes = ELEMENT_BYTES[self.compute_dtype]
         layers = [block for block in self.model.blocks if block.head_rows is None]
-        return max(largest_module_bytes(block, element_bytes, converts=self._converts) for block in layers)
+        return max(block.module_bytes(element_bytes, converts=self._converts) for block in layers)
 
     def cache_sides(self, arrangement: Arrangement) -> CacheSides:
         """Keys and values on either side of the link."""
@@ -184,12 +184,12 @@ class AcceleratorRequest:
         device, host = self.device_memory(arrangement), self.host_memory(arrangement)
         if self.model.tied and head_stays:
             return ArrangedMemory(device, host, EmbeddingPlacement.HEAD)
-        table_bytes = align_device(self.model.embedding.num_elements * ELEMENT_BYTES[self.compute_dtype])
+        table_bytes = align_device(self.model.table_parameters * ELEMENT_BYTES[self.compute_dtype])
         if all(place is Placement.DEVICE for place in arrangement.places):
             with_table = self.device_memory(arrangement, embedding_bytes=table_bytes)
             if with_table.total_bytes <= self.budget_bytes:
                 return ArrangedMemory(with_table, host, EmbeddingPlacement.RESIDENT)
-        with_table_there = self.host_memory(arrangement, embedding_bytes=align_up(self.model.embedding.size_bytes))
+        with_table_there = self.host_memory(arrangement, embedding_bytes=align_up(self.model.table_bytes))
         if with_table_there.total_bytes <= self.host_budget_bytes:
             return ArrangedMemory(device, with_table_there, EmbeddingPlacement.HOST)
         return ArrangedMemory(device, host, EmbeddingPlacement.ROWS)
@@ -230,13 +230,8 @@ def slot_bytes(request: AcceleratorRequest, places: tuple[Placement, ...]) -> in
 
 def cache_bytes(model: StoredModel, work: Workload, compute_dtype: str, *, tokens: int) -> tuple[int, ...]:
     """Keys and values of each block when every sequence has `tokens`; a sliding window keeps no more than itself."""
-    config = model.config
-    position_bytes = 2 * work.sequences * config.num_kv_heads * config.head_dim * ELEMENT_BYTES[compute_dtype]
-    windows = config.sliding_windows
-    return tuple(
-        0 if layer is None else position_bytes * min(tokens, windows[layer] or tokens)
-        for layer in (block.layer_index for block in model.blocks)
-    )
+    bytes_per_element = work.sequences * ELEMENT_BYTES[compute_dtype]
+    return tuple(block.kv_elements(tokens) * bytes_per_element for block in model.blocks)
 
 
 def cache_sides(
@@ -251,7 +246,7 @@ def cache_sides(
     for block, size, place in zip(model.blocks, of_blocks, places, strict=True):
         if place is Placement.CPU:
             host += size
-        elif on_host and offloads_cache(model, block):
+        elif on_host and offloads_cache(block):
             host += size
             visiting = max(visiting, size)
         else:
@@ -259,9 +254,9 @@ def cache_sides(
     return CacheSides(device + CACHE_LAYERS_ON_DEVICE * visiting, host)
 
 
-def offloads_cache(model: StoredModel, block: Block) -> bool:
+def offloads_cache(block: Block) -> bool:
     """Whether a block's keys and values are worth keeping on the host: a full-attention layer's, which grow."""
-    return block.layer_index is not None and not model.config.sliding_windows[block.layer_index]
+    return block.kv_elements_per_token > 0 and not block.window_tokens
 
 
 def _buffer_bytes(largest: int) -> int:

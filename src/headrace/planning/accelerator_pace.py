@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from headrace.errors import MachineError
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.accelerator_memory import CHUNK_BYTES, cache_bytes, offloads_cache
 from headrace.planning.estimate import (
     DECODE_PASSES_SIMULATED,
@@ -94,7 +94,7 @@ def tiered_times(
                 + pace.activation_transfer_s(work.sequences * work.prompt_tokens),
                 decode_s=pace.processor_layer.decode_s * share + pace.activation_transfer_s(work.sequences),
             )
-        elif cache_on_host and offloads_cache(model, block):
+        elif cache_on_host and offloads_cache(block):
             visit_s = caches[index] / pace.link_bytes_per_s + pace.copy_latency_s
             if place in TRAVELLING:
                 times = times._replace(copy_s=times.copy_s + visit_s)

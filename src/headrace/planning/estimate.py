@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.machine import Machine
-from headrace.model.blocks import Block, StoredModel
+from headrace.model.blocks import Block
+from headrace.model.stored_model import StoredModel
 from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
 from headrace.planning.simulation.simulator import BlockTimes, Scenario, Simulated, least_s, simulate
 from headrace.planning.timeline import Timeline
@@ -107,7 +108,7 @@ class PassOverheads(NamedTuple):
     @classmethod
     def of(cls, model: StoredModel, work: Workload, pace: Pace, *, rows_from_disk: bool) -> PassOverheads:
         """Add the rows of the embedding that a pass looks up, where they are read one by one."""
-        vocabulary = model.embedding.shape[0]
+        vocabulary = model.vocab_size
         first, further = (
             pace.row_s * distinct_rows(vocabulary, tokens) if rows_from_disk else 0.0
             for tokens in (work.sequences * work.prompt_tokens, work.sequences)

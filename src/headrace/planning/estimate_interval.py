@@ -13,7 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 from headrace.machine.quantity import Interval, Quantity, interval_of
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.accelerator_pace import AcceleratorPace, predict_on_accelerator
 from headrace.planning.estimate import LayerTimes, Pace, Prediction, predict
 from headrace.planning.planner import Candidate

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.machine import Machine
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.plan import COMPUTE_DTYPES, STORED_AS, Strategy, Workload
 from headrace.units import parse_rate, parse_size
 
@@ -108,7 +108,7 @@ def make_options(
         raise InvalidRequestError(f"unknown strategy {strategy!r}; choose auto, {names}")
     if dtype != "auto" and dtype not in COMPUTE_DTYPES:
         raise InvalidRequestError(f"unsupported dtype {dtype!r}; choose auto, {', '.join(COMPUTE_DTYPES)}")
-    longest = model.config.context_tokens
+    longest = model.context_tokens
     max_tokens = min(longest, DEFAULT_MAX_TOKENS) if max_tokens is None else max_tokens
     if not 2 <= max_tokens <= longest:
         raise InvalidRequestError(

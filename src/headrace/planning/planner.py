@@ -15,8 +15,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from headrace.errors import BudgetError
-from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, StoredModel, product_slices
+from headrace.model.blocks import HEAD_CHUNK_ROWS, product_slices
 from headrace.model.layout import PAGE_BYTES, align_up
+from headrace.model.stored_model import StoredModel
 from headrace.planning.estimate import Pace, Prediction, TimeFloor, block_times, predict
 from headrace.planning.plan import (
     ELEMENT_BYTES,
@@ -77,8 +78,7 @@ class Request:
         return MemoryUse(
             resident_bytes=0,
             slots_bytes=0,
-            fixed_bytes=align_up(sum(entry.num_elements for entry in model.fixed) * element_bytes)
-            + model.fixed_layout.footprint_bytes,
+            fixed_bytes=align_up(model.fixed_parameters * element_bytes) + model.fixed_read_bytes,
             embedding_bytes=0,
             conversion_bytes=conversion_bytes(self),
             kv_cache_bytes=self._kv_cache_bytes(element_bytes),
@@ -88,8 +88,10 @@ class Request:
     def _kv_cache_bytes(self, element_bytes: int) -> int:
         model, work = self.model, self.workload
         if self.packed is None:
-            return model.kv_cache_bytes(
-                sequences=work.sequences, tokens=work.context_tokens, element_bytes=element_bytes
+            return round(
+                model.kv_cache_bytes(
+                    sequences=work.sequences, context_tokens=work.context_tokens, element_bytes=element_bytes
+                )
             )
         return model.kv_pool_bytes(positions=self.packed.positions, element_bytes=element_bytes)
 
@@ -291,9 +293,7 @@ def _memory(
         request.beside_blocks,
         resident_bytes=sum(block.read_bytes for block, stays in zip(model.blocks, resident, strict=True) if stays),
         slots_bytes=slots * _slot_bytes(model, resident),
-        embedding_bytes=align_up(model.embedding.size_bytes) + 2 * PAGE_BYTES
-        if embedding is EmbeddingPlacement.RESIDENT
-        else 0,
+        embedding_bytes=align_up(model.table_bytes) + 2 * PAGE_BYTES if embedding is EmbeddingPlacement.RESIDENT else 0,
     )
 
 
@@ -309,26 +309,13 @@ def conversion_bytes(request: Request) -> int:
     largest = 0
     for block in model.blocks:
         if block.head_rows is not None:
-            slices = product_slices(block.head_rows.last - block.head_rows.first, HEAD_CHUNK_ROWS)
+            count = block.head_rows.last - block.head_rows.first
             if converts:
-                rows = max(part.last - part.first for part in slices)
-                largest = max(largest, rows * block.tensors[0].shape[1] * element_bytes)
+                rows = max(part.last - part.first for part in product_slices(count, HEAD_CHUNK_ROWS))
+                largest = max(largest, rows * (block.parameters // count) * element_bytes)
         else:
-            largest = max(largest, largest_module_bytes(block, element_bytes, converts=converts))
+            largest = max(largest, block.module_bytes(element_bytes, converts=converts))
     return align_up(largest) + 2 * PAGE_BYTES if largest else 0
-
-
-def largest_module_bytes(block: Block, element_bytes: int, *, converts: bool) -> int:
-    """Bytes of the largest module of a layer that is converted, or put together from experts; 0 where none is."""
-    modules: dict[str, int] = {}
-    for entry in block.tensors:
-        module = entry.name.rsplit(".", 1)[0]
-        fused = ".experts." in module  # the model holds all experts as one tensor, the checkpoint one by one
-        if fused:
-            module = module.split(".experts.")[0]
-        if converts or fused:
-            modules[module] = modules.get(module, 0) + entry.num_elements * element_bytes + 64
-    return max(modules.values(), default=0)
 
 
 def _too_small(request: Request, strategy: Strategy) -> BudgetError:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 
 from headrace.errors import CheckpointError
-from headrace.model.blocks import Block, StoredModel, build_stored_model
+from headrace.model.config_fields import read_config
 from headrace.model.layout import PAGE_BYTES, align_down, align_up
-from headrace.model.model_config import read_config
 from headrace.model.safetensors_index import TensorEntry, TensorIndex
+from headrace.model.stored_model import StoredBlock, StoredModel, build_stored_model
 from headrace.streaming.arena import Arena, Piece
 from headrace.streaming.source import DirectFiles
 
@@ -62,7 +62,7 @@ class Checkpoint:
 
     def __init__(self, directory: Path, *, cut_head: bool = True) -> None:
         self.directory = directory
-        config = read_config(directory)
+        config = read_config(directory / "config.json")
         self.index = TensorIndex.from_directory(directory)
         self.model: StoredModel = build_stored_model(directory.resolve().name, config, self.index, cut_head=cut_head)
         for entry in (*self.model.blocks[0].tensors, *self.model.fixed, self.model.embedding):
@@ -75,7 +75,7 @@ class Checkpoint:
         """Open the files once more for a reader of its own; the caller closes them."""
         return DirectFiles(self.index.files)
 
-    def read_block(self, block: Block, piece: Piece) -> None:
+    def read_block(self, block: StoredBlock, piece: Piece) -> None:
         """Read one block now, in this thread, into `piece` (at least its footprint)."""
         source = self.open_source()
         try:
@@ -85,7 +85,7 @@ class Checkpoint:
         finally:
             source.close()
 
-    def read_aligned(self, block: Block) -> torch.Tensor:
+    def read_aligned(self, block: StoredBlock) -> torch.Tensor:
         """One block as an accelerator holds it, in host memory of its own: uint8, `block.held_bytes` long."""
         arena = Arena(block.read_bytes)
         try:

@@ -11,7 +11,7 @@ from torch import nn
 
 from headrace.inference.batching.ragged_pass import RaggedCache, attend_alone
 from headrace.inference.batching.sampling import Decoding, Sampler, sample_all
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.jobs.forecast import PackedCosts
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool, Turn
 
@@ -45,11 +45,11 @@ def rehearse_packing(model: StoredModel, dtype: torch.dtype) -> PackedCosts:
 
 
 def _attention_s(model: StoredModel, dtype: torch.dtype, length: int, tokens: int) -> float:
-    config = model.config
+    layer = next(model.layers())
     cache = RaggedCache(positions=SEQUENCES * length)
     turns = [Turn(number, length - tokens, tokens, number * length, samples=True) for number in range(SEQUENCES)]
-    query = torch.randn(1, config.num_heads, SEQUENCES * tokens, config.head_dim).to(dtype)
-    states = torch.randn(1, config.num_kv_heads, SEQUENCES * length, config.head_dim).to(dtype)
+    query = torch.randn(1, layer.query_heads, SEQUENCES * tokens, layer.key_dim).to(dtype)
+    states = torch.randn(1, layer.kv_heads, SEQUENCES * length, layer.key_dim).to(dtype)
     cache.place(torch.arange(SEQUENCES * length))
     cache.update(states, states, 0)
     module = _Module()
@@ -57,7 +57,7 @@ def _attention_s(model: StoredModel, dtype: torch.dtype, length: int, tokens: in
 
 
 def _sample_s(model: StoredModel, dtype: torch.dtype) -> float:
-    logits = torch.randn(SEQUENCES, model.config.vocab_size).to(dtype)
+    logits = torch.randn(SEQUENCES, model.vocab_size).to(dtype)
     choosers = [Sampler(Decoding(), 0, frozenset()) for _ in range(SEQUENCES)]
     return _typical(lambda: sample_all(choosers, logits)) / SEQUENCES
 

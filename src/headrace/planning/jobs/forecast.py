@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headrace.errors import BudgetError
-from headrace.model.blocks import StoredModel
+from headrace.model.stored_model import StoredModel
 from headrace.planning.estimate import Pace, distinct_rows
 from headrace.planning.jobs.packing import Need, PackedPass, PassScheduler, PositionPool
 from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
@@ -134,7 +134,7 @@ class PassTimes:
         costs = self._costs
         rows_s = 0.0
         if self._plan.embedding is EmbeddingPlacement.ROWS:
-            rows_s = self._pace.row_s * distinct_rows(self._model.embedding.shape[0], load.tokens)
+            rows_s = self._pace.row_s * distinct_rows(self._model.vocab_size, load.tokens)
         attention_s = costs.turn_s * load.turns + costs.key_s * load.keys + costs.product_s * load.products
         outside_s = costs.sample_s * load.samples + costs.bookkeeping_s * load.turns
         return products_s + self._pace.pass_overhead_s + rows_s + self._layers * attention_s + outside_s

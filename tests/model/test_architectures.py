@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from headrace.errors import CheckpointError, UnsupportedModelError
-from headrace.model.architectures import ARCHITECTURES
-from headrace.model.model_config import ModelConfig, parse_config, read_config
+from headrace.model.architectures import ARCHITECTURES, architecture_of
+from headrace.model.config_fields import read_config
+from headrace.model.from_config import model_from_config
+from headrace.model.model import Model
 
 Raw = dict[str, Any]
 
@@ -177,17 +179,27 @@ PUBLISHED: dict[str, tuple[Raw, tuple[int, ...], tuple[int, int], tuple[int, int
 }
 
 
-def dimensions(parsed: ModelConfig) -> tuple[int, ...]:
+def streamed(raw: Raw, *, origin: str = "c") -> Model:
+    return architecture_of(raw, origin=origin).model_of(raw, name="model", origin=origin)
+
+
+def dimensions(model: Model) -> tuple[int, ...]:
+    layer = next(model.layers())
+    assert layer.kv_elements_per_token == 2 * layer.kv_heads * layer.key_dim
     return (
-        parsed.hidden_size,
-        parsed.intermediate_size,
-        parsed.num_layers,
-        parsed.num_heads,
-        parsed.num_kv_heads,
-        parsed.head_dim,
-        parsed.vocab_size,
-        parsed.context_tokens,
+        model.hidden_size,
+        layer.intermediate_size,
+        model.num_layers,
+        layer.query_heads,
+        layer.kv_heads,
+        layer.key_dim,
+        model.vocab_size,
+        model.context_tokens,
     )
+
+
+def windows_of(model: Model) -> tuple[int, ...]:
+    return tuple(layer.window_tokens for layer in model.layers())
 
 
 def test_every_supported_architecture_has_a_published_config_here() -> None:
@@ -197,12 +209,12 @@ def test_every_supported_architecture_has_a_published_config_here() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs(name: str) -> None:
     raw, expected, windows, experts = PUBLISHED[name]
-    parsed = parse_config(raw, origin="config.json")
-    assert parsed.architecture is ARCHITECTURES[raw["model_type"]]
-    assert dimensions(parsed) == expected
-    assert (parsed.sliding_windows[0], parsed.sliding_windows[-1]) == windows
-    assert len(parsed.sliding_windows) == parsed.num_layers
-    assert (parsed.num_experts, parsed.experts_per_token) == experts
+    model = streamed(raw)
+    assert architecture_of(raw, origin="c") is ARCHITECTURES[raw["model_type"]]
+    assert dimensions(model) == expected
+    assert (windows_of(model)[0], windows_of(model)[-1]) == windows
+    layer = next(model.layers())
+    assert (layer.num_experts, layer.experts_per_token) == experts
 
 
 def llama(**fields: Any) -> Raw:
@@ -215,20 +227,20 @@ def llama(**fields: Any) -> Raw:
 
 
 def test_defaults() -> None:
-    parsed = parse_config(
-        llama(num_key_value_heads=None, intermediate_size=None, max_position_embeddings=None), origin="c"
-    )
-    assert dimensions(parsed) == (64, 256, 4, 8, 8, 8, 320, 2048)
+    model = streamed(llama(num_key_value_heads=None, max_position_embeddings=None))
+    assert dimensions(model) == (64, 96, 4, 8, 8, 8, 320, 2048)
+    own = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}
+    assert dimensions(streamed(own)) == (64, 256, 2, 4, 4, 16, 128, 1024)
 
 
 def test_null_is_the_same_as_absent() -> None:
     raw = {**llama(), "head_dim": None, "num_key_value_heads": None, "quantization_config": None, "architectures": None}
-    assert parse_config(raw, origin="c").num_kv_heads == 8
+    assert next(streamed(raw).layers()).kv_heads == 8
 
 
 def test_a_head_dim_of_its_own_need_not_divide_the_width() -> None:
-    parsed = parse_config(llama(hidden_size=100, num_attention_heads=6, num_key_value_heads=3, head_dim=32), origin="c")
-    assert (parsed.hidden_size, parsed.head_dim) == (100, 32)
+    model = streamed(llama(hidden_size=100, num_attention_heads=6, num_key_value_heads=3, head_dim=32))
+    assert (model.hidden_size, next(model.layers()).key_dim) == (100, 32)
 
 
 # -- sliding windows ---------------------------------------------------------------------------------------------------
@@ -241,24 +253,40 @@ KINDS = ["full_attention", "sliding_attention", "full_attention", "sliding_atten
     [
         ({"sliding_window": 8}, (0, 0, 0, 0)),  # where the kinds are unknown, from above: the whole context
         ({"sliding_window": 8, "layer_types": KINDS}, (0, 8, 0, 8)),
-        ({"sliding_window": 8, "layer_types": KINDS[:3]}, (0, 0, 0, 0)),
-        ({"sliding_window": 8, "layer_types": "sliding"}, (0, 0, 0, 0)),
         ({"sliding_window": 8, "layer_types": KINDS, "use_sliding_window": False}, (0, 0, 0, 0)),
-        ({"sliding_window": 0, "layer_types": KINDS}, (0, 0, 0, 0)),
-        ({"sliding_window": -8, "layer_types": KINDS}, (0, 0, 0, 0)),
-        ({"sliding_window": True, "layer_types": KINDS}, (0, 0, 0, 0)),
-        ({"sliding_window": "8", "layer_types": KINDS}, (0, 0, 0, 0)),
-        ({"layer_types": KINDS}, (0, 0, 0, 0)),
+        ({"model_type": "gemma3_text", "sliding_window": 8, "head_dim": 8}, (0, 0, 0, 0)),
         ({"model_type": "mistral", "sliding_window": 8}, (8, 8, 8, 8)),
         ({"model_type": "mistral", "sliding_window": 8, "layer_types": KINDS}, (0, 8, 0, 8)),
         ({"model_type": "phi3", "sliding_window": 8}, (8, 8, 8, 8)),
         ({"model_type": "qwen2", "sliding_window": 8, "layer_types": KINDS}, (0, 0, 0, 0)),  # off unless switched on
         ({"model_type": "qwen2", "sliding_window": 8, "layer_types": KINDS, "use_sliding_window": True}, (0, 8, 0, 8)),
         ({"model_type": "qwen3", "sliding_window": 8, "use_sliding_window": True}, (0, 0, 0, 0)),
+        (
+            {"model_type": "qwen3", "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2},
+            (0, 0, 0, 0),
+        ),
     ],
 )
 def test_sliding_windows(fields: Raw, windows: tuple[int, ...]) -> None:
-    assert parse_config(llama(**fields), origin="c").sliding_windows == windows
+    assert windows_of(streamed(llama(**fields))) == windows
+
+
+def test_falcon_caches_its_grouped_heads_repeated() -> None:
+    """The config's two heads stay the model's own; the runtime's cache holds all four."""
+    raw = config("falcon", 64, 2, 4, 128, 64, new_decoder_architecture=True, num_kv_heads=2)
+    own = next(model_from_config(raw, name="model", origin="c").layers())
+    cached = next(streamed(raw).layers())
+    assert (own.kv_heads, own.kv_elements_per_token) == (2, 2 * 2 * 16)
+    assert (cached.kv_heads, cached.kv_elements_per_token) == (4, 2 * 4 * 16)
+    assert cached.parameters == own.parameters
+
+
+def test_a_text_model_within_another_is_not_read_in_its_place() -> None:
+    inner = llama(model_type="mistral")
+    with pytest.raises(UnsupportedModelError, match="'gemma3'"):
+        streamed({"model_type": "gemma3", "text_config": inner})
+    with pytest.raises(CheckpointError, match="hidden_size is missing"):
+        streamed({"model_type": "llama", "text_config": inner})
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -267,7 +295,7 @@ def test_sliding_windows(fields: Raw, windows: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("model_type", ["bloom", "t5", "mamba", "deepseek_v3", "Llama", ""])
 def test_unknown_architectures_are_refused_by_name(model_type: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        parse_config(llama(model_type=model_type), origin="c")
+        streamed(llama(model_type=model_type))
     assert repr(model_type) in str(caught.value)
     for supported in ARCHITECTURES:
         assert supported in str(caught.value)
@@ -276,39 +304,48 @@ def test_unknown_architectures_are_refused_by_name(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", [None, 7, ["llama"]])
 def test_a_config_without_an_architecture_is_refused(model_type: object) -> None:
     with pytest.raises(CheckpointError, match="the file names no model_type"):
-        parse_config(llama() | {"model_type": model_type}, origin="the file")
+        streamed(llama() | {"model_type": model_type}, origin="the file")
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"])
 @pytest.mark.parametrize("value", [None, 0, -4, 4.0, "4", True, [4], 2**40])
 def test_sizes_without_sense_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=f"the file: {field} is"):
-        parse_config(llama() | {field: value}, origin="the file")
+        streamed(llama() | {field: value}, origin="the file")
 
 
 @pytest.mark.parametrize("field", ["num_key_value_heads", "intermediate_size", "head_dim", "max_position_embeddings"])
 @pytest.mark.parametrize("value", [0, -4, 4.5, "4", False])
 def test_optional_sizes_without_sense_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=f"the file: {field} is"):
-        parse_config(llama() | {field: value}, origin="the file")
+        streamed(llama() | {field: value}, origin="the file")
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"hidden_size": 65}, "hidden size 65 is no multiple of 8 attention heads"),
+        ({"hidden_size": 65}, "hidden_size 65 is no multiple of 8 attention heads"),
         ({"num_key_value_heads": 3}, "8 attention heads are no multiple of 3 key-value heads"),
         ({"num_key_value_heads": 16}, "no multiple of 16"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ({"intermediate_size": None}, "intermediate_size is missing"),
+        ({"sliding_window": 8, "layer_types": KINDS[:3]}, "layer_types has 3 entries for 4 layers"),
+        ({"sliding_window": 8, "layer_types": "sliding"}, "layer_types has 'sliding', not one entry each"),
+        ({"sliding_window": 0, "layer_types": KINDS}, "sliding_window gives it no width"),
+        ({"sliding_window": -8, "layer_types": KINDS}, "sliding_window is -8"),
+        ({"sliding_window": True, "layer_types": KINDS}, "sliding_window is True"),
+        ({"sliding_window": "8", "layer_types": KINDS}, "sliding_window is '8'"),
+        ({"layer_types": KINDS}, "sliding_window gives it no width"),
+        ({"use_sliding_window": "yes"}, "true or false is expected"),
         ({"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok is 5"),
-        ({"model_type": "mixtral", "num_experts_per_tok": 2}, "num_experts is None"),
-        ({"model_type": "qwen3_moe", "num_experts": 4}, "num_experts_per_tok is None"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 2}, "num_local_experts is missing"),
+        ({"model_type": "qwen3_moe", "num_experts": 4}, "num_experts_per_tok is missing"),
         ({"model_type": "qwen3_moe", "num_experts": -4, "num_experts_per_tok": 2}, "num_experts is -4"),
     ],
 )
 def test_contradictions_are_refused(fields: Raw, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
-        parse_config(llama(**fields), origin="c")
+        streamed(llama(**fields))
 
 
 @pytest.mark.parametrize(
@@ -325,12 +362,12 @@ def test_contradictions_are_refused(fields: Raw, words: str) -> None:
 )
 def test_forms_that_no_test_has_shown_right_are_refused(fields: Raw, words: str) -> None:
     with pytest.raises(UnsupportedModelError, match=words):
-        parse_config(llama(**fields), origin="c")
+        streamed(llama(**fields))
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "LlamaModel"])
 def test_causal_language_models_are_accepted(name: str) -> None:
-    parse_config(llama(architectures=[name]), origin="c")
+    streamed(llama(architectures=[name]))
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -338,29 +375,29 @@ def test_causal_language_models_are_accepted(name: str) -> None:
 
 def test_reading_a_directory(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(llama()))
-    assert read_config(tmp_path) == parse_config(llama(), origin="c")
+    assert read_config(tmp_path / "config.json") == llama()
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
-        read_config(tmp_path)
+        read_config(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"{'model_type': 'llama'}"])
 def test_a_file_that_is_no_json_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON"):
-        read_config(tmp_path)
+        read_config(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(("content", "found"), [("[]", "list"), ("7", "int"), ("null", "NoneType"), ('"x"', "str")])
 def test_json_that_is_no_object_is_told(tmp_path: Path, content: str, found: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=f"holds {found} where an object is expected"):
-        read_config(tmp_path)
+        read_config(tmp_path / "config.json")
 
 
 def test_a_directory_in_place_of_the_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
-        read_config(tmp_path)
+        read_config(tmp_path / "config.json")
