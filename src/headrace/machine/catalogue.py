@@ -10,7 +10,7 @@ import functools
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -18,12 +18,13 @@ from typing import Any
 
 from headrace.errors import MachineError, near_names
 from headrace.machine.machine import Disk, Host, Link, Machine, Processor
-from headrace.machine.machine_file import load_machine
+from headrace.machine.machine_file import load_machine, read_processor
 from headrace.machine.machine_name import MachineName, entry_named, name_key, parse_machine_name
 from headrace.machine.quantity import Quantity
+from headrace.machine.toml_table import TomlTable
 from headrace.machine.unit_text import read_number, read_quantity
 
-_ASSUMED_ACHIEVABLE = Quantity(0.7, 0.5, 0.9, "assumed: large products reach 50-90 % of the peak")
+_CPU_ACHIEVABLE = Quantity(0.6, 0.4, 0.9, "estimate: share of the peak that products reach on CPUs")
 _ASSUMED_HOST_LINK = Quantity(52e9, 24e9, 225e9, "assumed: no source names the link; between PCIe 4 and NVLink-C2C")
 _CONSUMER = re.compile(r"^(RTX|RX|GTX|Titan|Quadro|Arc)")
 _HOST_LATENCY = Quantity(10e-6, 3e-6, 30e-6, "estimate: one asynchronous copy")
@@ -42,9 +43,7 @@ class ProcessorEntry:
     aliases: tuple[str, ...]
     source: str
     notes: str
-    scale_up_name: str | None
     scale_up: Quantity | None
-    host_link_name: str | None
     host_link: Quantity | None
     usual_class: str | None = None
     """class of computers in `systems.toml`, where its kind does not tell"""
@@ -57,7 +56,6 @@ class LinkEntry:
     name: str
     kind: str
     rate: Quantity
-    nominal_bytes_per_s: float
     notes: str
 
 
@@ -253,18 +251,14 @@ def _assemble(name: str, entry: ProcessorEntry, usual: Mapping[str, Any], own: M
     where = f"catalogue, {name}"
     host = None
     links: dict[str, Link] = {}
+    table = TomlTable(raw, f"{where}: ", where)
     if "host_memory" in raw:
-        rate = read_quantity(raw["host_memory_rate"], "rate", field=f"{where}: host_memory_rate", source=where)
+        rate = table.rate("host_memory_rate")
         host = Host(
-            memory_bytes=read_number(raw["host_memory"], "size", field=f"{where}: host_memory"),
-            memory_bytes_per_s=rate,
-            flops=read_quantity(raw["host_flops"], "flops", field=f"{where}: host_flops", source=where),
+            memory_bytes=table.size("host_memory"), memory_bytes_per_s=rate, flops=table.rate("host_flops", "flops")
         )
-        bridge = (
-            read_quantity(raw["bridge"], "rate", field=f"{where}: bridge", source=where)
-            if "bridge" in raw
-            else rate.times(float(raw["bridge_share"]), "what all host links together draw from host memory")
-        )
+        share = rate.times(float(raw.get("bridge_share", 1)), "what all host links together draw from host memory")
+        bridge = table.quantity("bridge", "rate", share)
         links["bridge"] = Link(name="bridge", bytes_per_s=bridge, latency_s=Quantity.of(0.0, "part of the links"))
         links["host"] = Link(
             name="host", bytes_per_s=entry.host_link or _ASSUMED_HOST_LINK, latency_s=_HOST_LATENCY, uplink="bridge"
@@ -276,7 +270,7 @@ def _assemble(name: str, entry: ProcessorEntry, usual: Mapping[str, Any], own: M
         disk = Disk(
             bytes_per_s=kind.rate.times(count, f"{count} x {kind.name}" if count > 1 else kind.name),
             latency_s=_DISK_LATENCY,
-            size_bytes=read_number(raw["disk"], "size", field=f"{where}: disk") if "disk" in raw else None,
+            size_bytes=table.size("disk") if "disk" in raw else None,
         )
     devices = int(raw.get("devices", 1))
     if entry.scale_up is not None:
@@ -296,22 +290,13 @@ def _assemble(name: str, entry: ProcessorEntry, usual: Mapping[str, Any], own: M
 
 
 def _cpu(raw: Mapping[str, Any]) -> Machine:
-    where = f"catalogue, {raw['name']}"
-    rate = read_quantity(raw["memory_rate"], "rate", field=f"{where}: memory_rate", source=where)
-    disk = _links()[raw["storage"]]
-    line = _links()[raw.get("network", "Ethernet 10G")]
+    processor = _read(raw, apart_from=("storage", "network"))
+    line = _links()[raw.get("network", "Ethernet 10G")].rate
     return Machine(
         name=raw["name"],
-        processor=Processor(
-            name=raw["name"],
-            kind="cpu",
-            memory_bytes=read_number(raw["memory"], "size", field=f"{where}: memory"),
-            memory_bytes_per_s=rate,
-            flops={"bf16": read_quantity(raw["flops"], "flops", field=f"{where}: flops", source=where)},
-            achievable=Quantity(0.6, 0.4, 0.9, "estimate: share of the peak that products reach on CPUs"),
-        ),
-        disk=Disk(bytes_per_s=disk.rate, latency_s=_DISK_LATENCY),
-        links={"network": Link(name="network", bytes_per_s=line.rate, latency_s=Quantity(60e-6, 30e-6, 200e-6, "TCP"))},
+        processor=processor if "achievable" in raw else replace(processor, achievable=_CPU_ACHIEVABLE),
+        disk=Disk(bytes_per_s=_links()[raw["storage"]].rate, latency_s=_DISK_LATENCY),
+        links={"network": Link(name="network", bytes_per_s=line, latency_s=Quantity(60e-6, 30e-6, 200e-6, "TCP"))},
     )
 
 
@@ -324,12 +309,16 @@ def _catalogue(name: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
+def _aliases(raw: Mapping[str, Any]) -> set[str]:
+    return {name_key(name) for name in (raw["name"], *raw["aliases"])}
+
+
 @functools.cache
 def _processors() -> dict[str, ProcessorEntry]:
     found: dict[str, ProcessorEntry] = {}
     for raw in _catalogue("processors")["processor"]:
         entry = _processor_entry(raw)
-        for alias in {name_key(raw["name"]), *(name_key(alias) for alias in raw["aliases"])}:
+        for alias in _aliases(raw):
             if alias in found:
                 raise MachineError(f"the catalogue has two processors {alias!r}")
             found[alias] = entry
@@ -338,20 +327,12 @@ def _processors() -> dict[str, ProcessorEntry]:
 
 @functools.cache
 def _systems() -> dict[str, dict[str, Any]]:
-    return {
-        key: raw
-        for raw in _catalogue("systems")["system"]
-        for key in {name_key(raw["name"]), *(name_key(alias) for alias in raw["aliases"])}
-    }
+    return {key: raw for raw in _catalogue("systems")["system"] for key in _aliases(raw)}
 
 
 @functools.cache
 def _cpus() -> dict[str, dict[str, Any]]:
-    return {
-        key: raw
-        for raw in _catalogue("systems")["cpu"]
-        for key in {name_key(raw["name"]), *(name_key(alias) for alias in raw["aliases"])}
-    }
+    return {key: raw for raw in _catalogue("systems")["cpu"] for key in _aliases(raw)}
 
 
 @functools.cache
@@ -363,45 +344,25 @@ def _links() -> dict[str, LinkEntry]:
             name=raw["name"],
             kind=raw["kind"],
             rate=read_quantity(raw["rate"], "rate", field=field, source=f"{raw['name']}: {raw['source']}"),
-            nominal_bytes_per_s=read_number(raw["nominal"], "rate", field=field),
             notes=raw.get("notes", ""),
         )
     return found
 
 
+def _read(raw: Mapping[str, Any], *, apart_from: Collection[str]) -> Processor:
+    where = f"catalogue, {raw['name']}"
+    own = {name: value for name, value in raw.items() if name not in {*apart_from, "aliases", "notes"}}
+    return read_processor(TomlTable(own, f"{where}: ", where))
+
+
 def _processor_entry(raw: Mapping[str, Any]) -> ProcessorEntry:
-    where, source = f"catalogue, {raw['name']}", str(raw["source"])
-
-    def quantity(name: str, kind: str) -> Quantity | None:
-        if name not in raw:
-            return None
-        return read_quantity(raw[name], kind, field=f"{where}: {name}", source=source)
-
-    memory_rate = quantity("memory_rate", "rate")
-    if memory_rate is None:
-        raise MachineError(f"{where} has no memory_rate")
-    scale_up, host_link = raw.get("scale_up"), raw.get("host_link")
+    where, scale_up, host_link = f"catalogue, {raw['name']}", raw.get("scale_up"), raw.get("host_link")
     return ProcessorEntry(
-        processor=Processor(
-            name=raw["name"],
-            kind=raw["kind"],
-            memory_bytes=read_number(raw["memory"], "size", field=f"{where}: memory"),
-            memory_bytes_per_s=memory_rate,
-            flops={
-                name: read_quantity(value, "flops", field=f"{where}: flops.{name}", source=source)
-                for name, value in raw["flops"].items()
-            },
-            achievable=quantity("achievable", "share") or _ASSUMED_ACHIEVABLE,
-            power_w=quantity("power", "power"),
-            rent_usd_per_h=quantity("rent", "rent"),
-            price_usd=quantity("price", "price"),
-        ),
+        processor=_read(raw, apart_from=("class", "scale_up", "host_link")),
         aliases=tuple(raw["aliases"]),
-        source=source,
+        source=str(raw["source"]),
         notes=str(raw.get("notes", "")),
-        scale_up_name=None if scale_up is None else scale_up["name"],
         scale_up=None if scale_up is None else _peer_rate(scale_up, where),
-        host_link_name=None if host_link is None else host_link["name"],
         host_link=None if host_link is None else _host_rate(host_link, where),
         usual_class=raw.get("class"),
     )

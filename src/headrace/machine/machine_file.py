@@ -135,7 +135,7 @@ def machine_to_toml(machine: Machine) -> str:
 
 
 def _machine(table: TomlTable) -> Machine:
-    processor = _processor(table.table("processor"))
+    processor = read_processor(table.table("processor"))
     described = table.table("links", {})
     links = {name: _link(name, described.table(name)) for name in described.raw}
     if processor.copies is not None:
@@ -163,14 +163,15 @@ def _machine(table: TomlTable) -> Machine:
         host=host,
         disk=_disk(table.table("disk")) if "disk" in table else None,
         links=links,
-        others=tuple(map(_processor, table.tables("others"))),
+        others=tuple(map(read_processor, table.tables("others"))),
         notes=table.texts("notes"),
     )
     _used(links, host)
     return machine
 
 
-def _processor(table: TomlTable) -> Processor:
+def read_processor(table: TomlTable) -> Processor:
+    """Read a processor's table; raises MachineError that names the field."""
     table.only((*_PROCESSOR, *_MEASURED))
     kind = table.text("kind")
     if kind not in KINDS:
