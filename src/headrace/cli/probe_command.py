@@ -49,7 +49,7 @@ def probe(
         str,
         typer.Option(
             metavar="auto|cpu|cuda|cuda:N",
-            help="The GPU to measure beside the processor; auto: the first one, where there is one; cpu: none. All "
+            help="The GPU to measure in addition to the CPU; auto: the first one, where there is one; cpu: none. All "
             "that are seen are listed.",
         ),
     ] = "auto",

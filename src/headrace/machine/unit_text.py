@@ -102,9 +102,11 @@ def write_number(number: float, kind: str) -> str:
 
 def write_quantity(quantity: Quantity, kind: str, *, default_source: str = "") -> Any:
     """Write a quantity as `read_quantity` reads it where `default_source` is the source of all that state none."""
-    if quantity.low == quantity.expected == quantity.high and quantity.source == default_source:
+    exact = quantity.low == quantity.expected == quantity.high
+    if exact and quantity.source == default_source:
         return _number_or_text(quantity.expected, kind)
-    made = {name: _number_or_text(getattr(quantity, name), kind) for name in ("expected", "low", "high")}
+    names = ("expected",) if exact else ("expected", "low", "high")
+    made = {name: _number_or_text(getattr(quantity, name), kind) for name in names}
     return made if quantity.source == default_source else made | {"source": quantity.source}
 
 
