@@ -110,6 +110,11 @@ MUTANTS = (
 )  # fmt: skip
 
 
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'src'}", "PATH": "/usr/bin:/bin"}
+"""the source beside these tests, whichever checkout is installed"""
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
 def test_a_gate_goes_red(mutant: Mutant) -> None:
     done = subprocess.run(
@@ -117,7 +122,7 @@ def test_a_gate_goes_red(mutant: Mutant) -> None:
         capture_output=True,
         text=True,
         timeout=240,
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin"},
+        env=ENVIRONMENT,
     )
     assert done.returncode != 3, f"{mutant.module} no longer holds {mutant.old!r}: change the mutant with it"
     assert done.returncode != 4, f"the mutant breaks the code instead of a formula: {done.stdout}"
@@ -131,6 +136,6 @@ def test_the_gates_are_green_without_a_mutant() -> None:
         capture_output=True,
         text=True,
         timeout=240,
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin"},
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
