@@ -796,12 +796,12 @@ def test_times_by_place() -> None:
 
     copy_s = layer.held_bytes / pace.link_bytes_per_s + 0.25
     assert times_in(DISK) == times_in(DEVICE)
-    assert times_in(DISK)[:6] == (own.read_s, copy_s, own.prefill_s, own.decode_s, 0.0, 0.0)
+    assert times_in(DISK)[:6] == (own.read_s, own.prefill_s, own.decode_s, copy_s, 0.0, 0.0)
     assert times_in(DISK).pieces == -(-layer.read_bytes // CHUNK_BYTES)
     assert times_in(HOST)[:4] == times_in(DISK)[:4]
     assert (times_in(HOST).store_s, times_in(HOST).stage_s) == (layer.held_bytes / 1e6, 0.0)
     assert times_in(HOST, pinned=False).stage_s == layer.held_bytes / pace.staged_bytes_per_s
-    assert times_in(PROCESSOR)[:5] == (own.read_s, 0.0, 7.0 + 0.5 + 2.5, 5.0 + 0.5 + 0.25, layer.held_bytes / 1e6)
+    assert times_in(PROCESSOR)[:5] == (own.read_s, 7.0 + 0.5 + 2.5, 5.0 + 0.5 + 0.25, 0.0, layer.held_bytes / 1e6)
 
 
 def test_what_the_processor_was_not_measured_with_is_refused() -> None:

@@ -110,8 +110,8 @@ def test_the_model_is_as_described() -> None:
 def test_the_seconds_of_each_block() -> None:
     pace = pace_of((1, 0.25), (8, 2.0), block_overhead_s=0.125, pass_overhead_s=7.0)
     layer, *_, head = block_times(SPEC, Workload(sequences=2, prompt_tokens=4), pace)
-    assert layer == pytest.approx((1.0, 2.0 + 0.125, 0.5 + 0.125))
-    assert head == pytest.approx((0.5, 0.25, 0.25)), "the head sees one position of each sequence, in prefill too"
+    assert layer[:3] == pytest.approx((1.0, 2.0 + 0.125, 0.5 + 0.125))
+    assert head[:3] == pytest.approx((0.5, 0.25, 0.25)), "the head sees one position of each sequence, in prefill too"
 
 
 def test_a_sequential_run_by_hand() -> None:
@@ -180,8 +180,8 @@ def test_what_was_rehearsed_takes_the_place_of_the_curve() -> None:
         block_overhead_s=0.125,
     )
     layer, *_, head = block_times(SPEC, Workload(), rehearsed)
-    assert layer == pytest.approx((1.0, 9.0, 3.0))
-    assert head == pytest.approx((0.5, 4.0, 4.0))
+    assert layer[:3] == pytest.approx((1.0, 9.0, 3.0))
+    assert head[:3] == pytest.approx((0.5, 4.0, 4.0))
 
 
 def test_the_pace_of_a_machine() -> None:

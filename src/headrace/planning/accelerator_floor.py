@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement
 from headrace.planning.accelerator_pace import AcceleratorPace, tiered_times
+from headrace.planning.block_times import BlockTimes
 from headrace.planning.plan import TRAVELLING, Placement, Strategy
-from headrace.planning.simulation.one_copy import TieredTimes
 
 
 class Shares(NamedTuple):
@@ -26,7 +26,7 @@ class Shares(NamedTuple):
     decode_s: float
 
     @classmethod
-    def of(cls, times: TieredTimes, place: Placement, *, read_latency_s: float, stall_penalty_s: float) -> Shares:
+    def of(cls, times: BlockTimes, place: Placement, *, read_latency_s: float, stall_penalty_s: float) -> Shares:
         """A read on demand takes `read_latency_s` longer, and the computation that waits for it `stall_penalty_s`."""
         through_ring_s = (
             _piped(times.read_s, times.copy_s, times.pieces, read_latency_s=read_latency_s) + stall_penalty_s

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from headrace.errors import MachineError
 from headrace.model.stored_model import StoredModel
 from headrace.planning.accelerator_memory import CHUNK_BYTES, cache_bytes, offloads_cache
+from headrace.planning.block_times import BlockTimes
 from headrace.planning.estimate import (
     DECODE_PASSES_SIMULATED,
     LayerTimes,
@@ -19,7 +20,7 @@ from headrace.planning.estimate import (
     break_even_tokens,
 )
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan, Strategy, Workload
-from headrace.planning.simulation.one_copy import TieredScenario, TieredTimes, simulate_tiers
+from headrace.planning.simulation.one_copy import PassSchedule, simulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def tiered_times(
     pinned: bool,
     chunk_bytes: int = CHUNK_BYTES,
     cache_on_host: bool = False,
-) -> tuple[TieredTimes, ...]:
+) -> tuple[BlockTimes, ...]:
     """Seconds of each block where `places` puts it; `pinned`: its store in host memory is page-locked.
 
     With `cache_on_host` a layer's keys and values visit the device for its turn, those of a context of middle length:
@@ -75,7 +76,7 @@ def tiered_times(
     for index, (block, own) in enumerate(zip(model.blocks, block_times(model, work, pace.device), strict=True)):
         place, size_bytes = places[index], block.held_bytes
         stays_on_host = place in (Placement.HOST, Placement.CPU)
-        times = TieredTimes(
+        times = BlockTimes(
             read_s=own.read_s,
             copy_s=size_bytes / pace.link_bytes_per_s + pace.copy_latency_s,
             prefill_s=own.prefill_s,
@@ -134,9 +135,9 @@ def predict_on_accelerator(
     rows = replace(pace.device, row_s=pace.host_row_s) if from_host else pace.device
     one_by_one = plan.embedding in (EmbeddingPlacement.ROWS, EmbeddingPlacement.HOST)
     beside = PassOverheads.of(model, work, rows, rows_from_disk=one_by_one)
-    scenario = TieredScenario(
+    schedule = PassSchedule(
         blocks=times,
-        places=on_device.places,
+        placements=on_device.places,
         slots=plan.slots,
         overlap=plan.strategy is not Strategy.SEQUENTIAL,
         ring_pieces=on_device.ring_chunks,
@@ -146,8 +147,8 @@ def predict_on_accelerator(
         read_latency_s=pace.device.read_latency_s,
         stall_penalty_s=pace.device.stall_penalty_s,
     )
-    simulated = simulate_tiers(scenario, [block.name for block in model.blocks])
-    demand = scenario.demand
+    simulated = simulate(schedule, [block.name for block in model.blocks])
+    demand = schedule.demand
     load_s = max(demand.read_s, demand.copy_s)
     decode_s = simulated.decode_s_per_pass
     return Prediction(
@@ -155,7 +156,7 @@ def predict_on_accelerator(
         decode_s_per_pass=decode_s,
         tokens_per_s=work.sequences / decode_s,
         total_s=simulated.prefill_s + (work.generate_tokens - 1) * decode_s,
-        binds=_binds(scenario),
+        binds=_binds(schedule),
         load_s_per_pass=load_s,
         compute_s_per_pass=demand.compute_s,
         break_even_tokens_per_pass=break_even_tokens(
@@ -166,11 +167,11 @@ def predict_on_accelerator(
     )
 
 
-def _binds(scenario: TieredScenario) -> str:
-    read_s, copy_s, compute_s = scenario.demand
-    if max(read_s, copy_s) > 0 and not scenario.overlap:
+def _binds(schedule: PassSchedule) -> str:
+    read_s, copy_s, compute_s = schedule.demand
+    if max(read_s, copy_s) > 0 and not schedule.overlap:
         return "both"
-    placed = list(zip(scenario.blocks, scenario.places, strict=True))
+    placed = list(zip(schedule.blocks, schedule.placements, strict=True))
     if max(read_s, copy_s) > compute_s:
         disk_s = sum(times.read_s for times, place in placed if place is Placement.DISK)
         return "disk" if disk_s > max(copy_s, read_s - disk_s) else "link"

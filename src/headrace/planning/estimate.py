@@ -12,8 +12,10 @@ from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.machine import Machine
 from headrace.model.blocks import Block
 from headrace.model.stored_model import StoredModel
+from headrace.planning.block_times import BlockTimes
+from headrace.planning.pass_times import least_s
 from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
-from headrace.planning.simulation.simulator import BlockTimes, Scenario, Simulated, least_s, simulate
+from headrace.planning.simulation.one_copy import PassSchedule, Simulated, simulate
 from headrace.planning.timeline import Timeline
 
 DECODE_PASSES_SIMULATED = 5
@@ -220,9 +222,9 @@ class TimeFloor(NamedTuple):
 def _simulate(
     plan: Plan, pace: Pace, times: tuple[BlockTimes, ...], beside: PassOverheads, model: StoredModel, decode_passes: int
 ) -> Simulated:
-    scenario = Scenario(
+    schedule = PassSchedule(
         blocks=times,
-        resident=plan.resident,
+        placements=plan.places,
         slots=plan.slots,
         overlap=plan.strategy is not Strategy.SEQUENTIAL,
         decode_passes=decode_passes,
@@ -233,7 +235,7 @@ def _simulate(
         read_latency_s=pace.read_latency_s,
         stall_penalty_s=pace.stall_penalty_s,
     )
-    return simulate(scenario, [block.name for block in model.blocks])
+    return simulate(schedule, [block.name for block in model.blocks])
 
 
 def _binds(strategy: Strategy, load_s: float, compute_s: float) -> str:

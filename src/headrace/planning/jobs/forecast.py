@@ -16,11 +16,13 @@ from typing import NamedTuple
 
 from headrace.errors import BudgetError
 from headrace.model.stored_model import StoredModel
+from headrace.planning.block_times import BlockTimes
 from headrace.planning.estimate import Pace, distinct_rows
 from headrace.planning.jobs.packing import Need, PackedPass, PassScheduler, PositionPool
+from headrace.planning.pass_times import least_s
 from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
 from headrace.planning.planner import Candidate, Packed, Request, minimum_bytes, plan_fastest, plan_strategy
-from headrace.planning.simulation.simulator import BlockTimes, Scenario, least_s, simulate
+from headrace.planning.simulation.one_copy import PassSchedule, simulate
 
 MOST_SEQUENCES = 1024
 PASS_TOKENS = (16, 32, 64, 128, 256, 512, 1024)
@@ -164,9 +166,9 @@ class PassTimes:
         blocks = [seconds * scale for seconds in self._blocks(tokens, tokens)]
         reads = [block.read_bytes / self._pace.read_bytes_per_s for block in self._model.blocks]
         pace = self._pace
-        scenario = Scenario(
+        schedule = PassSchedule(
             blocks=tuple(BlockTimes(read_s, time_s, time_s) for read_s, time_s in zip(reads, blocks, strict=True)),
-            resident=self._plan.resident,
+            placements=self._plan.places,
             slots=self._plan.slots,
             overlap=self._plan.strategy is not Strategy.SEQUENTIAL,
             decode_passes=5,
@@ -176,7 +178,7 @@ class PassTimes:
             read_latency_s=pace.read_latency_s,
             stall_penalty_s=pace.stall_penalty_s,
         )
-        return sum(blocks) + pace.pass_overhead_s, simulate(scenario).decode_s_per_pass
+        return sum(blocks) + pace.pass_overhead_s, simulate(schedule).decode_s_per_pass
 
 
 def forecast(

@@ -8,8 +8,8 @@ Lanes may slow one another while both are busy. Between events everything goes o
 exact but for rounding; equal inputs give equal results.
 
 The runtime's planner keeps a loop of its own (`one_copy.py`): it tries many plans before each run, and
-knowing that there is one reader, one processor and one ring makes it three times as fast and readable in one page. It
-is held against this core by a test, event by event; what it knows beyond (the time to wake who waited) is not here.
+knowing that there is one reader, one link and one ring makes it several times as fast. It is held against this core by
+tests, without a link event by event; what it knows beyond (the cost of having waited) is not here.
 """
 
 from __future__ import annotations
