@@ -16,6 +16,8 @@ from cli_checkpoints import write_model
 from headrace.cli import text_stream
 from headrace.cli.dependencies import require_run_libraries
 from headrace.cli.main import main
+from headrace.cli.options import DtypeChoice
+from headrace.dtypes import DTYPES
 from headrace.errors import DependencyError
 from headrace.streaming.probe import machine as machine_probe
 
@@ -148,3 +150,7 @@ def test_probe_writes_a_machine_that_plan_reads(
     assert planned["machine"]["read_bytes_per_s"] == report["disk"]["read_bytes_per_s"]
     assert planned["machine"]["name"] == report["name"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["machine.toml"]  # the probe's file is gone
+
+
+def test_the_dtypes_to_choose_from_are_all_that_are_computed_in() -> None:
+    assert {choice.value for choice in DtypeChoice} == {"auto", *DTYPES}

@@ -15,10 +15,11 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.dtypes import ARITHMETIC_FORMATS
 from headrace.errors import MachineError
 from headrace.machine.compute_curve import Arithmetic, ComputeCurve, CurvePoint
 from headrace.machine.machine import Copies, Disk, Host, Link, Machine, Processor
-from headrace.machine.machine_file import FORMATS, KINDS, load_machine, machine_from_toml, machine_to_toml
+from headrace.machine.machine_file import KINDS, load_machine, machine_from_toml, machine_to_toml
 from headrace.machine.quantity import Quantity
 from measured_machines import accelerator, computer, copies, exact
 
@@ -96,7 +97,7 @@ def processors(draw: st.DrawFn, *, device: str = "", measured: bool = False) -> 
         kind=draw(st.sampled_from(KINDS)),
         memory_bytes=memory_bytes,
         memory_bytes_per_s=draw(rates),
-        flops=draw(st.dictionaries(st.sampled_from(FORMATS), rates, max_size=3)) | {"bf16": draw(rates)},
+        flops=draw(st.dictionaries(st.sampled_from(ARITHMETIC_FORMATS), rates, max_size=3)) | {"bf16": draw(rates)},
         achievable=draw(quantities(0.01, 1)),
         power_w=draw(st.none() | rates),
         rent_usd_per_h=draw(st.none() | rates),

@@ -16,14 +16,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from headrace.dtypes import STORED_BYTES
 from headrace.errors import CheckpointChangedError, CheckpointCorruptError, CheckpointError
-from headrace.model.safetensors_index import (
-    DTYPE_BYTES,
-    ShardHeader,
-    TensorEntry,
-    TensorIndex,
-    read_safetensors_header,
-)
+from headrace.model.safetensors_index import ShardHeader, TensorEntry, TensorIndex, read_safetensors_header
 
 Header = dict[str, object]
 INDEX_NAME = "model.safetensors.index.json"
@@ -78,7 +73,7 @@ def assert_consistent(header: ShardHeader, content: bytes) -> None:
     covered_to: int = 8 + struct.unpack("<Q", content[:8])[0]
     for entry in header.entries:
         assert all(type(length) is int and length >= 0 for length in entry.shape)
-        assert entry.size_bytes == math.prod(entry.shape) * DTYPE_BYTES[entry.dtype]
+        assert entry.size_bytes == math.prod(entry.shape) * STORED_BYTES[entry.dtype]
         assert entry.num_elements == math.prod(entry.shape)
         assert entry.offset == covered_to
         covered_to += entry.size_bytes
@@ -127,8 +122,8 @@ def test_every_whole_byte_dtype_is_read(tmp_path: Path, dtypes: str, element_byt
 
 
 def test_dtype_table_is_complete_and_read_only() -> None:
-    assert len(DTYPE_BYTES) == 16
-    assert isinstance(DTYPE_BYTES, MappingProxyType)
+    assert len(STORED_BYTES) == 16
+    assert isinstance(STORED_BYTES, MappingProxyType)
 
 
 def test_metadata_padding_scalars_empty_tensors_and_unknown_fields_are_accepted(tmp_path: Path) -> None:
@@ -629,9 +624,9 @@ def valid_headers(draw: st.DrawFn) -> tuple[Header, int]:
     header: Header = {"__metadata__": {"format": "pt"}} if draw(st.booleans()) else {}
     position = 0
     for name in names:
-        dtype = draw(st.sampled_from(sorted(DTYPE_BYTES)))
+        dtype = draw(st.sampled_from(sorted(STORED_BYTES)))
         shape = draw(st.lists(st.integers(0, 4), max_size=3))
-        end = position + math.prod(shape) * DTYPE_BYTES[dtype]
+        end = position + math.prod(shape) * STORED_BYTES[dtype]
         header[name] = tensor(dtype, shape, position, end)
         position = end
     return dict(draw(st.permutations(list(header.items())))), position
@@ -678,7 +673,7 @@ JSON = st.recursive(
         st.integers(10**4200, 10**4210),
         st.floats(),
         st.text(max_size=4),
-        st.sampled_from([*DTYPE_BYTES, "F4", "C64"]),
+        st.sampled_from([*STORED_BYTES, "F4", "C64"]),
     ),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
@@ -693,7 +688,7 @@ def test_replaced_fields(fuzzed_file: Path, valid: tuple[Header, int], data: st.
     fields: Header = {**original} if isinstance(original, dict) else {}
     field = data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))
     sizes = st.lists(st.integers(-1, 40), max_size=3)
-    fields[field] = data.draw(st.one_of(JSON, sizes, st.sampled_from(sorted(DTYPE_BYTES))))
+    fields[field] = data.draw(st.one_of(JSON, sizes, st.sampled_from(sorted(STORED_BYTES))))
     header[name] = data.draw(st.one_of(st.just(fields), st.just(fields), JSON))
     assert_consistent_or_refused(fuzzed_file, safetensors(header, data_bytes))
 

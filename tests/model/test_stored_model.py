@@ -12,10 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from headrace.dtypes import STORED_BYTES
 from headrace.errors import CheckpointCorruptError
 from headrace.model.blocks import HEAD_CHUNK_ROWS, ROW_TILE, RowSlice, product_slices
 from headrace.model.layout import PAGE_BYTES
-from headrace.model.safetensors_index import DTYPE_BYTES, ShardFile, TensorEntry, TensorIndex
+from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.model.stored_model import StoredModel, build_stored_model
 
 Shapes = dict[str, tuple[int, ...]]
@@ -32,7 +33,7 @@ def index_of(
     for number, (name, shape) in enumerate(shapes.items()):
         kind = (dtypes or {}).get(name, dtype)
         file_index = number * files // len(shapes)
-        size_bytes = math.prod(shape) * DTYPE_BYTES[kind]
+        size_bytes = math.prod(shape) * STORED_BYTES[kind]
         entries[name] = TensorEntry(name, kind, shape, file_index, ends[file_index], size_bytes)
         ends[file_index] += size_bytes
     return TensorIndex(

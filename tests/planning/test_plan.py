@@ -10,15 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.dtypes import DTYPES
 from headrace.errors import InvalidRequestError
-from headrace.planning.plan import (
-    COMPUTE_DTYPES,
-    EmbeddingPlacement,
-    MemoryUse,
-    Plan,
-    Strategy,
-    Workload,
-)
+from headrace.planning.plan import EmbeddingPlacement, MemoryUse, Plan, Strategy, Workload
 
 sizes = st.integers(0, 2**62)
 memory_uses = st.builds(MemoryUse, **{field.name: sizes for field in dataclasses.fields(MemoryUse)})
@@ -35,7 +29,7 @@ plans = st.builds(
     slots=st.integers(0, 9),
     slot_bytes=sizes,
     embedding=st.sampled_from(EmbeddingPlacement),
-    compute_dtype=st.sampled_from(COMPUTE_DTYPES),
+    compute_dtype=st.sampled_from(list(DTYPES)),
     memory=memory_uses,
     budget_bytes=sizes,
     workload=workloads,

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from headrace.dtypes import STORED_BYTES
 from headrace.errors import BudgetError
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.model.layout import PAGE_BYTES
-from headrace.model.safetensors_index import DTYPE_BYTES, ShardFile, TensorEntry, TensorIndex
+from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.model.stored_model import StoredModel, build_stored_model
 from headrace.planning import planner
 from headrace.planning.estimate import LayerTimes, Pace, predict
@@ -52,7 +53,7 @@ def model(
         shapes["lm_head.weight"] = (vocab, HIDDEN)
     entries, end = {}, 1000
     for name, shape in shapes.items():
-        size_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
+        size_bytes = math.prod(shape) * STORED_BYTES[dtype]
         entries[name] = TensorEntry(name, dtype, shape, 0, end, size_bytes)
         end += size_bytes
     raw: dict[str, Any] = {

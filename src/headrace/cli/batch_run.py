@@ -186,8 +186,9 @@ class _Start:
         from headrace.inference.batching.pass_timing import rehearse_packing
         from headrace.inference.batching.ragged_pass import RaggedRunner
         from headrace.inference.skeleton import read_transformers_config
-        from headrace.inference.study import DTYPES, study
+        from headrace.inference.study import study
         from headrace.streaming.system_memory import default_budget_bytes, keep_heap_small, peak_resident_bytes
+        from headrace.streaming.torch_dtypes import TORCH_DTYPES
 
         request, checkpoint, progress = self._request, self._checkpoint, self._progress
         started = time.perf_counter()
@@ -213,7 +214,7 @@ class _Start:
         studied = study(
             checkpoint, options, config, pass_tokens=_studied(checkpoint.model, options.budget_bytes), packed=least
         )
-        costs = rehearse_packing(checkpoint.model, DTYPES[studied.request.compute_dtype])
+        costs = rehearse_packing(checkpoint.model, TORCH_DTYPES[studied.request.compute_dtype])
         packing, candidate, forecast = choose_packing(
             studied.request,
             studied.pace,

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from headrace.cli.planning_case import PlanningCase
-from headrace.planning.plan import ELEMENT_BYTES
+from headrace.dtypes import DTYPES
 from headrace.planning.planner import Candidate
 from headrace.units import format_bytes
 
@@ -59,7 +59,7 @@ def break_even_of(case: PlanningCase, candidate: Candidate) -> BreakEven:
     if not tokens:
         return BreakEven(0.0, work.sequences, 0, ())
     sequences = math.ceil(tokens)
-    element_bytes = ELEMENT_BYTES[case.request.compute_dtype]
+    element_bytes = DTYPES[case.request.compute_dtype].size_bytes
     kv_cache_bytes = model.kv_cache_bytes(
         sequences=sequences, context_tokens=work.context_tokens, element_bytes=element_bytes
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import StrEnum, auto
 from pathlib import Path
 from typing import Annotated
 
@@ -24,9 +24,9 @@ class DtypeChoice(StrEnum):
     """Values of `--dtype`."""
 
     AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
+    FLOAT32 = auto()
+    BFLOAT16 = auto()
+    FLOAT16 = auto()
 
 
 ModelArgument = Annotated[

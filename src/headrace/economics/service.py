@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from headrace.errors import HeadraceError, InvalidRequestError, MachineError
 from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Interval
-from headrace.model.formats import requantised
+from headrace.model.formats import NARROWER_FORMATS, requantised
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Answer, Question, evaluate
 from headrace.planning.cost import WorkCost, work_cost
@@ -235,7 +235,7 @@ def _changes(question: Question, promise: Promise, sequences: int | None) -> lis
         if _best(replace(question, machine=machine), promise, sequences or 1) is not None:
             found.append(f"{machine.num_devices} of these devices instead of {question.machine.num_devices}")
             break
-    for name in ("int8", "int4"):
+    for name in NARROWER_FORMATS:
         try:
             narrow = requantised(question.model, name)
         except HeadraceError:

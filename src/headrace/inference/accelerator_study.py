@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
+from headrace.dtypes import STORED_DTYPES
 from headrace.errors import BudgetError, HeadraceError
 from headrace.inference.layer_timing import time_layer
-from headrace.inference.study import DTYPES, largest_shape, reader_settings, rehearsed_pace
+from headrace.inference.study import largest_shape, reader_settings, rehearsed_pace
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.machine import Copies, Processor
 from headrace.model.layout import align_down
@@ -25,7 +26,7 @@ from headrace.planning.accelerator_planner import (
 from headrace.planning.estimate import LayerTimes, Pace
 from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.load_options import Options
-from headrace.planning.plan import STORED_AS, Plan, Strategy
+from headrace.planning.plan import Plan, Strategy
 from headrace.planning.planner import Candidate
 from headrace.planning.probed_pace import handover_s_per_token
 from headrace.streaming.checkpoint import Checkpoint
@@ -33,6 +34,7 @@ from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.probe.link import probe_accelerator
 from headrace.streaming.probe.sizes import ProbeSizes
+from headrace.streaming.torch_dtypes import TORCH_DTYPES
 from headrace.units import format_rate
 
 QUICK = ProbeSizes(
@@ -86,7 +88,7 @@ def study_accelerator(
     gives it back. Raises BudgetError before anything is measured where nothing could fit.
     """
     model = checkpoint.model
-    name = options.dtype or STORED_AS[model.stored_dtype]
+    name = options.dtype or STORED_DTYPES[model.stored_dtype].name
     settings = reader_settings(options)
     request = AcceleratorRequest(
         model=model,
@@ -116,7 +118,7 @@ def study_accelerator(
         checkpoint,
         config,
         options.workload,
-        DTYPES[name],
+        TORCH_DTYPES[name],
         conversion_bytes=request.conversion_bytes,
         copy_misaligned=False,
         attention=options.attention,
@@ -127,7 +129,7 @@ def study_accelerator(
     on_cpu = rehearse_processor(checkpoint, options, config, request) if options.cpu_blocks else None
     copy_bytes_per_s = machine_probe.memory_copy_rate()
     link_bytes_per_s = copies.while_computing_bytes_per_s.expected
-    hidden_bytes = model.hidden_size * DTYPES[name].itemsize
+    hidden_bytes = model.hidden_size * TORCH_DTYPES[name].itemsize
     pace = AcceleratorPace(
         device=rehearsed_pace(curve, rehearsed, read_bytes_per_s, options, model),
         link_bytes_per_s=link_bytes_per_s,
@@ -198,7 +200,7 @@ def _near_break_even(request: AcceleratorRequest, curve: ComputeCurve, copies: C
         tokens += max(1, tokens // 8)
         if tokens > REHEARSED_TOKENS_MAX:
             return [FEW_TOKENS]
-    element_bytes = DTYPES[request.compute_dtype].itemsize
+    element_bytes = TORCH_DTYPES[request.compute_dtype].itemsize
     near = sorted({max(1, tokens // 3), tokens, min(tokens, FEW_TOKENS)})
     return [
         count
@@ -269,7 +271,7 @@ def rehearse_processor(
             checkpoint,
             config,
             options.workload,
-            DTYPES[request.compute_dtype],
+            TORCH_DTYPES[request.compute_dtype],
             conversion_bytes=request.cpu_conversion_bytes,
             copy_misaligned=False,
             attention=options.attention,

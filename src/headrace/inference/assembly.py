@@ -20,17 +20,18 @@ from headrace.inference.cpu_blocks import HostInputs, compute_on_host
 from headrace.inference.embedding_and_head import EmbeddingRows, StreamedHead, TableSource, head_rows
 from headrace.inference.handle import Handle
 from headrace.inference.skeleton import HOST, attach_generation_config, build_skeleton
-from headrace.inference.study import DTYPES, Studied, reader_settings
+from headrace.inference.study import Studied, reader_settings
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.model.stored_model import StoredBlock, StoredModel
 from headrace.planning.load_options import Options
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan, Strategy
 from headrace.planning.planner import Candidate
 from headrace.streaming.arena import Arena
-from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
+from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.stream import Stream, StreamSettings
 from headrace.streaming.system_memory import resident_bytes, return_free_memory
+from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES, TORCH_DTYPES
 
 RESERVE_MARGIN_BYTES = 64 << 20
 
@@ -47,7 +48,7 @@ def assemble(
 ) -> Any:
     """Build the model by a plan: skeleton, stream, blocks, ends."""
     plan, stored = candidate.plan, checkpoint.model
-    dtype = DTYPES[plan.compute_dtype]
+    dtype = TORCH_DTYPES[plan.compute_dtype]
     device = CpuDevice() if device is None else device
     where = device.torch_device
     model = build_skeleton(config, dtype, attention=options.attention, device=where)
@@ -218,7 +219,7 @@ def _read_table(checkpoint: Checkpoint) -> torch.Tensor:
     finally:
         source.close()
     start = entry.offset - layout_start
-    return piece.tensor[start : start + entry.size_bytes].view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
+    return piece.tensor[start : start + entry.size_bytes].view(STORED_TORCH_DTYPES[entry.dtype]).view(entry.shape)
 
 
 def _take_turns(weights: BlockWeights, stream: Stream, block_index: int, *, stays: bool) -> Callable[[], None]:

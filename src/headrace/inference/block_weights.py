@@ -20,6 +20,7 @@ from headrace.inference.skeleton import HOST, placeholder
 from headrace.inference.weight_names import Recipe
 from headrace.streaming.arena import Piece
 from headrace.streaming.checkpoint import view
+from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES
 
 ALIGNMENT_BYTES = 64
 """Where tensors begin in the conversion buffer, as torch's own allocator aligns them."""
@@ -140,7 +141,7 @@ class BlockWeights:
         if not recipe.is_one_tensor:
             return False
         entry = recipe.ingredients[0].entry
-        stored = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}.get(entry.dtype)
+        stored = STORED_TORCH_DTYPES.get(entry.dtype)
         aligned = self.positions[entry.name] % ALIGNMENT_BYTES == 0
         return stored is self.dtype and (aligned or not self.copy_misaligned)
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from headrace.dtypes import STORED_DTYPES
 from headrace.errors import InvalidRequestError
-from headrace.planning.plan import STORED_AS
+from headrace.streaming.torch_dtypes import described
 
 BACKEND = "inductor"
 _ATTENTION = ("attn", "attention")
@@ -24,11 +25,12 @@ def compile_layers(layers: Sequence[nn.Module], *, dtype: torch.dtype, stored_dt
 
     Raises InvalidRequestError where weights are converted module by module, which a compiled module cannot do.
     """
-    computed_in = str(dtype).removeprefix("torch.")
-    if STORED_AS.get(stored_dtype) != computed_in:
+    computed_in = described(dtype)
+    if stored_dtype != computed_in.stored_name:
+        fitting = STORED_DTYPES.get(stored_dtype, computed_in)
         raise InvalidRequestError(
             f"--compile needs weights that are computed with as they are stored ({stored_dtype}), not in "
-            f"{computed_in}; give --dtype {STORED_AS.get(stored_dtype, computed_in)}, or leave --compile away"
+            f"{computed_in.name}; give --dtype {fitting.name}, or leave --compile away"
         )
     count = 0
     for layer in layers:

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from headrace.dtypes import DTYPES
 from headrace.errors import BudgetError, InvalidRequestError
 from headrace.inference.host_cache import OffloadedCache
 from headrace.inference.kv_cache import build_cache
 from headrace.planning.accelerator_memory import cache_bytes, cache_sides
 from headrace.planning.estimate import Pace, Prediction
 from headrace.planning.jobs.draft_length import DraftLength
-from headrace.planning.plan import ELEMENT_BYTES, Placement, Plan
+from headrace.planning.plan import Placement, Plan
 from headrace.planning.timeline import Timeline
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device, DeviceEvent
@@ -134,7 +135,7 @@ class Handle:
         """Keys and values in the computing device's memory."""
         model, plan = self.checkpoint.model, self.plan
         if plan.accelerator is None:
-            element_bytes = ELEMENT_BYTES[plan.compute_dtype]
+            element_bytes = DTYPES[plan.compute_dtype].size_bytes
             return round(model.kv_cache_bytes(sequences=sequences, context_tokens=tokens, element_bytes=element_bytes))
         work = replace(plan.workload, sequences=sequences)
         of_blocks = cache_bytes(model, work, plan.compute_dtype, tokens=tokens)

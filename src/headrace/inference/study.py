@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
-
 from headrace.errors import HeadraceError, UnsupportedModelError
 from headrace.inference.layer_timing import Rehearsed, Timed, time_layer
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
@@ -26,12 +24,12 @@ from headrace.planning.planner import (
     plan_strategy,
     refuse_below_minimum,
 )
-from headrace.streaming.checkpoint import TORCH_DTYPES, Checkpoint
+from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.stream import StreamSettings
+from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES, TORCH_DTYPES
 from headrace.units import format_rate
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUICK_CURVE_TOKENS = (1, 4, 16, 64, 256)
 QUICK_READ_S = 0.25
 CONTENTION_MIN_BYTES = 100 << 20
@@ -78,7 +76,7 @@ def study(
     model = checkpoint.model
     notes: list[str] = []
     names = compute_dtypes(model, options.dtype)
-    copies = {name: machine_probe.products_need_alignment(DTYPES[name]) for name in names}
+    copies = {name: machine_probe.products_need_alignment(TORCH_DTYPES[name]) for name in names}
     requests = {
         name: Request(
             model=model,
@@ -105,7 +103,7 @@ def study(
         checkpoint,
         config,
         options.workload,
-        DTYPES[name],
+        TORCH_DTYPES[name],
         conversion_bytes=conversion_bytes(request),
         copy_misaligned=copies[name],
         attention=options.attention,
@@ -144,9 +142,9 @@ def compare(studied: Studied, only: Strategy | None = None) -> dict[str, Candida
 
 def _curve(model: StoredModel, dtype_name: str) -> ComputeCurve:
     """Time products in the shape of the model's largest matrix."""
-    stored = TORCH_DTYPES[model.stored_dtype]
+    stored = STORED_TORCH_DTYPES[model.stored_dtype]
     return machine_probe.compute_curve(
-        stored, DTYPES[dtype_name], shape=largest_shape(model), tokens=QUICK_CURVE_TOKENS, repetitions=3
+        stored, TORCH_DTYPES[dtype_name], shape=largest_shape(model), tokens=QUICK_CURVE_TOKENS, repetitions=3
     )
 
 
@@ -187,8 +185,8 @@ def _measure_link(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
             rate = min(limit, rate or 1e9)  # 0 for less than a page: nothing that could take time
             return _Link(rate, rate, 1.0, read_latency_s)
         product = machine_probe.product_of(
-            TORCH_DTYPES[checkpoint.model.stored_dtype],
-            DTYPES[dtype_name],
+            STORED_TORCH_DTYPES[checkpoint.model.stored_dtype],
+            TORCH_DTYPES[dtype_name],
             shape=largest_shape(checkpoint.model),
             tokens=options.workload.sequences,
         )

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from headrace.dtypes import DTYPES, STORED_BYTES
 from headrace.errors import MachineError
 from headrace.machine.quantity import Quantity
 
-STORED_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-"""of one weight element, by the name that checkpoints give its dtype"""
 _BLOCK_OVERHEAD = Quantity.of(0.0003, "assumed")
 _PASS_OVERHEAD = Quantity.of(0.002, "assumed")
 _NO_SLOWDOWN = Quantity.of(1.0, "assumed")
@@ -140,7 +139,10 @@ class Arithmetic:
 
     def peaks(self) -> dict[str, Quantity]:
         """Operations per second by format, as the curves reach them; `bf16`: in whichever 16-bit dtype is faster."""
-        found = {"bf16": self.fastest("bfloat16", "float16"), "fp32": self.fastest("float32")}
+        found = {
+            dtype.short_name: self.fastest(*(own.name for own in DTYPES.values() if own.size_bytes == dtype.size_bytes))
+            for dtype in (DTYPES["bfloat16"], DTYPES["float32"])
+        }
         return {
             name: Quantity.about(curve.flops, f"{self.source}, in {curve.compute_dtype}", share=0.1)
             for name, curve in found.items()

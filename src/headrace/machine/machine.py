@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from headrace.dtypes import STORED_BYTES
 from headrace.errors import InvalidRequestError, MachineError
-from headrace.machine.compute_curve import STORED_BYTES, UNMEASURED, Arithmetic, ComputeCurve
+from headrace.machine.compute_curve import UNMEASURED, Arithmetic, ComputeCurve
 from headrace.machine.quantity import Quantity
 
 

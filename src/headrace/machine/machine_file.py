@@ -38,6 +38,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headrace.dtypes import ARITHMETIC_FORMATS, DTYPES
 from headrace.errors import MachineError, near_names
 from headrace.machine.compute_curve import UNMEASURED, Arithmetic, ComputeCurve, CurvePoint
 from headrace.machine.machine import Copies, Disk, Host, Link, Machine, Processor
@@ -45,7 +46,6 @@ from headrace.machine.quantity import Quantity
 from headrace.machine.toml_table import TomlTable
 from headrace.machine.unit_text import read_number, write_number, write_quantity
 
-FORMATS = ("fp32", "bf16", "fp16", "fp8", "int8", "fp4")
 """of arithmetic"""
 ROLES = ("host", "scale_up", "network")
 KINDS = ("gpu", "tpu", "asic", "apple_soc", "soc", "cpu")
@@ -179,11 +179,12 @@ def read_processor(table: TomlTable) -> Processor:
     flops = table.table("flops")
     if not flops.raw:
         raise MachineError(f'{table.path}flops is empty; it lists rates by format, such as bf16 = "312TFLOPS"')
-    for name in set(flops.raw) - {*FORMATS, "source"}:
+    for name in set(flops.raw) - {*ARITHMETIC_FORMATS, "source"}:
         raise MachineError(
-            f"{flops.path}{name} is no format of arithmetic; {near_names(name, FORMATS)}known: {', '.join(FORMATS)}"
+            f"{flops.path}{name} is no format of arithmetic; {near_names(name, ARITHMETIC_FORMATS)}known: "
+            + ", ".join(ARITHMETIC_FORMATS)
         )
-    if not {"fp32", "bf16", "fp16"} & set(flops.raw):
+    if not {dtype.short_name for dtype in DTYPES.values()} & set(flops.raw):
         raise MachineError(f"{table.path}flops lists no 16- or 32-bit arithmetic, which every model needs; add bf16")
     share = table.quantity("achievable", "share", _ACHIEVABLE)
     if not 0 < share.low <= share.high <= 1:

@@ -10,13 +10,13 @@ scales quantised in turn. Mixtures (q2_k and names ending in _s, _m, _l) give so
 make Llama 3.1 8B as large as its published files: 3.16 bits per weight over all for q2_k, 3.64, 4.00 and 4.30 for
 q3_k_s, _m and _l, 4.67 for q4_k_s, 5.57 and 5.70 for q5_k_s and _m; other shapes differ by up to 3 %. q4_k_m is the
 usual 4.85 bits (docs/formulas.md) with a wide table, up to 4 % too large: fitted engine constants rest on that figure.
-What it is computed in: `rates.arithmetic_format`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from headrace.dtypes import DTYPES
 from headrace.errors import InvalidRequestError, near_names
 from headrace.model.gguf_index import BLOCKS
 from headrace.model.model import Layer, LayerGroup, Model
@@ -33,6 +33,10 @@ class WeightFormat:
     bits: float
     embedding_bits: float = 16.0
     head_bits: float = 16.0
+    arithmetic: str = "bf16"
+    """what it is multiplied in where the processor has units for it; else in 16 bits"""
+    packed: bool = True
+    """unpacked to 16 bits before it is multiplied"""
 
 
 def _mixture(name: str, bits: float, base: float) -> WeightFormat:
@@ -44,18 +48,18 @@ _GGUF_TYPES = {name: size * 8 / block for name, block, size in BLOCKS.values() i
 FORMATS: dict[str, WeightFormat] = {
     entry.name: entry
     for entry in (
-        WeightFormat(name="fp32", bits=32, embedding_bits=32, head_bits=32),
-        WeightFormat(name="bf16", bits=16),
-        WeightFormat(name="fp16", bits=16),
-        WeightFormat(name="fp8", bits=8),
-        WeightFormat(name="int8", bits=8.125),
+        WeightFormat(name="fp32", bits=32, embedding_bits=32, head_bits=32, arithmetic="fp32", packed=False),
+        WeightFormat(name="bf16", bits=16, packed=False),
+        WeightFormat(name="fp16", bits=16, packed=False),
+        WeightFormat(name="fp8", bits=8, arithmetic="fp8", packed=False),
+        WeightFormat(name="int8", bits=8.125, arithmetic="int8"),
         WeightFormat(name="int4", bits=4.25),
         WeightFormat(name="int4-g32", bits=4 + 16 / 32),
         WeightFormat(name="int4-g64", bits=4 + 20 / 64),
         WeightFormat(name="int4-g128", bits=4 + 20 / 128),
         WeightFormat(name="nf4", bits=4 + 8 / 64 + 32 / (64 * 256)),
-        WeightFormat(name="mxfp4", bits=4.25),
-        WeightFormat(name="nvfp4", bits=4.5),
+        WeightFormat(name="mxfp4", bits=4.25, arithmetic="fp4"),
+        WeightFormat(name="nvfp4", bits=4.5, arithmetic="fp4", packed=False),
         *(_mixture(name, bits, bits) for name, bits in _GGUF_TYPES.items()),
         _mixture("q2_k", 2.943, 2.625),
         _mixture("q3_k_s", 3.4375, 3.4375),
@@ -67,13 +71,12 @@ FORMATS: dict[str, WeightFormat] = {
         _mixture("q5_k_m", 5.654, 5.5),
     )
 }
+NARROWER_FORMATS = ("int8", "int4")
+"""what is tried where a model does not fit"""
+
 _OTHER_NAMES = {
-    "f32": "fp32",
-    "float32": "fp32",
-    "f16": "fp16",
-    "float16": "fp16",
+    **{name: dtype.short_name for dtype in DTYPES.values() for name in (dtype.name, dtype.stored_name.lower())},
     "half": "fp16",
-    "bfloat16": "bf16",
     "16": "bf16",
     "8": "int8",
     "4": "int4",
@@ -102,6 +105,11 @@ def find_format(name: str) -> WeightFormat:
             f"there is no weight format {name!r}; {near_names(key, FORMATS)}known: {', '.join(FORMATS)}"
         )
     return FORMATS[key]
+
+
+def known_format(name: str) -> WeightFormat:
+    """The format that a model names as its own, which may have groups of a size that is in no table."""
+    return FORMATS.get(name, WeightFormat(name=name, bits=0.0))
 
 
 def is_format(name: str) -> bool:

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from headrace.dtypes import DTYPES
 from headrace.errors import CheckpointError, UnsupportedModelError, near_names
 from headrace.model.config_fields import Fields
 from headrace.model.formats import requantised
@@ -65,9 +66,9 @@ def model_from_config(raw: Mapping[str, Any], *, name: str, origin: str) -> Mode
         )
     fields = Fields(raw, origin)
     model = _BUILDERS[model_type](fields, name)
-    stored = str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
-    if stored.removeprefix("torch.") in {"float32", "float16"}:
-        model = requantised(model, stored.removeprefix("torch."))
+    stored = str(raw.get("torch_dtype") or raw.get("dtype")).removeprefix("torch.")
+    if stored in DTYPES:
+        model = requantised(model, stored)
     quantization = outer.get("quantization_config") or raw.get("quantization_config")
     return quantised_as_stored(model, quantization, fields) if quantization else model
 

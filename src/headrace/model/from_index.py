@@ -11,6 +11,7 @@ from typing import Any
 
 from headrace.errors import CheckpointCorruptError, UnsupportedModelError
 from headrace.model.config_fields import read_config
+from headrace.model.formats import find_format, is_format
 from headrace.model.from_config import model_from_config
 from headrace.model.gguf_index import GgufIndex, GgufTensor
 from headrace.model.model import Layer, LayerGroup, Model
@@ -67,7 +68,7 @@ def model_from_gguf(path: Path) -> Model:
     for tensor in index.tensors:
         prevailing[tensor.type_name] = prevailing.get(tensor.type_name, 0) + tensor.size_bytes
     name = max(prevailing, key=lambda kind: prevailing[kind])
-    return replace(model, weight_format={"f16": "fp16", "f32": "fp32"}.get(name, name))
+    return replace(model, weight_format=find_format(name).name if is_format(name) else name)
 
 
 def _config_of(metadata: Mapping[str, Any], architecture: str, index: GgufIndex, path: Path) -> dict[str, Any]:

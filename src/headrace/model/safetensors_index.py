@@ -21,15 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, NamedTuple, NoReturn, TypeGuard
 
+from headrace.dtypes import STORED_BYTES
 from headrace.errors import CheckpointChangedError, CheckpointCorruptError, CheckpointError
-
-DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1)
-    | dict.fromkeys(("I16", "U16", "F16", "BF16"), 2)
-    | dict.fromkeys(("I32", "U32", "F32"), 4)
-    | dict.fromkeys(("I64", "U64", "F64"), 8)
-)
-"""Bytes per element of each dtype that headrace streams, under its safetensors name."""
 
 _REFUSED_DTYPES: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(("F4", "F6_E2M3", "F6_E3M2"), "whose elements are smaller than a byte")
@@ -50,7 +43,7 @@ _SHORT.maxstring = 160
 class TensorEntry(NamedTuple):
     """One tensor on disk: bytes `offset` to `offset + size_bytes` of file `file_index`, row-major, little-endian.
 
-    `dtype` is a key of DTYPE_BYTES; `offset` counts from the start of the file and need not be aligned.
+    `dtype` is a key of STORED_BYTES; `offset` counts from the start of the file and need not be aligned.
     """
 
     name: str
@@ -63,7 +56,7 @@ class TensorEntry(NamedTuple):
     @property
     def num_elements(self) -> int:
         """The product of the shape: 1 for a scalar, 0 for an empty tensor."""
-        return self.size_bytes // DTYPE_BYTES[self.dtype]
+        return self.size_bytes // STORED_BYTES[self.dtype]
 
 
 class ShardFile(NamedTuple):
@@ -184,7 +177,7 @@ def read_safetensors_header(path: Path, *, file_index: int = 0) -> ShardHeader:
     The entries cover the bytes after the header completely and without overlap, up to the last byte of the file.
 
     Raises CheckpointCorruptError for anything that contradicts the format or itself; CheckpointError for a file that
-    cannot be read or that holds a dtype which is valid but not in DTYPE_BYTES.
+    cannot be read or that holds a dtype which is valid but not in STORED_BYTES.
     """
     with _open_regular(path) as (file, file_stat):
         prefix = file.read(8)
@@ -218,14 +211,14 @@ def _check_tensor(path: Path, name: str, raw: object, file_index: int, data_star
     if not isinstance(raw, dict):
         raise CheckpointCorruptError(f"{where} is not described by an object but by {_SHORT.repr(raw)}")
     dtype, shape, offsets = raw.get("dtype"), raw.get("shape"), raw.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in STORED_BYTES:
         _refuse_dtype(where, dtype)
     if not _is_sizes(shape):
         raise CheckpointCorruptError(f"{where} has the shape {_SHORT.repr(shape)}, not a list of sizes")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointCorruptError(f"{where} has data_offsets {_SHORT.repr(offsets)}, not [begin, end]")
     begin, end = offsets
-    if _tensor_bytes(shape, DTYPE_BYTES[dtype]) != end - begin:
+    if _tensor_bytes(shape, STORED_BYTES[dtype]) != end - begin:
         raise CheckpointCorruptError(
             f"{where} has {end - begin} bytes, which is not {dtype} of shape {_SHORT.repr(shape)}"
         )
@@ -233,7 +226,7 @@ def _check_tensor(path: Path, name: str, raw: object, file_index: int, data_star
 
 
 def _refuse_dtype(where: str, dtype: object) -> NoReturn:
-    readable = f"headrace reads {', '.join(DTYPE_BYTES)}"
+    readable = f"headrace reads {', '.join(STORED_BYTES)}"
     if isinstance(dtype, str) and dtype in _REFUSED_DTYPES:
         raise CheckpointError(f"{where} has dtype {dtype}, {_REFUSED_DTYPES[dtype]}; {readable}")
     raise CheckpointCorruptError(f"{where} has the unknown dtype {_SHORT.repr(dtype)}; {readable}")

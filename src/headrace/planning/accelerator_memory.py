@@ -11,20 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from headrace.dtypes import DTYPES
 from headrace.errors import InvalidRequestError
 from headrace.model.blocks import Block
 from headrace.model.layout import PAGE_BYTES, align_device, align_up
 from headrace.model.stored_model import StoredModel
-from headrace.planning.plan import (
-    ELEMENT_BYTES,
-    STORED_AS,
-    TRAVELLING,
-    EmbeddingPlacement,
-    HostMemoryUse,
-    MemoryUse,
-    Placement,
-    Workload,
-)
+from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, HostMemoryUse, MemoryUse, Placement, Workload
 from headrace.planning.planner import Request
 
 LIBRARY_WORK_SPACE_BYTES = 64 << 20
@@ -130,7 +122,7 @@ class AcceleratorRequest:
     @cached_property
     def fixed_bytes(self) -> int:
         """The small tensors that always stay on the device."""
-        return align_up(self.model.fixed_parameters * ELEMENT_BYTES[self.compute_dtype])
+        return align_up(self.model.fixed_parameters * DTYPES[self.compute_dtype].size_bytes)
 
     @cached_property
     def work_space_bytes(self) -> int:
@@ -148,7 +140,7 @@ class AcceleratorRequest:
     def conversion_bytes(self) -> int:
         """The device's buffer for weights that are converted: one module's, or the whole head's."""
         heads = [block.parameters for block in self.model.blocks if block.head_rows is not None and self._converts]
-        head = max(heads, default=0) * ELEMENT_BYTES[self.compute_dtype]
+        head = max(heads, default=0) * DTYPES[self.compute_dtype].size_bytes
         return _buffer_bytes(max(head, self._largest_module_bytes))
 
     @cached_property
@@ -158,11 +150,11 @@ class AcceleratorRequest:
 
     @property
     def _converts(self) -> bool:
-        return STORED_AS.get(self.model.stored_dtype) != self.compute_dtype
+        return self.model.stored_dtype != DTYPES[self.compute_dtype].stored_name
 
     @cached_property
     def _largest_module_bytes(self) -> int:
-        element_bytes = ELEMENT_BYTES[self.compute_dtype]
+        element_bytes = DTYPES[self.compute_dtype].size_bytes
         layers = [block for block in self.model.blocks if block.head_rows is None]
         return max(block.module_bytes(element_bytes, converts=self._converts) for block in layers)
 
@@ -184,7 +176,7 @@ class AcceleratorRequest:
         device, host = self.device_memory(arrangement), self.host_memory(arrangement)
         if self.model.tied and head_stays:
             return ArrangedMemory(device, host, EmbeddingPlacement.HEAD)
-        table_bytes = align_device(self.model.table_parameters * ELEMENT_BYTES[self.compute_dtype])
+        table_bytes = align_device(self.model.table_parameters * DTYPES[self.compute_dtype].size_bytes)
         if all(place is Placement.DEVICE for place in arrangement.places):
             with_table = self.device_memory(arrangement, embedding_bytes=table_bytes)
             if with_table.total_bytes <= self.budget_bytes:
@@ -230,7 +222,7 @@ def slot_bytes(request: AcceleratorRequest, places: tuple[Placement, ...]) -> in
 
 def cache_bytes(model: StoredModel, work: Workload, compute_dtype: str, *, tokens: int) -> tuple[int, ...]:
     """Keys and values of each block when every sequence has `tokens`; a sliding window keeps no more than itself."""
-    bytes_per_element = work.sequences * ELEMENT_BYTES[compute_dtype]
+    bytes_per_element = work.sequences * DTYPES[compute_dtype].size_bytes
     return tuple(block.kv_elements(tokens) * bytes_per_element for block in model.blocks)
 
 

@@ -266,9 +266,9 @@ def _fewest_devices(question: Question, strategy: str) -> int:
 
 def _gentlest_format(question: Question, strategy: str) -> str:
     """The widest of a few narrower weight formats with which the strategy fits."""
-    from headrace.model.formats import requantised
+    from headrace.model.formats import NARROWER_FORMATS, requantised
 
-    for name in ("int8", "int4"):
+    for name in NARROWER_FORMATS:
         try:
             narrower = requantised(question.model, name)
         except HeadraceError:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from headrace.dtypes import DTYPES, STORED_DTYPES
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.machine import Machine
 from headrace.model.stored_model import StoredModel
-from headrace.planning.plan import COMPUTE_DTYPES, STORED_AS, Strategy, Workload
+from headrace.planning.plan import Strategy, Workload
 from headrace.units import parse_rate, parse_size
 
 DEFAULT_MAX_TOKENS = 1024
@@ -106,8 +107,8 @@ def make_options(
     if strategy != "auto" and strategy not in {item.value for item in Strategy}:
         names = ", ".join(item.value for item in Strategy)
         raise InvalidRequestError(f"unknown strategy {strategy!r}; choose auto, {names}")
-    if dtype != "auto" and dtype not in COMPUTE_DTYPES:
-        raise InvalidRequestError(f"unsupported dtype {dtype!r}; choose auto, {', '.join(COMPUTE_DTYPES)}")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise InvalidRequestError(f"unsupported dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
     longest = model.context_tokens
     max_tokens = min(longest, DEFAULT_MAX_TOKENS) if max_tokens is None else max_tokens
     if not 2 <= max_tokens <= longest:
@@ -159,9 +160,11 @@ def compute_dtypes(model: StoredModel, wanted: str | None) -> tuple[str, ...]:
 
     Raises MachineError where the weights are stored in a dtype that is not computed with.
     """
-    if model.stored_dtype not in STORED_AS:
+    if model.stored_dtype not in STORED_DTYPES:
         raise MachineError(f"{model.name} is stored as {model.stored_dtype}, which no machine file has measurements of")
-    return (wanted,) if wanted is not None else tuple(dict.fromkeys((STORED_AS[model.stored_dtype], "float32")))
+    return (
+        (wanted,) if wanted is not None else tuple(dict.fromkeys((STORED_DTYPES[model.stored_dtype].name, "float32")))
+    )
 
 
 def work_seconds(curve: ComputeCurve, work: Workload) -> float:

@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from headrace.dtypes import DTYPES
 from headrace.errors import MachineError
 from headrace.machine.engine import Engine
 from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Quantity
+from headrace.model.formats import known_format
 from headrace.planning.arrangement import Arrangement
 
-_SIXTEEN_BIT = ("bf16", "fp16")
 _ATTENTION_FLOPS_SHARE = 0.5
 """of the matrix rate, in the products of attention proper; estimate"""
 _HOST_MEMORY_SHARE = Quantity(0.7, 0.5, 0.85, "hardware facts: 60-85 % of the channels' rate is achieved")
@@ -83,21 +84,15 @@ class MachineRates:
 
 def arithmetic_format(weight_format: str, processor_flops: Mapping[str, Quantity]) -> str:
     """The format that products are computed in: the weights' own where the processor has units for it, else 16 bit."""
-    wanted = {"fp8": "fp8", "nvfp4": "fp4", "fp4": "fp4", "mxfp4": "fp4", "fp32": "fp32", "int8": "int8"}
-    name = wanted.get(weight_format, "bf16")
+    name = known_format(weight_format).arithmetic
     if name in processor_flops:
         return name
     if name == "fp4" and "fp8" in processor_flops and weight_format == "nvfp4":
         return "fp8"
-    for fallback in (*_SIXTEEN_BIT, "fp32"):
-        if fallback in processor_flops:
-            return fallback
+    for fallback in sorted(DTYPES.values(), key=lambda dtype: dtype.size_bytes):
+        if fallback.short_name in processor_flops:
+            return fallback.short_name
     raise MachineError(f"the processor lists no arithmetic in 16 or 32 bits: {', '.join(processor_flops)}")
-
-
-def is_packed(weight_format: str) -> bool:
-    """Whether weights must be unpacked to 16 bits before they are multiplied."""
-    return weight_format not in {"fp32", "bf16", "fp16", "fp8", "nvfp4", "fp4"}
 
 
 def quantities(
@@ -117,7 +112,7 @@ def quantities(
         "engine.pass_overhead_s": engine.pass_overhead_s,
         "engine.token_overhead_s": engine.token_overhead_s,
     }
-    if is_packed(weight_format):
+    if known_format(weight_format).packed:
         found["engine.quantised_share"] = engine.quantised_share
     if machine.host is not None and (arrangement.cpu_share or arrangement.kv_tier is Tier.HOST):
         found["host.flops"] = machine.host.flops

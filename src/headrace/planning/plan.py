@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from headrace.dtypes import DTYPES
 from headrace.errors import InvalidRequestError
 
 
@@ -48,11 +49,6 @@ class EmbeddingPlacement(StrEnum):
     """read row by row from the checkpoint"""
     HOST = "host"
     """a table in host memory, from which an accelerator is given the rows of each pass"""
-
-
-COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-STORED_AS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +198,7 @@ class Plan:
             raw["workload"] = Workload(**_counts(raw["workload"]))
             if raw["accelerator"] is not None:
                 raw["accelerator"] = _accelerator(raw["accelerator"])
-            if raw["compute_dtype"] not in COMPUTE_DTYPES:
+            if raw["compute_dtype"] not in DTYPES:
                 raise ValueError(f"compute_dtype is {raw['compute_dtype']!r}")
             _counts({name: raw[name] for name in ("slots", "slot_bytes", "budget_bytes", "streamed_bytes_per_pass")})
             return cls(**raw)

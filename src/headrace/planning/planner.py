@@ -14,20 +14,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+from headrace.dtypes import DTYPES
 from headrace.errors import BudgetError
 from headrace.model.blocks import HEAD_CHUNK_ROWS, product_slices
 from headrace.model.layout import PAGE_BYTES, align_up
 from headrace.model.stored_model import StoredModel
 from headrace.planning.estimate import Pace, Prediction, TimeFloor, block_times, predict
-from headrace.planning.plan import (
-    ELEMENT_BYTES,
-    STORED_AS,
-    EmbeddingPlacement,
-    MemoryUse,
-    Plan,
-    Strategy,
-    Workload,
-)
+from headrace.planning.plan import EmbeddingPlacement, MemoryUse, Plan, Strategy, Workload
 from headrace.units import format_bytes
 
 SLOT_COUNTS = (2, 3, 4)
@@ -74,7 +67,7 @@ class Request:
     def beside_blocks(self) -> MemoryUse:
         """What is held whichever blocks stay: no blocks, no slots, no table."""
         model = self.model
-        element_bytes = ELEMENT_BYTES[self.compute_dtype]
+        element_bytes = DTYPES[self.compute_dtype].size_bytes
         return MemoryUse(
             resident_bytes=0,
             slots_bytes=0,
@@ -304,8 +297,8 @@ def conversion_bytes(request: Request) -> int:
     buffer is as large as the largest module of any block, or as the smallest piece of the head that is converted.
     """
     model = request.model
-    element_bytes = ELEMENT_BYTES[request.compute_dtype]
-    converts = request.copies_weights or STORED_AS.get(model.stored_dtype) != request.compute_dtype
+    element_bytes = DTYPES[request.compute_dtype].size_bytes
+    converts = request.copies_weights or model.stored_dtype != DTYPES[request.compute_dtype].stored_name
     largest = 0
     for block in model.blocks:
         if block.head_rows is not None:

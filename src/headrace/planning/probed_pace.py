@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from headrace.dtypes import DTYPES
 from headrace.errors import MachineError
 from headrace.machine.machine import Copies, Machine
 from headrace.model.stored_model import StoredModel
 from headrace.planning.accelerator_pace import AcceleratorPace
 from headrace.planning.estimate import LayerTimes, Pace
-from headrace.planning.plan import ELEMENT_BYTES, Workload
+from headrace.planning.plan import Workload
 
 
 def pace_from_probe(
@@ -27,7 +28,7 @@ def pace_from_probe(
         raise MachineError(f"{machine.name} has no measurement of copies to a device; run `headrace probe` there")
     link_bytes_per_s = copies.while_computing_bytes_per_s.expected
     memory_copy_bytes_per_s = host.memory_bytes_per_s.expected / 2  # of bytes read plus bytes written
-    hidden_bytes = model.hidden_size * ELEMENT_BYTES[compute_dtype]
+    hidden_bytes = model.hidden_size * DTYPES[compute_dtype].size_bytes
     return AcceleratorPace(
         device=Pace.of(
             machine,

@@ -22,8 +22,7 @@ from headrace.model.safetensors_index import TensorEntry, TensorIndex
 from headrace.model.stored_model import StoredBlock, StoredModel, build_stored_model
 from headrace.streaming.arena import Arena, Piece
 from headrace.streaming.source import DirectFiles
-
-TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES
 
 ROW_WINDOW_BYTES = 256 * 1024
 """Rows that lie within this many bytes of one another are read together."""
@@ -46,11 +45,10 @@ def view(piece: Piece, position: int, entry: TensorEntry, rows: tuple[int, int] 
 
 def torch_dtype(entry: TensorEntry) -> torch.dtype:
     """The torch dtype of a weight; raises CheckpointError where headrace has none for it."""
-    if entry.dtype not in TORCH_DTYPES:
-        raise CheckpointError(
-            f"{entry.name} is stored as {entry.dtype}; headrace runs weights in {', '.join(sorted(TORCH_DTYPES))}"
-        )
-    return TORCH_DTYPES[entry.dtype]
+    if entry.dtype not in STORED_TORCH_DTYPES:
+        known = ", ".join(sorted(STORED_TORCH_DTYPES))
+        raise CheckpointError(f"{entry.name} is stored as {entry.dtype}; headrace runs weights in {known}")
+    return STORED_TORCH_DTYPES[entry.dtype]
 
 
 class Checkpoint:

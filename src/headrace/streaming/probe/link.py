@@ -16,16 +16,17 @@ from typing import NamedTuple
 
 import torch
 
+from headrace.dtypes import DTYPES, Dtype
 from headrace.machine.compute_curve import Arithmetic, ComputeCurve, CurvePoint
 from headrace.machine.machine import Copies, Processor
 from headrace.machine.measured import measured_accelerator
 from headrace.machine.quantity import Quantity
 from headrace.model.layout import align_device
-from headrace.planning.plan import COMPUTE_DTYPES
 from headrace.streaming.arena import Arena
 from headrace.streaming.device import Copied, CopyPart, Device, DeviceMemory
 from headrace.streaming.probe.progress import Progress, unheard
 from headrace.streaming.probe.sizes import ProbeSizes
+from headrace.streaming.torch_dtypes import TORCH_DTYPES
 
 SMALL_COPY_BYTES = 4096
 SMALL_KERNEL_BYTES = 256
@@ -45,19 +46,7 @@ Multiply = Callable[[], None]
 """Enqueue one product with the weight matrix whose turn it is."""
 
 
-class _Arithmetic(NamedTuple):
-    """A dtype to compute in, and what checkpoints call weights that are stored in it."""
-
-    dtype: torch.dtype
-    compute_name: str
-    stored_name: str
-
-
-ARITHMETIC = (
-    _Arithmetic(torch.bfloat16, "bfloat16", "BF16"),
-    _Arithmetic(torch.float16, "float16", "F16"),
-    _Arithmetic(torch.float32, "float32", "F32"),
-)
+ARITHMETIC = sorted(DTYPES.values(), key=lambda dtype: dtype.size_bytes)
 
 
 class _Rates(NamedTuple):
@@ -74,7 +63,7 @@ def probe_accelerator(
     *,
     name: str,
     sizes: ProbeSizes | None = None,
-    compute_dtypes: Collection[str] = COMPUTE_DTYPES,
+    compute_dtypes: Collection[str] = tuple(DTYPES),
     progress: Progress = unheard,
 ) -> Processor:
     """Measure one accelerator, in some seconds; every figure is a median after a warm-up.
@@ -129,10 +118,10 @@ def _measure(
         memory_bytes_per_s = _memory_rate(device, target, rest[: sizes.size_bytes], sizes)
         launch_s = _launch_s(device, space[:SMALL_KERNEL_BYTES], sizes)
         curves = []
-        timed = [arithmetic for arithmetic in ARITHMETIC if arithmetic.compute_name in compute_dtypes]
-        for number, arithmetic in enumerate(timed):
-            progress(f"{device.name}: arithmetic in {arithmetic.compute_name}", 0.5 + 0.5 * number / len(timed))
-            curves.append(_curve(device, rest, arithmetic, sizes))
+        timed = [dtype for dtype in ARITHMETIC if dtype.name in compute_dtypes]
+        for number, dtype in enumerate(timed):
+            progress(f"{device.name}: arithmetic in {dtype.name}", 0.5 + 0.5 * number / len(timed))
+            curves.append(_curve(device, rest, dtype, sizes))
     rows, columns = sizes.shape
     median = f"median of {sizes.repetitions}"
     products = (
@@ -163,7 +152,7 @@ def _copies(link: _Rates, while_computing_bytes_per_s: float, sizes: ProbeSizes,
     median = f"median of {sizes.repetitions}"
     locked = "" if page_locked else "; the system locks no pages, so copies are from pageable memory, none in products"
     source = f"measured: copies of {sizes.size_bytes} bytes, {median}{locked}"
-    few = f"products of {_tokens_beside(sizes)} tokens in {ARITHMETIC[0].compute_name}"
+    few = f"products of {_tokens_beside(sizes)} tokens in {ARITHMETIC[0].name}"
     return Copies(
         bytes_per_s=Quantity.about(link.to_device_bytes_per_s, source, share=0.1),
         while_computing_bytes_per_s=Quantity.about(
@@ -187,8 +176,8 @@ class _Products:
     The numbers are random, since a device draws less power, and so clocks higher, where it multiplies zeros.
     """
 
-    def __init__(self, space: torch.Tensor, arithmetic: _Arithmetic, sizes: ProbeSizes) -> None:
-        self._dtype = arithmetic.dtype
+    def __init__(self, space: torch.Tensor, dtype: Dtype, sizes: ProbeSizes) -> None:
+        self._dtype = TORCH_DTYPES[dtype.name]
         self._space = space
         self._out_features, self._in_features = sizes.shape
         self._taken_bytes = 0
@@ -226,8 +215,8 @@ def _warm_up(device: Device, multiply: Multiply, sizes: ProbeSizes) -> None:
         device.synchronize()
 
 
-def _curve(device: Device, space: torch.Tensor, arithmetic: _Arithmetic, sizes: ProbeSizes) -> ComputeCurve:
-    products, points = _Products(space, arithmetic, sizes), []
+def _curve(device: Device, space: torch.Tensor, dtype: Dtype, sizes: ProbeSizes) -> ComputeCurve:
+    products, points = _Products(space, dtype, sizes), []
     for tokens in sizes.tokens:
         multiply = products.of(tokens)
         multiply()  # the library chooses a kernel and loads it
@@ -236,9 +225,7 @@ def _curve(device: Device, space: torch.Tensor, arithmetic: _Arithmetic, sizes: 
         points.append(CurvePoint(tokens, seconds / (sizes.shape[0] * sizes.shape[1])))
         if seconds > SLOWEST_PRODUCT_S:
             break
-    return ComputeCurve(
-        compute_dtype=arithmetic.compute_name, stored_dtype=arithmetic.stored_name, points=tuple(points)
-    )
+    return ComputeCurve(compute_dtype=dtype.name, stored_dtype=dtype.stored_name, points=tuple(points))
 
 
 def _calls(wanted_s: float, each_s: float) -> int:

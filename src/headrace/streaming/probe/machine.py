@@ -32,7 +32,6 @@ from headrace.model.layout import PAGE_BYTES, ByteRange, align_down, lay_out
 from headrace.model.safetensors_index import ShardFile
 from headrace.planning.plan import Placement
 from headrace.streaming.arena import Arena
-from headrace.streaming.checkpoint import TORCH_DTYPES
 from headrace.streaming.cuda_device import list_gpus
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.devices import open_device
@@ -40,11 +39,11 @@ from headrace.streaming.probe.link import probe_accelerator
 from headrace.streaming.probe.progress import Progress, part_of, unheard
 from headrace.streaming.source import ByteSource, DirectFiles
 from headrace.streaming.stream import Stream, StreamSettings
+from headrace.streaming.torch_dtypes import TORCH_DTYPES, described
 
 CURVE_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PROBE_FILE_BYTES = 512 << 20
 COPIED_BYTES = 32 << 20
-_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 class ReadSettings(NamedTuple):
@@ -81,8 +80,9 @@ def compute_curve(
 
             seconds = _median_seconds(once, repetitions)
             points.append(CurvePoint(count, seconds / (shape[0] * shape[1])))
-    stored_name = next(name for name, dtype in TORCH_DTYPES.items() if dtype is stored)
-    return ComputeCurve(compute_dtype=_DTYPE_NAMES[compute], stored_dtype=stored_name, points=tuple(points))
+    return ComputeCurve(
+        compute_dtype=described(compute).name, stored_dtype=described(stored).stored_name, points=tuple(points)
+    )
 
 
 def _median_seconds(call: Callable[[int], None], repetitions: int) -> float:
@@ -248,12 +248,13 @@ def _probe_host(directory: Path, accelerators: Sequence[Processor], progress: Pr
     curves = []
     pairs = [
         (stored, compute)
-        for stored in (torch.bfloat16, torch.float16, torch.float32)
+        for stored in sorted(TORCH_DTYPES.values(), key=lambda dtype: dtype.itemsize)
         for compute in dict.fromkeys((stored, torch.float32))
     ]
     for number, (stored, compute) in enumerate(pairs):
         progress(
-            f"arithmetic, {_DTYPE_NAMES[stored]} weights in {_DTYPE_NAMES[compute]}", 0.5 + 0.5 * number / len(pairs)
+            f"arithmetic, {described(stored).name} weights in {described(compute).name}",
+            0.5 + 0.5 * number / len(pairs),
         )
         curves.append(compute_curve(stored, compute, shape=(4096, 2048)))
     how = "direct reads" if direct else "buffered reads (the file system refuses direct ones), dropped from the cache"
