@@ -38,12 +38,12 @@ def models(
 
 
 def entry_json(entry: ModelEntry) -> dict[str, Any]:
-    """Describe a catalogue entry: its shape and the names that it goes by."""
+    """Describe a catalogue entry: its layers and the names that it goes by."""
     return {**model_json(entry.model()), "name": entry.name, "aliases": list(entry.aliases)}
 
 
 def model_json(model: Model) -> dict[str, Any]:
-    """Describe a shape: sizes in bytes, parameters, the groups of equal layers."""
+    """Describe a model: sizes in bytes, parameters, the groups of equal layers."""
     return {
         "name": model.name,
         "parameters": model.parameters,

@@ -77,11 +77,14 @@ def model_from_config(raw: Mapping[str, Any], *, name: str, origin: str) -> Mode
 
 
 def _gated(fields: Fields, name: str) -> Model:
-    """Llama and its kin: grouped-query attention, gated feed-forward, RMS norms; dense or with experts."""
+    """Llama and its kin: grouped-query attention, gated feed-forward, RMS norms; dense or with experts.
+
+    Phi joins its matrices, which changes no sum; PaLM has one key-value head and a norm for attention and feed-forward.
+    """
     kind = str(fields.raw["model_type"])
     hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
     heads = fields.count("num_attention_heads")
-    kv_heads = fields.count("num_key_value_heads", default=heads)
+    kv_heads = fields.count("num_key_value_heads", default=1 if kind == "palm" else heads)
     head_dim = _head_dim(fields, hidden, heads, default={"gemma": 256, "gemma2": 256, "gemma3_text": 256}.get(kind))
     _divides(fields, heads, kv_heads)
     qkv_bias = fields.flag("attention_bias", default=kind in {"qwen2", "qwen2_moe", "gpt_oss"})
@@ -93,16 +96,8 @@ def _gated(fields: Fields, name: str) -> Model:
         attention_other += 2 * head_dim  # norms of queries and keys
     if kind == "gpt_oss":
         attention_other += heads  # sinks
-    attention = _Attention(
-        matrices=hidden * (heads + 2 * kv_heads) * head_dim + heads * head_dim * hidden,
-        other=attention_other,
-        query_heads=heads,
-        key_dim=head_dim,
-        value_dim=head_dim,
-        kv_elements=2 * kv_heads * head_dim,
-        kv_heads=kv_heads,
-    )
-    norms = {"gemma2": 4, "gemma3_text": 4}.get(kind, 2) * hidden
+    attention = _grouped(hidden, heads, kv_heads, head_dim, other=attention_other)
+    norms = {"gemma2": 4, "gemma3_text": 4, "palm": 1}.get(kind, 2) * hidden
     dense = _gated_feed(fields, hidden)
     if kind == "llama" and fields.flag("mlp_bias", default=False):
         dense = dense._replace(other=2 * dense.inner + hidden)
@@ -113,10 +108,8 @@ def _gated(fields: Fields, name: str) -> Model:
         name,
         hidden=hidden,
         layers=[(attention, feed, norms, window) for feed, window in zip(feeds, windows, strict=True)],
-        vocab=fields.count("vocab_size"),
-        context=fields.count("max_position_embeddings", default=2048),
-        final=hidden,
-        tied=fields.flag("tie_word_embeddings", default=kind.startswith("gemma")),
+        context=fields.count("max_position_embeddings", default=4096 if kind == "phi3" else 2048),
+        tied=kind.startswith("gemma") or kind == "palm",
     )
 
 
@@ -171,9 +164,8 @@ def _latent(fields: Fields, name: str) -> Model:
     inner = fields.count("moe_intermediate_size")
     shared = fields.count("n_shared_experts", default=0, zero=True)
     correction = experts if kind in {"deepseek_v3", "kimi_k2"} else 0
-    router = hidden * experts
     expert = 3 * hidden * inner
-    routed = _FeedForward(inner, router + expert * shared, correction, expert, experts, per_token)
+    routed = _FeedForward(inner, hidden * experts + expert * shared, correction, expert, experts, per_token)
     first = fields.count("first_k_dense_replace", default=0, zero=True)
     every = fields.count("moe_layer_freq", default=1)
     feeds = [routed if index >= first and index % every == 0 else dense for index in range(layers)]
@@ -182,10 +174,7 @@ def _latent(fields: Fields, name: str) -> Model:
         name,
         hidden=hidden,
         layers=[(attention, feed, 2 * hidden, 0) for feed in feeds],
-        vocab=fields.count("vocab_size"),
         context=fields.count("max_position_embeddings", default=4096),
-        final=hidden,
-        tied=fields.flag("tie_word_embeddings", default=False),
     )
 
 
@@ -198,9 +187,8 @@ def _glm4_moe(fields: Fields, name: str) -> Model:
     _divides(fields, heads, kv_heads)
     bias = fields.flag("attention_bias", default=False)
     norm = fields.flag("use_qk_norm", default=False)
-    attention = _grouped(hidden, heads, kv_heads, head_dim)._replace(
-        other=(heads + 2 * kv_heads) * head_dim * bias + 2 * head_dim * norm
-    )
+    other = (heads + 2 * kv_heads) * head_dim * bias + 2 * head_dim * norm
+    attention = _grouped(hidden, heads, kv_heads, head_dim, other=other)
     experts, per_token = fields.count("n_routed_experts"), fields.count("num_experts_per_tok")
     inner = fields.count("moe_intermediate_size")
     shared = fields.count("n_shared_experts", default=1, zero=True)
@@ -213,10 +201,7 @@ def _glm4_moe(fields: Fields, name: str) -> Model:
         name,
         hidden=hidden,
         layers=[(attention, routed if index >= first else dense, 2 * hidden, 0) for index in range(layers)],
-        vocab=fields.count("vocab_size"),
         context=fields.count("max_position_embeddings", default=4096),
-        final=hidden,
-        tied=fields.flag("tie_word_embeddings", default=False),
     )
 
 
@@ -250,13 +235,12 @@ def _plain(fields: Fields, name: str) -> Model:
         if projection != hidden:
             wider_table = vocab * (projection - hidden)
             extra_other = 2 * projection * hidden
-        tied = fields.flag("tie_word_embeddings", default=True)
     elif kind == "bloom":
         context = fields.count("seq_length", "n_positions", default=2048)
         extra_other = 2 * hidden  # norm after the embedding
     elif kind == "gpt_neox":
         context = fields.count("max_position_embeddings", default=2048)
-        tied = fields.flag("tie_word_embeddings", default=False)
+        tied = False
     elif kind == "gptj":
         context = fields.count("n_positions", default=2048)
         attention_bias, norms, tied, head_bias = 0, 2 * hidden, False, vocab
@@ -270,81 +254,25 @@ def _plain(fields: Fields, name: str) -> Model:
         attention_bias = ((heads + 2 * kv_heads) * head_dim + hidden) * bias
         feed_bias = (inner + hidden) * bias
     _divides(fields, heads, kv_heads)
-    attention = _grouped(hidden, heads, kv_heads, head_dim)._replace(other=attention_bias)
+    attention = _grouped(hidden, heads, kv_heads, head_dim, other=attention_bias)
     return _assemble(
         fields,
         name,
         hidden=hidden,
         layers=[(attention, _FeedForward(inner, 2 * hidden * inner, feed_bias), norms, 0)] * layers,
-        vocab=vocab,
         context=context,
         final=final + extra_other + head_bias,
-        tied=fields.flag("tie_word_embeddings", default=tied),
+        tied=tied,
         positions=positions * hidden,
         wider_table=wider_table,
     )
 
 
-def _phi3(fields: Fields, name: str) -> Model:
-    """Phi 3 and 4: as llama, with its matrices joined and no biases."""
-    hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
-    heads = fields.count("num_attention_heads")
-    kv_heads = fields.count("num_key_value_heads", default=heads)
-    _divides(fields, heads, kv_heads)
-    attention = _grouped(hidden, heads, kv_heads, _head_dim(fields, hidden, heads))
-    feed = _gated_feed(fields, hidden)
-    return _assemble(
-        fields,
-        name,
-        hidden=hidden,
-        layers=[(attention, feed, 2 * hidden, window) for window in _windows(fields, "phi3", layers)],
-        vocab=fields.count("vocab_size"),
-        context=fields.count("max_position_embeddings", default=4096),
-        final=hidden,
-        tied=fields.flag("tie_word_embeddings", default=False),
-    )
-
-
-def _palm(fields: Fields, name: str) -> Model:
-    """PaLM: one key-value head, attention and gated feed-forward side by side, no biases, tied embedding."""
-    hidden, layers = fields.count("hidden_size"), _layers(fields, "num_hidden_layers")
-    heads = fields.count("num_attention_heads")
-    kv_heads = fields.count("num_key_value_heads", default=1)
-    attention = _grouped(hidden, heads, kv_heads, _head_dim(fields, hidden, heads))
-    feed = _gated_feed(fields, hidden)
-    return _assemble(
-        fields,
-        name,
-        hidden=hidden,
-        layers=[(attention, feed, hidden, 0)] * layers,
-        vocab=fields.count("vocab_size"),
-        context=fields.count("max_position_embeddings", default=2048),
-        final=hidden,
-        tied=True,
-    )
-
-
+_GATED = "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi3 palm mixtral qwen2_moe qwen3_moe gpt_oss"
 _BUILDERS = {
-    **dict.fromkeys(
-        (
-            "llama",
-            "mistral",
-            "qwen2",
-            "qwen3",
-            "gemma",
-            "gemma2",
-            "gemma3_text",
-            "mixtral",
-            "qwen2_moe",
-            "qwen3_moe",
-            "gpt_oss",
-        ),
-        _gated,
-    ),
+    **dict.fromkeys(_GATED.split(), _gated),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2"), _latent),
     **dict.fromkeys(("gpt2", "openai-gpt", "opt", "bloom", "gpt_neox", "gptj", "falcon"), _plain),
-    "phi3": _phi3,
-    "palm": _palm,
     "glm4_moe": _glm4_moe,
 }
 
@@ -375,10 +303,10 @@ def _gated_feed(fields: Fields, hidden: int) -> _FeedForward:
     return _FeedForward(inner, 3 * hidden * inner)
 
 
-def _grouped(hidden: int, heads: int, kv_heads: int, head_dim: int) -> _Attention:
+def _grouped(hidden: int, heads: int, kv_heads: int, head_dim: int, *, other: int) -> _Attention:
     return _Attention(
         matrices=hidden * (heads + 2 * kv_heads) * head_dim + heads * head_dim * hidden,
-        other=0,
+        other=other,
         query_heads=heads,
         key_dim=head_dim,
         value_dim=head_dim,
@@ -429,13 +357,17 @@ def _assemble(
     *,
     hidden: int,
     layers: list[tuple[_Attention, _FeedForward, int, int]],
-    vocab: int,
     context: int,
-    final: int,
-    tied: bool,
+    final: int | None = None,
+    tied: bool = False,
     positions: int = 0,
     wider_table: int = 0,
 ) -> Model:
+    """Put the model together; `final`: its last norm and what else lies outside the layers, one norm unless given.
+
+    `tied`: whether the head is the table where the config does not say.
+    """
+    vocab, final = fields.count("vocab_size"), hidden if final is None else final
     table = vocab * hidden + wider_table
     groups = [
         LayerGroup(layer=_layer(*described), count=len(list(run))) for described, run in itertools.groupby(layers)
@@ -451,7 +383,7 @@ def _assemble(
         position_parameters=positions,
         head_parameters=table,
         head_bytes=2.0 * table,
-        tied=tied,
+        tied=fields.flag("tie_word_embeddings", default=tied),
         other_parameters=final,
         other_bytes=2.0 * final,
         source=fields.origin,
