@@ -531,7 +531,7 @@ def test_check_integrity_notices_a_lost_slot() -> None:
     source = FakeSource(on_read=held_by(gate))
     with streaming(source, [False, False, False], slots=2, overlap=False) as stream:
         stream.check_integrity()
-        stream._free_slots.pop()
+        stream._memory.free_slots.pop()
         with pytest.raises(AssertionError, match="1 slots accounted for, 2 exist"):
             stream.check_integrity()
         gate.set()

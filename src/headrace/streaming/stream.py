@@ -1,17 +1,18 @@
 """The stream: brings block i into memory, hands it out, takes it back; the next blocks load while this one computes.
 
 Readers go through the blocks in cyclic order, over the end of a pass into the next one, and stop only when every slot
-is full. A block that stays (in the device's memory, or on the host for the processor to compute) is read once, in its
+is full. A block that stays (in the device's memory, or on the host for the CPU to compute) is read once, in its
 turn of the first pass, into a place of its own; one that travels from host memory is read once into its store there.
 
 The life of a block's bytes is three lines, all in this file: they are requested in `_request`, waited for in `wait`,
 and given back in `release`. With `overlap` off, `_request` holds back until the block is waited for: load, compute,
-drop. How bytes come to their place, straight or over a ring and a link, is `landing.py`'s.
+drop. How bytes come to their place, straight or over a ring and a link, is in `transfer.py`; the memory
+that they come to in `stream_memory.py`; the threads that bring them in `readers.py`.
 
 On an accelerator nothing here waits for the device: `wait` blocks only until the copies of a block are *enqueued*, and
 lets the device's computation wait for them; `release` records what has been enqueued to compute with the block, and the
-next copy into its slot waits for that, on the device too. Blocks from page-locked host memory are sent by whoever frees
-a slot, so that in the steady state no thread but the consumer's has anything to do.
+next copy into its slot waits for that, on the device too. Freeing a slot sends the next block from page-locked host
+memory, so that in the steady state no thread but the consumer's has anything to do.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
-
 from headrace.errors import HeadraceError, StreamError
 from headrace.model.layout import PAGE_BYTES, AlignedLayout, Layout, align_up
 from headrace.planning.plan import TRAVELLING, Placement
 from headrace.planning.timeline import Lane, Timeline
-from headrace.streaming.arena import Arena, Memory, Piece
+from headrace.streaming.arena import Piece
 from headrace.streaming.device import COMPLETE, Device, DeviceEvent
 from headrace.streaming.event_log import EventLog
-from headrace.streaming.fetch import Chunk, Fetch, Slot, cut, cut_store
+from headrace.streaming.fetch import Chunk, Fetch, cut, cut_store
+from headrace.streaming.readers import ChunkToRead, Readers
 from headrace.streaming.ring import Ring
 from headrace.streaming.source import ByteSource, RateLimit
+from headrace.streaming.stream_memory import StreamMemory
 from headrace.streaming.transfer import DirectTransfer, StagedTransfer, Transfer
 
 POISON = 0xFF
@@ -43,7 +44,7 @@ POISON = 0xFF
 
 
 class StreamCounters(NamedTuple):
-    """What has happened so far. Bytes include over-reading; stalls are of whoever computes."""
+    """What has happened so far. Bytes include over-reading; stalls are of the computation."""
 
     bytes_read: int
     stall_s: float
@@ -72,7 +73,7 @@ class Stream:
     """Moves the blocks of one model; single consumer.
 
     Holds `places of resident blocks + slots x slot_bytes` of the device's memory from construction to `close`, and for
-    an accelerator the stores, the ring and the blocks of the processor in host memory. An error in a reader, or of a
+    an accelerator the stores, the ring and the CPU's blocks in host memory. An error in a reader, or of a
     copy, is raised by the consumer's next (or present) call and names the block and where its bytes came from.
 
     `aligned`: for an accelerator, the form in which it holds each block.
@@ -99,7 +100,7 @@ class Stream:
         if not device.uses_host_memory and (aligned is None or len(aligned) != len(layouts)):
             raise ValueError(f"{device.name} needs the aligned form of every block")
         if device.uses_host_memory and any(place in (Placement.HOST, Placement.CPU) for place in places):
-            raise ValueError("the processor has one memory: blocks are in it or on the disk")
+            raise ValueError("a CPU has one memory: blocks are in it or on the disk")
         self._layouts = tuple(layouts)
         self._where = tuple(places)
         self._settings = settings
@@ -111,7 +112,7 @@ class Stream:
             for layout, form in zip(layouts, aligned or [AlignedLayout((), {}, 0)] * len(layouts), strict=True)
         )
         self._lock = threading.Lock()
-        # Apart, since whoever is woken for nothing takes a processor from the computation that then begins.
+        # Two conditions: a thread woken for nothing would take a core from the computation that then begins.
         self._arrivals = threading.Condition(self._lock)
         """the consumer waits here: for bytes, or for reads in flight to end"""
         self._room = threading.Condition(self._lock)
@@ -121,15 +122,22 @@ class Stream:
         limit = settings.read_limit_bytes_per_s
         pace = None if limit is None else RateLimit(limit, clock=clock, sleep=self._closing.wait)
 
-        self._held: list[Memory | Ring] = []
-        self._host_bytes = 0
+        # The ring first: stores that cannot be page-locked go through it.
+        self._ring = None if device.uses_host_memory else self._open_ring()
+        self._transfer: Transfer = DirectTransfer(source, pace)
+        if self._ring is not None and aligned is not None:
+            self._transfer = StagedTransfer(device, source, pace, aligned=aligned, ring=self._ring)
         try:
-            # The ring first: whatever else cannot be page-locked goes through it.
-            self._landing: Transfer = self._land(source, pace, aligned)
-            self._take_memory(travels=travels)
+            self._memory = StreamMemory(
+                device,
+                sizes=self._sizes,
+                placements=self._where,
+                slots=settings.slots,
+                slot_bytes=settings.slot_bytes,
+            )
         except BaseException:
-            for memory in self._held:
-                memory.close()
+            if self._ring is not None:
+                self._ring.close()
             raise
         self._settled: dict[int, Fetch] = {}  # blocks that stay: requested or arrived, never dropped
         self._stored: set[int] = set()  # blocks from host memory whose store is full
@@ -150,56 +158,11 @@ class Stream:
         self._log = EventLog(clock())
         with self._lock:
             self._request_all()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"headrace-reader-{number}", daemon=True)
-            for number in range(settings.reader_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._readers = Readers(self, self._transfer.read, count=settings.reader_threads)
 
-    def _take_memory(self, *, travels: bool) -> None:
-        """Take all memory that blocks may ever lie in: on the device, and in stores on the host."""
-        sizes, where, settings = self._sizes, self._where, self._settings
-        largest = max((size for size, place in zip(sizes, where, strict=True) if place in TRAVELLING), default=0)
-        if largest > settings.slot_bytes:
-            raise ValueError(f"a slot of {settings.slot_bytes} bytes cannot hold a block of {largest}")
-        slots = settings.slots if travels else 0
-        resident_bytes = sum(size for size, place in zip(sizes, where, strict=True) if place is Placement.DEVICE)
-        self._device_bytes = resident_bytes + slots * settings.slot_bytes
-        memory = self._device.allocate(self._device_bytes)
-        self._held.append(memory)
-        stores = self._allocate_host(Placement.HOST)
-        own = self._allocate_host(Placement.CPU)
-        self._stores_pinned = stores is None or stores.pinned
-        self._places: list[Piece | None] = []
-        self._stores: list[Piece | None] = []
-        for size, place in zip(sizes, where, strict=True):
-            stays = place is Placement.DEVICE
-            self._places.append(memory.take(size) if stays else _take(own, size) if place is Placement.CPU else None)
-            self._stores.append(_take(stores, size) if place is Placement.HOST else None)
-        self._free_slots = deque(Slot(memory.take(settings.slot_bytes)) for _ in range(slots))
-
-    def _allocate_host(self, place: Placement) -> Arena | None:
-        total = sum(align_up(size) for size, own in zip(self._sizes, self._where, strict=True) if own is place)
-        if not total:
-            return None
-        arena = self._device.allocate_host(total) if place is Placement.HOST else Arena(total)
-        self._held.append(arena)
-        self._host_bytes += total
-        return arena
-
-    def _land(self, source: ByteSource, pace: RateLimit | None, aligned: Sequence[AlignedLayout] | None) -> Transfer:
-        if self._device.uses_host_memory:
-            return DirectTransfer(source, pace)
-        ring = Ring(
-            self._device,
-            chunks=self._settings.ring_chunks,
-            chunk_bytes=max(PAGE_BYTES, align_up(self._settings.chunk_bytes)),
-        )
-        self._held.append(ring)
-        self._host_bytes += ring.size_bytes
-        assert aligned is not None
-        return StagedTransfer(self._device, source, pace, aligned=aligned, ring=ring)
+    def _open_ring(self) -> Ring:
+        chunk_bytes = max(PAGE_BYTES, align_up(self._settings.chunk_bytes))
+        return Ring(self._device, chunks=self._settings.ring_chunks, chunk_bytes=chunk_bytes)
 
     # -- the consumer's side ------------------------------------------------------------------------------------
 
@@ -276,7 +239,7 @@ class Stream:
             except Exception as error:
                 raise self._fail(error, f"while {self._name(block_index)} was computed") from error
             if fetch.slot is not None:
-                self._free_slots.append(fetch.slot)  # <-- released
+                self._memory.free_slots.append(fetch.slot)  # <-- released
                 self._request_all()
 
     def _computed(self, fetch: Fetch) -> DeviceEvent:
@@ -290,7 +253,7 @@ class Stream:
         return computed
 
     def _by_host(self, block_index: int) -> bool:
-        """Whether the processor computes this block, so that its clock tells when."""
+        """Whether the CPU computes this block, so that the host's clock tells when."""
         return self._device.uses_host_memory or self._where[block_index] is Placement.CPU
 
     def peek(self, block_index: int) -> Piece | None:
@@ -311,10 +274,9 @@ class Stream:
         """Raise AssertionError unless free, coming and lent slots add up to all slots."""
         with self._lock:
             lent = sum(fetch.slot is not None for fetch in self._lent.values())
-            held = len(self._free_slots) + len(self._coming) + lent
-            total = self._settings.slots if any(place in TRAVELLING for place in self._where) else 0
-            if held != total:
-                raise AssertionError(f"{held} slots accounted for, {total} exist")
+            held = len(self._memory.free_slots) + len(self._coming) + lent
+            if held != self._memory.slots:
+                raise AssertionError(f"{held} slots accounted for, {self._memory.slots} exist")
 
     @property
     def counters(self) -> StreamCounters:
@@ -326,17 +288,17 @@ class Stream:
     @property
     def held_bytes(self) -> int:
         """Bytes of the device's memory that this stream holds, whatever is in them."""
-        return self._device_bytes
+        return self._memory.device_bytes
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of host memory that it holds beside an accelerator: stores, ring, blocks of the processor."""
-        return self._host_bytes
+        """Bytes of host memory held for an accelerator: stores, ring, the CPU's blocks."""
+        return self._memory.host_bytes + (0 if self._ring is None else self._ring.size_bytes)
 
     @property
     def stores_pinned(self) -> bool:
         """Whether the system let the host memory that blocks travel from be page-locked."""
-        return self._stores_pinned
+        return self._memory.stores_pinned
 
     def timeline(self) -> Timeline:
         """What was read, copied, computed and waited for, in seconds since construction (the latest events)."""
@@ -349,62 +311,57 @@ class Stream:
         with self._lock:
             self._arrivals.notify_all()
             self._room.notify_all()
-        self._landing.stop()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+        self._transfer.stop()
+        self._readers.join()
         self._source.close()
         if not self._device.uses_host_memory:  # memory goes only when no copy can touch it any more
             with contextlib.suppress(RuntimeError):  # a device that failed is idle
                 self._device.synchronize()
-        for memory in self._held:
-            memory.close()
-        # A device's memory goes with the last view of it.
-        for kept in (self._settled, self._coming, self._lent, self._to_read, self._free_slots):
+        for kept in (self._settled, self._coming, self._lent, self._to_read):
             kept.clear()
-        self._places = [None] * len(self._places)
-        self._stores = [None] * len(self._stores)
+        self._memory.close()
+        if self._ring is not None:
+            self._ring.close()
 
     # -- the readers' side --------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        """Read chunk after chunk until closed. Runs in every reader thread."""
-        with torch.inference_mode():  # allowed to write to any tensor, however it was made
-            self._read_on()
+    def next_chunk(self) -> ChunkToRead | None:
+        """Wait for a chunk to read; None when the readers are to end."""
+        with self._lock:
+            while not self._to_read and not self._ends():
+                self._room.wait()
+            if self._ends():
+                return None
+            fetch, chunk = self._to_read.popleft()
+            self._chunks_in_flight += 1
+            start = self._clock()
+            fetch.started_s = fetch.started_s or start
+            return ChunkToRead(fetch, chunk, start)
 
-    def _read_on(self) -> None:
-        while True:
-            with self._lock:
-                while not self._to_read:
-                    if self._closing.is_set() or self._failure is not None:
-                        return
-                    self._room.wait()
-                if self._closing.is_set() or self._failure is not None:
-                    return
-                fetch, chunk = self._to_read.popleft()
-                self._chunks_in_flight += 1
-                start = self._clock()
-                fetch.started_s = fetch.started_s or start
-            try:
-                size_bytes = self._landing.read(fetch, chunk)
-            except BaseException as error:
-                with self._lock:
-                    self._chunks_in_flight -= 1
-                    if not (self._closing.is_set() and isinstance(error, StreamError)):
-                        self._fail(error, f"while reading {self._origin(fetch, chunk)}")
-                    self._arrivals.notify_all()
-                return
-            end = self._clock()
-            with self._lock:
-                self._chunks_in_flight -= 1
-                self._bytes_read += size_bytes
-                self._read_busy_s += end - start
-                fetch.chunks_left -= 1
-                if fetch.arrived and chunk.file_index is not None:
-                    self._log.add(Lane.READ, fetch.block_index, fetch.pass_index, fetch.started_s, end)
-                    self._read_to_its_end(fetch)
-                if fetch.arrived or self._chunks_in_flight == 0:
-                    self._arrivals.notify_all()
+    def _ends(self) -> bool:
+        return self._closing.is_set() or self._failure is not None
+
+    def chunk_read(self, taken: ChunkToRead, size_bytes: int) -> None:
+        """Note that a chunk's bytes are there, and let the block go on when all of them are."""
+        fetch, end = taken.fetch, self._clock()
+        with self._lock:
+            self._chunks_in_flight -= 1
+            self._bytes_read += size_bytes
+            self._read_busy_s += end - taken.start_s
+            fetch.chunks_left -= 1
+            if fetch.arrived and taken.chunk.file_index is not None:
+                self._log.add(Lane.READ, fetch.block_index, fetch.pass_index, fetch.started_s, end)
+                self._read_to_its_end(fetch)
+            if fetch.arrived or self._chunks_in_flight == 0:
+                self._arrivals.notify_all()
+
+    def chunk_failed(self, taken: ChunkToRead, error: BaseException) -> None:
+        """Note that a chunk could not be read, unless the stream was closed under the reader."""
+        with self._lock:
+            self._chunks_in_flight -= 1
+            if not (self._closing.is_set() and isinstance(error, StreamError)):
+                self._fail(error, f"while reading {self._origin(taken.fetch, taken.chunk)}")
+            self._arrivals.notify_all()
 
     def _read_to_its_end(self, fetch: Fetch) -> None:
         """All chunks are there. What filled a store now travels from it. Called with the lock held."""
@@ -418,9 +375,9 @@ class Stream:
 
     def _travel_from_store(self, fetch: Fetch) -> None:
         """Send a block from host memory: in one copy, or piece by piece where it is not page-locked."""
-        if self._stores_pinned:
+        if self._memory.stores_pinned:
             try:
-                self._landing.send(fetch)
+                self._transfer.send(fetch)
             except Exception as error:
                 self._fail(error, f"while {self._name(fetch.block_index)} was copied to {self._device.name}")
             return
@@ -447,15 +404,15 @@ class Stream:
             return False  # the plain variant: nothing is requested before it is needed
         if block_index in self._storing:
             return False  # fewer blocks than slots: its first visit still fills the store that the next comes from
-        place = self._places[block_index]
+        place = self._memory.places[block_index]
         slot = None
         if place is None:
-            if not self._free_slots:
+            if not self._memory.free_slots:
                 return False
-            slot = self._free_slots.popleft()
+            slot = self._memory.free_slots.popleft()
             place = slot.piece
         self._wanted = None  # asked for once, requested once: the same block may be next again
-        store = self._stores[block_index]
+        store = self._memory.stores[block_index]
         if self._where[block_index] is Placement.CPU:
             store = place
         fetch = Fetch(block_index, self._cursor_pass, place, slot, 0, store)
@@ -483,12 +440,12 @@ class Stream:
     # -- small things, all called with the lock held ------------------------------------------------------------
 
     def _arrived(self, block_index: int) -> Fetch | None:
-        if self._places[block_index] is not None:
+        if self._memory.places[block_index] is not None:
             fetch = self._settled.get(block_index)
             return fetch if fetch is not None and fetch.arrived else None
         if self._coming and self._coming[0].arrived:
             return self._coming[0]
-        if not self._coming and not self._free_slots:
+        if not self._coming and not self._memory.free_slots:
             raise StreamError(
                 f"{self._name(block_index)} cannot be loaded: all slots are in use by blocks not given back"
             )
@@ -505,7 +462,7 @@ class Stream:
             assert fetch.slot is not None
             if fetch.copied is not None:
                 fetch.slot.reusable = fetch.copied.end  # copies on their way still write there
-            self._free_slots.append(fetch.slot)
+            self._memory.free_slots.append(fetch.slot)
         self._coming.clear()
         self._storing.clear()
         for index in [index for index, fetch in self._settled.items() if not fetch.arrived]:
@@ -537,10 +494,3 @@ class Stream:
             raise self._failure
         if self._closing.is_set():
             raise StreamError("the stream is closed")
-
-
-def _take(arena: Arena | None, size_bytes: int) -> Piece:
-    """A place for a block in host memory, seen without the page's rest."""
-    assert arena is not None
-    piece = arena.take(align_up(size_bytes))
-    return Piece(piece.tensor[:size_bytes], piece.buffer[:size_bytes])
