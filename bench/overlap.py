@@ -119,7 +119,7 @@ def main() -> None:
                 rows,
             ),
             "",
-            f"Break-even tokens per pass: measured {measured}, predicted (from the rehearsal at each number of tokens) "
+            f"Break-even tokens per pass: measured {measured}, predicted (layer timed at each number of tokens) "
             + ", ".join(f"{predicted[count].break_even_tokens_per_pass:.0f} at {count}" for count in counts)
             + f". Medians of {options.rounds} x {options.passes} passes, interleaved.",
         ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.inference import accelerator_study, study
-from headrace.inference.layer_timing import Rehearsed
+from headrace.inference import calibration
+from headrace.inference.layer_timing import TimedLayer
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
-from headrace.planning.estimate import LayerTimes
+from headrace.planning.rates import LayerTimes
 from headrace.streaming.probe import machine as machine_probe
 from measured_machines import accelerator, copies
 
@@ -26,7 +26,7 @@ ACCELERATOR = accelerator(
     block_overhead_s=4e-5,
     pass_overhead_s=1e-5,
 )
-REHEARSED = Rehearsed(
+TIMED_LAYER = TimedLayer(
     layer=LayerTimes(prefill_s=2e-4, decode_s=1e-4),
     stall_penalty_s=0.0,
     pass_overhead_s=1e-5,
@@ -37,10 +37,9 @@ REHEARSED = Rehearsed(
 
 
 def make_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing be measured: speeds are the ones above, the disk does 100 MB/s and takes nothing from computing."""
-    monkeypatch.setattr(accelerator_study, "probe_accelerator", lambda *_args, **_options: ACCELERATOR)
-    monkeypatch.setattr(accelerator_study, "time_layer", lambda *_args, **_options: REHEARSED)
-    monkeypatch.setattr(accelerator_study, "_read_rate", lambda *_args: 1e8)
+    """Let nothing be measured: speeds are the ones above, the disk does 100 MB/s."""
+    monkeypatch.setattr(calibration, "probe_accelerator", lambda *_args, **_options: ACCELERATOR)
+    monkeypatch.setattr(calibration, "time_layer", lambda *_args, **_options: TIMED_LAYER)
+    monkeypatch.setattr(calibration, "_read_rate", lambda *_args: 1e8)
     monkeypatch.setattr(machine_probe, "memory_copy_rate", lambda: 1e10)
-    monkeypatch.setattr(study, "time_layer", lambda *_args, **_options: REHEARSED)
-    monkeypatch.setattr(study, "_measure_link", lambda *_args: study._Link(1e8, 1e8, 1.0, 1e-4))
+    monkeypatch.setattr(calibration, "_measure_disk", lambda *_args: calibration._Disk(1e8, 1e8, 1.0, 1e-4))

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from headrace.model.config_fields import read_config
 from headrace.model.safetensors_index import TensorIndex
 from headrace.model.stored_model import build_stored_model
-from headrace.planning.plan import Workload
-from headrace.planning.planner import Request, minimum_bytes
+from headrace.planning.infeasible import minimum_bytes
+from headrace.planning.scenario import Scenario
+from headrace.planning.workload import Workload
 from make_checkpoint import SHAPES, write_checkpoint
 
 SHAPE = SHAPES["llama-tiny"]
@@ -48,7 +49,7 @@ def streaming_budget(directory: Path, *, prompt_tokens: int, new_tokens: int) ->
 
     The least that will do, and less of the remaining 5.5 MB than would hold them all.
     """
-    request = Request(
+    scenario = Scenario(
         model=build_stored_model(
             directory.name, read_config(directory / "config.json"), TensorIndex.from_directory(directory)
         ),
@@ -57,4 +58,4 @@ def streaming_budget(directory: Path, *, prompt_tokens: int, new_tokens: int) ->
         budget_bytes=1,
         copies_weights=True,
     )
-    return minimum_bytes(request) + 2_500_000
+    return minimum_bytes(scenario) + 2_500_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from headrace.model.model import Layer
-from headrace.planning.arrangement import Speculation
+from headrace.planning.workload import Speculation
 
 
 def missed_experts(layer: Layer, *, tokens: int, hit_rate: float, draws: int, seed: int) -> float:

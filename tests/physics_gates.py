@@ -21,8 +21,8 @@ from headrace.planning.arrangement import Arrangement
 from headrace.planning.break_even import break_even_report
 from headrace.planning.comparison import Answer, Question, compare, evaluate, fastest
 from headrace.planning.memory_need import memory_need
-from headrace.planning.plan import Workload
 from headrace.planning.price import price
+from headrace.planning.workload import Workload
 from headrace.units import parse_rate, parse_size
 
 MODELS = ("llama-3-8b", "llama-3.1-70b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-120b", "gpt-3")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from headrace.planning.accelerator_memory import CHUNK_BYTES
+from headrace.planning.scenario import CHUNK_BYTES
 from make_checkpoint import SHAPES, Shape
 
 

@@ -55,7 +55,7 @@ def _by_turns(stage: Stage, name: str, model: Any) -> Measured:
     return Measured(
         tables=[Table(("reader", "median GB/s", "min-max"), rows)],
         notes=[
-            f"{name}: {plan.places.count(Placement.DISK)} of {plan.num_blocks} blocks from the disk in every pass, "
+            f"{name}: {plan.placements.count(Placement.DISK)} of {plan.num_blocks} blocks from the disk in every pass, "
             f"{plan.streamed_bytes_per_pass / 1e9:.3g} GB. Streaming over the best reader of the same round: "
             f"**{statistics.median(ratios):.3f}** in {len(ratios)} rounds; direct reads: {'yes' if direct else 'NO'}. "
             f"Predicted {handle.prediction.tokens_per_s:.3g} tokens/s, measured "

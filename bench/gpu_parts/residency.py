@@ -71,7 +71,7 @@ def _speed(stage: Stage, name: str, what: str, *, memory: int, strategy: str, **
             decode += decode_cycles_s(model, prompt, stage.case.new_tokens)
         return Speed(
             memory,
-            {place.value: plan.places.count(place) for place in Placement},
+            {place.value: plan.placements.count(place) for place in Placement},
             plan.streamed_bytes_per_pass,
             model.headrace.prediction.tokens_per_s,
             decode,

@@ -14,12 +14,13 @@ from gpu_parts.checkpoint_rack import CheckpointRack
 from gpu_parts.deadline import Deadline
 from gpu_parts.outcome import SkippedError
 from headrace.errors import BudgetError
-from headrace.inference.accelerator_study import choose_on_accelerator, study_accelerator
+from headrace.inference.calibration import calibrate
 from headrace.inference.skeleton import read_transformers_config
 from headrace.machine.machine import Machine
-from headrace.planning.estimate import Prediction
 from headrace.planning.load_options import make_options
-from headrace.planning.plan import Placement, Plan
+from headrace.planning.plan import Placement, Plan, Strategy
+from headrace.planning.planner import plan_strategy
+from headrace.planning.prediction import Prediction
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import Device
 
@@ -144,8 +145,8 @@ class Stage:
                 **{**DECODE, **work},
             )
             config = read_transformers_config(checkpoint.directory)
-            studied = study_accelerator(checkpoint, options, config, self.device)
-            return choose_on_accelerator(studied, options.strategy).prediction
+            scenario = calibrate(checkpoint, options, config, self.device).scenario
+            return plan_strategy(scenario, Strategy(strategy)).prediction
         finally:
             checkpoint.close()
             self.settle()
@@ -222,4 +223,4 @@ def single_tokens(count: int) -> dict[str, Any]:
 
 def places_text(plan: Plan) -> str:
     """Where the blocks live: `1 device, 32 host`."""
-    return ", ".join(f"{plan.places.count(place)} {place}" for place in Placement if place in plan.places)
+    return ", ".join(f"{plan.placements.count(place)} {place}" for place in Placement if place in plan.placements)

@@ -69,7 +69,7 @@ def _take_turns(
     whole_layers: int | None,
 ) -> Measured:
     case, handle = stage.case, model.headrace
-    places, bytes_per_pass = handle.plan.places, handle.plan.streamed_bytes_per_pass
+    places, bytes_per_pass = handle.plan.placements, handle.plan.streamed_bytes_per_pass
     ids, prompt = some_tokens(model, 1, 1), some_tokens(model, 1, 16)
     generate(model, prompt, 2)  # fills the stores
     raw.bytes_per_s(case.raw_copies)
@@ -131,4 +131,4 @@ def _take_turns(
 def memory_text(handle: Any) -> str:
     """Both budgets."""
     plan = handle.plan
-    return f"{plan.budget_bytes / 1e9:.3g} GB there, {plan.accelerator.host.total_bytes / 1e9:.3g} GB of host memory"
+    return f"{plan.budget_bytes / 1e9:.3g} GB there, {plan.host_memory.total_bytes / 1e9:.3g} GB of host memory"

@@ -376,7 +376,7 @@ def test_memory_for_a_share_of_the_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     kept = []
     for share in (0.0, 0.5, 1.0):
         with stage.load("little", what="", memory=stage.share_bytes("little", share), strategy="overlap") as model:
-            kept.append(model.headrace.plan.places.count(Placement.DEVICE))
+            kept.append(model.headrace.plan.placements.count(Placement.DEVICE))
     assert kept[0] < kept[1] < kept[2] < 6
     with stage.load("little", what="", memory=stage.resident_bytes("little"), strategy="resident") as model:
         assert model.headrace.plan.embedding.value == "resident"

@@ -10,8 +10,8 @@ from headrace.cli.machine_plan import how, machine_plan_json
 from headrace.planning.advice import remedies
 from headrace.planning.break_even import break_even_report
 from headrace.planning.comparison import Answer, Question, compare, fastest
-from headrace.planning.plan import Workload
 from headrace.planning.price import price
+from headrace.planning.workload import Workload
 from planning_examples import dense_model, server
 
 LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)

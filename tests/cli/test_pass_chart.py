@@ -5,7 +5,7 @@ from __future__ import annotations
 from headrace.cli.pass_chart import HEIGHT, WIDTH, pass_chart
 from headrace.planning.break_even import break_even_report
 from headrace.planning.comparison import Question, compare, fastest
-from headrace.planning.plan import Workload
+from headrace.planning.workload import Workload
 from planning_examples import dense_model, server
 
 LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)

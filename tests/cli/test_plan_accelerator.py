@@ -14,23 +14,19 @@ from typing import Any
 import pytest
 
 import headrace
-from accelerator_machine import ACCELERATOR, REHEARSED, make_up
+from accelerator_machine import ACCELERATOR, TIMED_LAYER, make_up
 from headrace.accuracy.history import RunRecord
 from headrace.cli import history_file
-from headrace.cli.accelerator_case import AcceleratorCase
 from headrace.cli.break_even import break_even_of
-from headrace.cli.case_origin import from_description
-from headrace.cli.further_memory import FurtherMemory
 from headrace.cli.main import main
 from headrace.cli.plan_report import recommended, where_blocks_live
-from headrace.cli.planning_case import Asked
-from headrace.cli.remedy import remedy
+from headrace.cli.planning_case import Asked, PlanningCase, from_description
 from headrace.errors import BudgetError, HeadraceError, InvalidRequestError, MachineError
 from headrace.inference import (
-    accelerator_study,
     api,  # before `devices` is changed: it keeps the `open_device` that it finds
+    calibration,
 )
-from headrace.inference.layer_timing import Rehearsed
+from headrace.inference.layer_timing import TimedLayer
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.machine.machine import Machine, Processor
 from headrace.machine.machine_file import machine_to_toml
@@ -38,10 +34,15 @@ from headrace.model.config_fields import read_config
 from headrace.model.layout import align_up
 from headrace.model.safetensors_index import TensorIndex
 from headrace.model.stored_model import build_stored_model
-from headrace.planning.accelerator_memory import AcceleratorRequest, Arrangement
-from headrace.planning.plan import Placement, Workload
-from headrace.planning.planner import Candidate
-from headrace.planning.probed_pace import pace_from_probe, processor_layer_from_probe
+from headrace.planning.infeasible import budget_for_everything, minimum_bytes
+from headrace.planning.memory import Arrangement, MemoryAccount
+from headrace.planning.plan import Placement, Strategy
+from headrace.planning.planner import compare, plan_fastest, plan_strategy
+from headrace.planning.prediction import Candidate, predict
+from headrace.planning.probed_rates import accelerator_rates, cpu_layer_times
+from headrace.planning.remedies import MoreMemory, advice
+from headrace.planning.scenario import Scenario
+from headrace.planning.workload import Workload
 from headrace.streaming import device_budget, devices
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.fakes.accelerator import FakeAccelerator
@@ -105,10 +106,11 @@ def beside_bytes(model: Path) -> int:
     spec = build_stored_model(
         "twelve", read_config(model / "config.json"), TensorIndex.from_directory(model), cut_head=False
     )
-    request = AcceleratorRequest(
+    scenario = Scenario(
         model=spec, workload=WORKLOAD, compute_dtype="bfloat16", budget_bytes=0, host_budget_bytes=0, device="cuda:0"
     )
-    return request.device_memory(Arrangement((*[Placement.DISK] * 12, Placement.DEVICE), 0)).total_bytes
+    arrangement = Arrangement((*[Placement.DISK] * 12, Placement.DEVICE), 0)
+    return MemoryAccount(scenario).device(arrangement).total_bytes
 
 
 def on_device(model: Path, layers: int) -> str:
@@ -139,18 +141,24 @@ def fitting(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for item in report["strategies"] if item["fits"]}
 
 
-def case_of(model: Path, made: Machine | None = None, **options: Any) -> AcceleratorCase:
+def case_of(model: Path, made: Machine | None = None, **options: Any) -> PlanningCase:
     budgets = {"memory": on_device(model, 5), "host_memory": on_host(40)}
     asked = Asked(**{"workload": WORKLOAD, "strategy": None, "dtype": None, "read_limit": None, **budgets, **options})
-    case = from_description(model, asked, made or machine(), origin="a test")
-    assert isinstance(case, AcceleratorCase)
-    return case
+    return from_description(model, asked, made or machine(), origin="a test")
 
 
-def best_of(case: AcceleratorCase) -> Candidate:
-    best = recommended(case.compare(None))
+def scenario_of(model: Path, made: Machine | None = None, **options: Any) -> Scenario:
+    return case_of(model, made, **options).scenario
+
+
+def best_of(scenario: Scenario) -> Candidate:
+    best = recommended(compare(scenario))
     assert best is not None
     return best
+
+
+def advice_on(scenario: Scenario, best: Candidate) -> str:
+    return " ".join(advice(scenario, best))
 
 
 def planned(found: dict[str, Candidate | HeadraceError], strategy: str) -> Candidate:
@@ -224,11 +232,11 @@ def test_the_device_that_is_named_computes(
     report = json_of(capsys, "plan", model, "--machine", file, *WORK, *options)
     assert (report["machine"].get("device"), report["machine"].get("link_bytes_per_s")) == (name, rate)
     best = fitting(report)[report["recommended"]]
-    assert set(best["memory_bytes"]) == ({"host", "disk"} if name is None else {"device", "host", "disk"})
+    assert set(best["memory_bytes"]) == {"device", "host", "disk"}
     assert ("cpu_blocks" in best) == (name is not None)
 
 
-def test_a_file_without_accelerators_plans_for_its_processor(
+def test_a_file_without_accelerators_plans_for_its_cpu(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "small.toml"
@@ -358,30 +366,30 @@ def test_what_runs_taught_of_the_disk_counts_here_too_and_a_gpu_s_runs_are_its_o
         assert json_of(capsys, "plan", model, "--machine", file, *WORK)["machine"]["read_bytes_per_s"] == rate
 
 
-# -- the pace that a file gives ----------------------------------------------------------------------------------------
+# -- the rates that a file gives ---------------------------------------------------------------------------------------
 
 
 def test_every_constant_comes_from_the_file(model: Path) -> None:
     made = with_host_memory(machine(read_latency_s=1e-3), 3e8)
-    case = case_of(model, made)
-    pace, own = case.pace, case.pace.device
-    assert (pace.link_bytes_per_s, pace.staged_bytes_per_s, pace.memory_copy_bytes_per_s) == (2e8, 1.5e8, 1.5e8)
-    assert (own.read_bytes_per_s, own.read_latency_s, own.pass_overhead_s) == (1e8, 1e-3, 1e-5)
-    assert own.block_overhead_s == 4e-5
-    assert own.curve == FIRST.arithmetic.curves[0]
-    assert pace.processor_handover_s == 2e-6
-    assert pace.processor_handover_s_per_token == 2 * 256 * 2 / 1e8
-    assert pace.processor_layer is not None
-    assert pace.processor_layer.decode_s == pytest.approx(LAYER_PARAMETERS * 4e-9, rel=0.01)
-    assert pace.processor_layer.prefill_s == pytest.approx(LAYER_PARAMETERS * 1.55e-8, rel=0.01)
-    fast = case_of(model, with_host_memory(machine(), 1e12)).pace
+    scenario = scenario_of(model, made)
+    rates = scenario.known_rates
+    assert (rates.link_bytes_per_s, rates.staged_bytes_per_s, rates.memory_copy_bytes_per_s) == (2e8, 1.5e8, 1.5e8)
+    assert (rates.read_bytes_per_s, rates.read_latency_s, rates.pass_overhead_s) == (1e8, 1e-3, 1e-5)
+    assert rates.block_overhead_s == 4e-5
+    assert rates.curve == FIRST.arithmetic.curves[0]
+    assert rates.activation_latency_s == 2e-6
+    assert rates.activation_s_per_token == 2 * 256 * 2 / 1e8
+    assert rates.cpu_layer is not None
+    assert rates.cpu_layer.decode_s == pytest.approx(LAYER_PARAMETERS * 4e-9, rel=0.01)
+    assert rates.cpu_layer.prefill_s == pytest.approx(LAYER_PARAMETERS * 1.55e-8, rel=0.01)
+    fast = scenario_of(model, with_host_memory(machine(), 1e12)).known_rates
     assert fast.staged_bytes_per_s == fast.link_bytes_per_s
-    limited = pace_from_probe(made, case.request.model, compute_dtype="bfloat16", read_limit_bytes_per_s=5e6)
-    assert limited.device.read_bytes_per_s == 5e6
+    limited = accelerator_rates(made, scenario.model, compute_dtype="bfloat16", read_limit_bytes_per_s=5e6)
+    assert limited.read_bytes_per_s == 5e6
 
 
 def test_weights_in_another_dtype_are_widened_at_the_device_s_memory_rate(model: Path) -> None:
-    curve = case_of(model, dtype="float32").pace.device.curve
+    curve = scenario_of(model, dtype="float32").known_rates.curve
     assert (curve.compute_dtype, curve.stored_dtype) == ("float32", "BF16")
     for point, plain in zip(curve.points, FIRST.arithmetic.curves[2].points, strict=True):
         assert point.seconds_per_parameter == pytest.approx(plain.seconds_per_parameter + (2 + 4) / 1e12)
@@ -394,18 +402,18 @@ def test_a_system_that_locks_nothing_is_planned_through_a_ring(model: Path) -> N
     assert FIRST.copies is not None
     unlocked = dataclasses.replace(FIRST, copies=dataclasses.replace(FIRST.copies, page_locked=False))
     case = case_of(model, machine(unlocked))
-    assert not case.request.pinned
+    assert not case.scenario.pinned
     assert any("no host memory was page-locked" in note for note in case.notes)
-    assert case_of(model).request.pinned
+    assert scenario_of(model).pinned
 
 
-def test_a_processor_that_was_not_measured_can_be_asked_for_nothing(model: Path) -> None:
+def test_a_cpu_that_was_not_measured_can_be_asked_for_nothing(model: Path) -> None:
     unmeasured = with_unmeasured_cpu(machine())
-    assert case_of(model, unmeasured).pace.processor_layer is None
+    assert scenario_of(model, unmeasured).known_rates.cpu_layer is None
     with pytest.raises(MachineError, match="has no measurement of bfloat16 products"):
         case_of(model, unmeasured, cpu_blocks=True)
     with pytest.raises(MachineError):
-        processor_layer_from_probe(unmeasured, case_of(model).request.model, Workload(), compute_dtype="bfloat16")
+        cpu_layer_times(unmeasured, scenario_of(model).model, Workload(), compute_dtype="bfloat16")
 
 
 def test_which_accelerator_a_name_means() -> None:
@@ -425,95 +433,98 @@ def test_which_accelerator_a_name_means() -> None:
 # -- what would help ---------------------------------------------------------------------------------------------------
 
 
-def said(case: AcceleratorCase, best: Candidate, sentence: str, seconds: float) -> None:
+def with_budget(scenario: Scenario, budget_bytes: int) -> Candidate:
+    return plan_fastest(dataclasses.replace(scenario, budget_bytes=budget_bytes))
+
+
+def said(scenario: Scenario, best: Candidate, sentence: str, seconds: float) -> None:
     """The advice holds the sentence, with this many seconds in it."""
-    assert sentence.format(format_seconds(seconds)) in remedy(case, best)
+    assert sentence.format(format_seconds(seconds)) in advice_on(scenario, best)
 
 
-def test_where_the_link_binds_a_faster_one_memory_and_the_processor_are_weighed(model: Path) -> None:
-    case = case_of(model)
-    best = best_of(case)
+def test_where_the_link_binds_a_faster_one_memory_and_the_cpu_are_weighed(model: Path) -> None:
+    scenario = scenario_of(model)
+    best = best_of(scenario)
     now_s = best.prediction.decode_s_per_pass
     assert best.prediction.binds == "link"
-    faster = dataclasses.replace(case.pace, link_bytes_per_s=4e8)
-    doubled_s = case.predict_at(faster, best.plan).decode_s_per_pass
+    faster = scenario.at(dataclasses.replace(scenario.known_rates, link_bytes_per_s=4e8))
+    doubled_s = predict(best.plan, faster).decode_s_per_pass
     assert doubled_s < 0.8 * now_s
-    doubled = dataclasses.replace(case, pace=faster)
-    doubled_s = min(doubled_s, best_of(doubled).prediction.decode_s_per_pass)
-    said(case, best, "The link to cuda:0 binds: one of twice the speed would make a pass {}", doubled_s)
-    advice = remedy(case, best)
-    assert "host memory" not in advice, "there is enough for what comes from the disk"
-    assert "More tokens in a pass are free up to" in advice
-    needed = int(advice.split(" (--memory ")[1].split(")")[0])
-    assert set(case.with_budget(needed).plan.places) == {Placement.DEVICE}
-    assert case.with_budget(needed - 1).plan.strategy.value != "resident"
-    helped = case.with_processor()
+    doubled_s = min(doubled_s, best_of(faster).prediction.decode_s_per_pass)
+    said(scenario, best, "The link to cuda:0 binds: one of twice the speed would make a pass {}", doubled_s)
+    found = advice_on(scenario, best)
+    assert "host memory" not in found, "there is enough for what comes from the disk"
+    assert "More tokens in a pass are free up to" in found
+    needed = int(found.split(" (--memory ")[1].split(")")[0])
+    assert set(with_budget(scenario, needed).plan.placements) == {Placement.DEVICE}
+    assert with_budget(scenario, needed - 1).plan.strategy.value != "resident"
+    helped = plan_fastest(dataclasses.replace(scenario, allow_cpu=True))
     assert helped.plan.cpu_blocks > 0
-    assert f"the processor would compute {helped.plan.cpu_blocks} layers where they lie" in advice
+    assert f"the CPU would compute {helped.plan.cpu_blocks} layers where they lie" in found
     said(
-        case,
+        scenario,
         best,
         "{} per pass, as predicted; results may then differ in rounding",
         helped.prediction.decode_s_per_pass,
     )
 
 
-def test_a_processor_too_slow_to_help_is_told_and_one_not_measured_is_not_spoken_of(model: Path) -> None:
+def test_a_cpu_too_slow_to_help_is_told_and_one_not_measured_is_not_spoken_of(model: Path) -> None:
     curve = CURVES[0].scaled(1000.0)
-    slow = case_of(model, machine(curves=(curve,)))
-    assert "too slow for layers of this model (--cpu-blocks)" in remedy(slow, best_of(slow))
-    allowed = case_of(model, machine(curves=(curve,)), cpu_blocks=True)
+    slow = scenario_of(model, machine(curves=(curve,)))
+    assert "too slow for layers of this model (--cpu-blocks)" in advice_on(slow, best_of(slow))
+    allowed = scenario_of(model, machine(curves=(curve,)), cpu_blocks=True)
     assert best_of(allowed).prediction.binds == "link"
-    assert "--cpu-blocks" not in remedy(allowed, best_of(allowed)), "it may help already"
-    small = case_of(model, host_memory=on_host(12))
-    assert "For --cpu-blocks the host's budget is too small" in remedy(small, best_of(small))
-    unknown = case_of(model, with_unmeasured_cpu(machine()))
-    assert "--cpu-blocks" not in remedy(unknown, best_of(unknown))
+    assert "--cpu-blocks" not in advice_on(allowed, best_of(allowed)), "it may help already"
+    small = scenario_of(model, host_memory=on_host(12))
+    assert "For --cpu-blocks the host's budget is too small" in advice_on(small, best_of(small))
+    unknown = scenario_of(model, with_unmeasured_cpu(machine()))
+    assert "--cpu-blocks" not in advice_on(unknown, best_of(unknown))
 
 
 def test_where_the_disk_binds_host_memory_is_the_remedy(model: Path) -> None:
-    case = case_of(model, host_memory=on_host(3))
-    best = best_of(case)
+    scenario = scenario_of(model, host_memory=on_host(3))
+    best = best_of(scenario)
     assert best.prediction.binds == "disk"
-    faster = case_of(model, machine(read_bytes_per_s=2e8), host_memory=on_host(3))
+    faster = scenario_of(model, machine(read_bytes_per_s=2e8), host_memory=on_host(3))
     doubled_s = best_of(faster).prediction.decode_s_per_pass
     assert doubled_s < 0.8 * best.prediction.decode_s_per_pass
-    said(case, best, "The disk binds: one of twice the speed would make a pass {}", doubled_s)
-    advice = remedy(case, best)
-    needed = int(advice.split("(--host-memory ")[1].split(")")[0])
-    roomy = case.with_host_budget(needed)
+    said(scenario, best, "The disk binds: one of twice the speed would make a pass {}", doubled_s)
+    found = advice_on(scenario, best)
+    needed = int(found.split("(--host-memory ")[1].split(")")[0])
+    roomy = plan_fastest(dataclasses.replace(scenario, host_budget_bytes=needed))
     assert roomy.prediction.binds == "link"
     said(
-        case,
+        scenario,
         best,
         "more host memory would hold what comes from the disk: {} per pass",
         roomy.prediction.decode_s_per_pass,
     )
-    assert "--cpu-blocks" not in advice
+    assert "--cpu-blocks" not in found
 
 
 def test_what_else_may_bind_is_named(model: Path) -> None:
     fast = with_copies(FIRST, while_computing_bytes_per_s=1e12)
-    hidden = case_of(model, machine(fast))
-    overlap = planned(hidden.compare(None), "overlap")
+    hidden = scenario_of(model, machine(fast))
+    overlap = plan_strategy(hidden, Strategy.OVERLAP)
     assert overlap.plan.streamed_blocks > 0
-    assert remedy(hidden, overlap).startswith("The accelerator binds: what travels hides behind its arithmetic")
-    roomy = case_of(model, memory="1GiB")
-    assert remedy(roomy, best_of(roomy)).startswith("The accelerator binds, and every weight is in its memory")
-    computing = case_of(model, cpu_blocks=True)
+    assert advice_on(hidden, overlap).startswith("The accelerator binds: what is loaded hides behind its arithmetic")
+    roomy = scenario_of(model, memory="1GiB")
+    assert advice_on(roomy, best_of(roomy)).startswith("The accelerator binds, and every weight is in memory")
+    computing = scenario_of(model, cpu_blocks=True)
     best = best_of(computing)
     assert best.prediction.binds == "cpu"
-    advice = remedy(computing, best)
-    assert f"The processor binds, with the {best.plan.cpu_blocks} layers that it computes" in advice
-    assert "With --cpu-blocks" not in advice
-    turns = case_of(model, host_memory=on_host(3))
-    sequential = planned(turns.compare(None), "sequential")
-    assert "Loading and computing take turns: a link of twice the speed" in remedy(turns, sequential)
-    assert ", a disk of twice the speed " in remedy(turns, sequential)
+    found = advice_on(computing, best)
+    assert f"The CPU binds, with the {best.plan.cpu_blocks} layers that it computes" in found
+    assert "With --cpu-blocks" not in found
+    turns = scenario_of(model, host_memory=on_host(3))
+    sequential = plan_strategy(turns, Strategy.SEQUENTIAL)
+    assert "Loading and computing take turns: a link of twice the speed" in advice_on(turns, sequential)
+    assert ", a disk of twice the speed " in advice_on(turns, sequential)
 
 
 def test_a_step_of_memory_is_never_smaller_than_the_blocks_it_should_hold(model: Path) -> None:
-    found = best_of(case_of(model))
+    found = best_of(scenario_of(model))
     asked: list[int] = []
 
     def taking(seconds: float) -> Candidate:
@@ -523,7 +534,7 @@ def test_a_step_of_memory_is_never_smaller_than_the_blocks_it_should_hold(model:
         asked.append(budget_bytes)
         return taking(10.0 - budget_bytes / 2**30)
 
-    memory = FurtherMemory("device memory", "--memory", 0, None, "everything", 3 << 30, under)
+    memory = MoreMemory("device memory", "--memory", 0, None, "everything", 3 << 30, under)
     assert memory.describe(taking(10.0)) == "Each further GiB of device memory saves about 1 s per pass."
     assert asked == [6 << 30]
     assert memory._replace(enough_bytes=0).describe(taking(10.0)) == ""
@@ -533,22 +544,26 @@ def test_a_step_of_memory_is_never_smaller_than_the_blocks_it_should_hold(model:
 
 
 def test_everything_in_memory_means_the_device_s_own(model: Path) -> None:
-    needed = case_of(model).bytes_for_all()
+    needed = budget_for_everything(scenario_of(model))
     assert needed == beside_bytes(model) + 12 * LAYER_BYTES
-    assert case_of(model, cpu_blocks=True, cache_on_host=True).bytes_for_all() == needed
+    assert budget_for_everything(scenario_of(model, cpu_blocks=True, cache_on_host=True)) == needed
 
 
 def test_break_even_counts_what_both_memories_hold(model: Path) -> None:
-    case = case_of(model)
-    best = best_of(case)
-    even = break_even_of(case, best)
+    scenario = scenario_of(model)
+    best = best_of(scenario)
+    even = break_even_of(scenario, best)
     assert even.tokens_per_pass > 1
     assert even.kv_cache_bytes == pytest.approx(even.tokens_per_pass * 16 * 2 * 12 * 2 * 64 * 2, rel=0.02)
-    assert not case.fits(sequences=10**6)
-    assert case.fits(sequences=2)
-    starved = dataclasses.replace(case, request=dataclasses.replace(case.request, host_budget_bytes=1 << 20))
-    assert not starved.fits(sequences=1), "the host has no room for the ring"
-    assert starved.bytes_for_all() is None
+    many, two = (
+        dataclasses.replace(scenario, workload=dataclasses.replace(WORKLOAD, sequences=sequences))
+        for sequences in (10**6, 2)
+    )
+    assert minimum_bytes(two) <= scenario.budget_bytes < minimum_bytes(many)
+    starved = dataclasses.replace(scenario, host_budget_bytes=1 << 20)
+    assert break_even_of(starved, best).tokens_per_pass == even.tokens_per_pass
+    assert "batch" not in [way.name for way in break_even_of(starved, best).ways], "the host has no room for the ring"
+    assert budget_for_everything(starved) is None
 
 
 def test_a_picture_shows_the_device_s_memory(
@@ -581,7 +596,7 @@ def test_plan_predicts_what_a_run_then_decides(
         plan, predicted = loaded.headrace.plan, loaded.headrace.prediction
     assert plan.strategy.value == report["recommended"]
     assert [best[f"{name}_blocks"] for name in ("resident", "host_stored", "disk")] == [
-        plan.places.count(place) for place in (Placement.DEVICE, Placement.HOST, Placement.DISK)
+        plan.placements.count(place) for place in (Placement.DEVICE, Placement.HOST, Placement.DISK)
     ]
     assert best["decode_s_per_pass"] == predicted.decode_s_per_pass
     assert best["memory_bytes"]["device"] == plan.memory.total_bytes
@@ -603,7 +618,7 @@ def test_without_a_name_the_device_is_what_a_run_takes(
     assert "device" not in by_default["machine"], "HEADRACE_DEVICE is cpu in tests"
 
 
-def test_an_accelerator_takes_the_head_whole_and_the_processor_in_pieces(
+def test_an_accelerator_takes_the_head_whole_and_the_cpu_in_pieces(
     file: Path, device: FakeAccelerator, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     model = tmp_path / "wide"
@@ -621,7 +636,7 @@ def test_layers_and_caches_on_the_host_are_planned_where_they_may_be(
     options = ("--device", "cuda", *WORK, "--memory", on_device(model, 5), "--host-memory", on_host(40))
     plain = json_of(capsys, "plan", model, *options)
     assert fitting(plain)["overlap"]["cpu_blocks"] == 0
-    assert "With --cpu-blocks the processor would compute" in plain["advice"], "its layer was rehearsed for that"
+    assert "With --cpu-blocks the CPU would compute" in plain["advice"], "its layer was timed for that"
     assert not any("rounding" in note for note in plain["notes"])
     helped = json_of(capsys, "plan", model, *options, "--cpu-blocks")
     best = fitting(helped)[helped["recommended"]]
@@ -637,16 +652,16 @@ def test_layers_and_caches_on_the_host_are_planned_where_they_may_be(
     assert all(item["cache_on_host"] for item in fitting(kept).values())
 
 
-def test_the_processor_is_only_rehearsed_where_it_may_help(
+def test_the_cpu_is_only_timed_where_it_may_help(
     model: Path, device: FakeAccelerator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on: list[str] = []
 
-    def time_layer(*_args: object, device: Device, **_options: object) -> Rehearsed:
+    def time_layer(*_args: object, device: Device, **_options: object) -> TimedLayer:
         on.append(device.name)
-        return REHEARSED
+        return TIMED_LAYER
 
-    monkeypatch.setattr(accelerator_study, "time_layer", time_layer)
+    monkeypatch.setattr(calibration, "time_layer", time_layer)
     options = ("--device", "cuda", *WORK, "--host-memory", on_host(40))
     for memory, more, names in (
         ("500MB", (), ["fake:0"]),
@@ -662,7 +677,7 @@ def test_the_processor_is_only_rehearsed_where_it_may_help(
     ("options", "message"),
     [
         (("--device", "cuda", "--memory", "2GiB"), "only 1.07 GB of its 1.07 GB are free"),
-        (("--device", "cuda", "--memory", "10MB"), "Give --memory that much"),
+        (("--device", "cuda", "--memory", "10MB"), "Raise --memory to"),
         (("--device", "cpu", "--host-memory", "1GiB"), "--host-memory is for an accelerator (--device cuda)"),
         (("--device", "cpu", "--cpu-blocks"), "--cpu-blocks is for an accelerator"),
     ],

@@ -13,7 +13,7 @@ from headrace.errors import DependencyError, InvalidRequestError
 from headrace.planning.break_even import break_even_report
 from headrace.planning.comparison import Question
 from headrace.planning.curves import against_devices, against_size, against_tokens, with_devices
-from headrace.planning.plan import Workload
+from headrace.planning.workload import Workload
 from planning_examples import dense_model, server
 
 LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)

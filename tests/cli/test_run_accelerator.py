@@ -105,7 +105,7 @@ def test_drafts_work_on_an_accelerator(
     ("options", "told"),
     [
         (["--device", "cuda", "--memory", "2GiB"], "only 1.07 GB of its 1.07 GB are free"),
-        (["--device", "cuda", "--memory", "10MB"], "Give --memory that much"),
+        (["--device", "cuda", "--memory", "10MB"], "Raise --memory to"),
         (["--device", "cpu", "--host-memory", "1GiB"], "--host-memory is for an accelerator"),
         (["--device", "cpu", "--cpu-blocks"], "--cpu-blocks is for an accelerator"),
         (["--device", "cuda", "--host-memory", "12 parsecs"], "12 parsecs"),

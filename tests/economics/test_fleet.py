@@ -14,7 +14,7 @@ from headrace.economics.service import Promise, best_service
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.quantity import Quantity
 from headrace.planning.comparison import Question
-from headrace.planning.plan import Workload
+from headrace.planning.workload import Workload
 from planning_cases import exact, made_up_machine, made_up_model
 
 WORK = Workload(sequences=1, prompt_tokens=500, generate_tokens=500)

@@ -12,10 +12,10 @@ from headrace.machine.engine import PRESENT
 from headrace.machine.machine import Machine, Processor
 from headrace.machine.quantity import Quantity
 from headrace.model.model import Layer, LayerGroup, Model
-from headrace.planning.arrangement import Arrangement, Speculation
+from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import WorkCost, work_cost
 from headrace.planning.machine_rates import MachineRates, quantities
-from headrace.planning.plan import Workload
+from headrace.planning.workload import Speculation, Workload
 
 WORK = Workload(sequences=1, prompt_tokens=512, generate_tokens=128)
 

@@ -91,7 +91,7 @@ def test_without_a_budget_what_is_free_is_taken_less_a_reserve(
     options = {**PLENTY, "memory": None, "host_memory": None}
     with headrace.load(directory, device=FakeAccelerator(memory_bytes=2 << 30), **options) as model:
         assert model.headrace.plan.budget_bytes == (2 << 30) - (512 << 20)
-        assert model.headrace.plan.accelerator.host_budget_bytes == 7 << 30
+        assert model.headrace.plan.host_budget_bytes == 7 << 30
     with headrace.load(directory, device=FakeAccelerator(memory_bytes=100 << 30), **options) as model:
         assert model.headrace.plan.budget_bytes == (100 << 30) - (5 << 30)
 
@@ -104,7 +104,7 @@ def test_host_memory_above_what_is_free_is_refused(directory: Path, monkeypatch:
 
 def test_too_little_is_refused_before_anything_is_taken(directory: Path) -> None:
     device = FakeAccelerator()
-    with pytest.raises(BudgetError, match="Give --memory that much") as refused:
+    with pytest.raises(BudgetError, match="Raise --memory to") as refused:
         headrace.load(directory, device=device, **{**PLENTY, "memory": 1 << 20})
     assert device.peak_bytes() == 0
     least = refused.value.required_bytes
@@ -192,7 +192,7 @@ def overlapping(directory: Path, device: FakeAccelerator) -> Any:
 def test_a_copy_that_fails_names_the_block_and_closing_still_works(directory: Path) -> None:
     device = FakeAccelerator(drive=Drive.EAGER)
     model = overlapping(directory, device)
-    assert Placement.HOST in model.headrace.plan.places
+    assert Placement.HOST in model.headrace.plan.placements
     model(input_ids=IDS)
     device.fail_at_copy = device.copies + 3
     with pytest.raises(StreamError, match=r"(layer \d|head).*CUDA error: an illegal memory access"):

@@ -87,7 +87,7 @@ def test_logits_equal_resident_logits(checkpoints: dict[str, Path], name: str, d
         with on_accelerator(
             directory, device, memory=memory, host_memory=host_memory, strategy=strategy, dtype=dtype, poison=True
         ) as model:
-            seen.add(model.headrace.plan.places)
+            seen.add(model.headrace.plan.placements)
             for batch, logits in expected.items():
                 for step, (wanted, got) in enumerate(zip(logits, passes(model, batch, DTYPES[dtype]), strict=True)):
                     assert torch.equal(wanted, got), (strategy, memory, host_memory, batch, step)
@@ -136,7 +136,7 @@ def test_generate_behaves_as_on_a_resident_model(checkpoints: dict[str, Path], n
     least = smallest(directory, cache_on_host=cache_on_host, **options)
     device = FakeAccelerator(drive=Drive.LAZY)
     with on_accelerator(directory, device, memory=least + 20_000, cache_on_host=cache_on_host, **options) as model:
-        assert model.headrace.plan.accelerator.cache_on_host is cache_on_host
+        assert model.headrace.plan.cache_on_host is cache_on_host
         for way in SPREAD_RULES:
             inputs, attention = (ids[:1, 2:], mask[:1, 2:]) if "prompt_lookup_num_tokens" in way else (ids, mask)
             outputs = []

@@ -23,7 +23,7 @@ model = headrace.load(directory, memory=memory, dtype=dtype, batch=batch, prompt
 ids = torch.randint(3, 8000, (batch, prompt))
 out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8, do_sample=False)
 measured, plan = model.headrace.measured(), model.headrace.plan
-streamed = [b.read_bytes for b in model.headrace.checkpoint.model.blocks if not plan.resident[b.index]]
+streamed = [b.read_bytes for b in model.headrace.checkpoint.model.blocks if plan.placements[b.index] == 'disk']
 model.close()
 print(json.dumps({"beyond": measured.peak_memory_bytes - measured.process_overhead_bytes,
     "planned": plan.memory.total_bytes, "bytes_read": measured.bytes_read, "passes": measured.passes,

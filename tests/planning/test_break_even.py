@@ -11,9 +11,9 @@ from headrace.machine.machine import Machine, Tier
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.break_even import break_even_report, break_even_tokens, critical_batch
 from headrace.planning.comparison import Question, evaluate
-from headrace.planning.cost import PassTokens, pass_cost
+from headrace.planning.cost import pass_cost
 from headrace.planning.machine_rates import MachineRates, quantities
-from headrace.planning.plan import Workload
+from headrace.planning.workload import PassTokens, Workload
 from planning_examples import PERFECT_ENGINE, dense_model, moe_model, server
 
 STREAMED = Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.0)

@@ -11,8 +11,8 @@ from headrace.errors import InvalidRequestError
 from headrace.machine.engine import PRESENT
 from headrace.model.model import Model
 from headrace.planning.comparison import Answer, Question, Refusal, compare, fastest
-from headrace.planning.plan import Workload
 from headrace.planning.strategies import STRATEGIES
+from headrace.planning.workload import Workload
 from planning_examples import dense_model, moe_model, server, sure_engine
 
 SMALL = dense_model()

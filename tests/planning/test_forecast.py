@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from headrace.errors import BudgetError
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
-from headrace.planning.estimate import Pace
 from headrace.planning.jobs.forecast import (
     PackedCosts,
     Packing,
@@ -22,8 +21,10 @@ from headrace.planning.jobs.forecast import (
     longest_first,
 )
 from headrace.planning.jobs.packing import Need
-from headrace.planning.plan import Strategy, Workload
-from headrace.planning.planner import Request
+from headrace.planning.plan import Strategy
+from headrace.planning.rates import Rates
+from headrace.planning.scenario import Scenario
+from headrace.planning.workload import Workload
 from planning.test_planner import model
 
 SPEC = model([1024] * 12)
@@ -33,32 +34,33 @@ CURVE = ComputeCurve(
     stored_dtype="BF16",
     points=(CurvePoint(1, 2e-10), CurvePoint(16, 4e-10), CurvePoint(64, 1.6e-9), CurvePoint(256, 6.4e-9)),
 )
-PACE = Pace(read_bytes_per_s=1e9, curve=CURVE, block_overhead_s=0.0, pass_overhead_s=1e-4)
+RATES = Rates(read_bytes_per_s=1e9, curve=CURVE, block_overhead_s=0.0, pass_overhead_s=1e-4)
 
 
 def needs_of(count: int, prompt: int = 20, new: int = 10) -> dict[Hashable, Need]:
     return {(number, 0): Need(prompt + number % 7, new + number % 5) for number in range(count)}
 
 
-def request(budget_bytes: int) -> Request:
-    return Request(
+def scenario(budget_bytes: int) -> Scenario:
+    return Scenario(
         model=SPEC,
         workload=Workload(sequences=1, prompt_tokens=1, generate_tokens=1),
         compute_dtype="bfloat16",
         budget_bytes=budget_bytes,
+        rates=RATES,
     )
 
 
 def smallest() -> int:
     with pytest.raises(BudgetError) as refused:
-        choose_packing(request(1), PACE, COSTS, needs_of(50), {})
+        choose_packing(scenario(1), COSTS, needs_of(50), {})
     assert refused.value.required_bytes is not None
     return refused.value.required_bytes
 
 
 def test_refusal_names_a_budget_that_does() -> None:
     least = smallest()
-    packing, candidate, _ = choose_packing(request(least), PACE, COSTS, needs_of(50), {}, sequences=1, pass_tokens=16)
+    packing, candidate, _ = choose_packing(scenario(least), COSTS, needs_of(50), {}, sequences=1, pass_tokens=16)
     assert candidate.plan.memory.total_bytes <= least
     assert packing.sequences == 1
 
@@ -68,7 +70,7 @@ def test_refusal_names_a_budget_that_does() -> None:
 def test_packings_fit_and_jobs_obey_physics(extra: int, count: int, prompt: int, new: int) -> None:
     needs = needs_of(count, prompt, new)
     try:
-        packing, candidate, played = choose_packing(request((36 << 20) + extra), PACE, COSTS, needs, {})
+        packing, candidate, played = choose_packing(scenario((36 << 20) + extra), COSTS, needs, {})
     except BudgetError:
         assert extra < 40 << 20, "so much is enough for the smallest packing of any of these jobs"
         return
@@ -79,14 +81,14 @@ def test_packings_fit_and_jobs_obey_physics(extra: int, count: int, prompt: int,
     assert played.generated_tokens == sum(need.new_tokens for need in needs.values())
     assert played.tokens == sum(need.prompt_tokens + need.new_tokens - 1 for need in needs.values())
     assert played.passes >= max(need.new_tokens for need in needs.values())
-    reading_s = played.passes * plan.streamed_bytes_per_pass / PACE.read_bytes_per_s
+    reading_s = played.passes * plan.streamed_bytes_per_pass / RATES.read_bytes_per_s
     assert played.total_s >= reading_s * (1 - 1e-9)
 
 
 def test_more_memory_is_not_slower() -> None:
     least = smallest()
     times = [
-        choose_packing(request(least + step * (4 << 20)), PACE, COSTS, needs_of(50), {})[2].total_s for step in range(8)
+        choose_packing(scenario(least + step * (4 << 20)), COSTS, needs_of(50), {})[2].total_s for step in range(8)
     ]
     for less, more in itertools.pairwise(times):
         assert more <= less * 1.03
@@ -95,22 +97,22 @@ def test_more_memory_is_not_slower() -> None:
 def test_more_in_flight_is_faster_while_passes_wait_for_the_disk() -> None:
     least = smallest() + (12 << 20)
     alone, many = (
-        choose_packing(request(least), PACE, COSTS, needs_of(48), {}, sequences=number)[2].total_s for number in (1, 16)
+        choose_packing(scenario(least), COSTS, needs_of(48), {}, sequences=number)[2].total_s for number in (1, 16)
     )
     assert alone > 4 * many
 
 
 def test_what_the_user_fixed_is_kept() -> None:
     packing, candidate, _ = choose_packing(
-        request(80 << 20), PACE, COSTS, needs_of(40), {}, sequences=5, pass_tokens=33, strategy=Strategy.SEQUENTIAL
+        scenario(80 << 20), COSTS, needs_of(40), {}, sequences=5, pass_tokens=33, strategy=Strategy.SEQUENTIAL
     )
     assert (packing.sequences, packing.pass_tokens) == (5, 33)
     assert candidate.plan.strategy is Strategy.SEQUENTIAL
 
 
 def times_of(budget_bytes: int = 60 << 20) -> tuple[Packing, PassTimes]:
-    packing, candidate, _ = choose_packing(request(budget_bytes), PACE, COSTS, needs_of(40), {}, sequences=8)
-    return packing, PassTimes(SPEC, candidate.plan, PACE, COSTS, pass_tokens=packing.pass_tokens)
+    packing, candidate, _ = choose_packing(scenario(budget_bytes), COSTS, needs_of(40), {}, sequences=8)
+    return packing, PassTimes(SPEC, candidate.plan, RATES, COSTS, pass_tokens=packing.pass_tokens)
 
 
 def test_pass_times_grow_with_the_load() -> None:

@@ -6,12 +6,19 @@ A mutant runs in a process of its own whose import of one module rewrites that l
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+import headrace
+
+FOLDERS = (Path(__file__).parents[1], Path(headrace.__file__).parents[1])
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(map(str, FOLDERS)), "PATH": "/usr/bin:/bin"}
+"""the tests' folder, and the source that this process tests"""
 
 RUNNER = """
 import importlib.abc, importlib.util, sys

@@ -14,7 +14,8 @@ from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.model.stored_model import StoredModel, build_stored_model
 from headrace.planning.load_options import Options, compute_dtypes, make_options, reserve_bytes, work_seconds
-from headrace.planning.plan import Strategy, Workload
+from headrace.planning.plan import Strategy
+from headrace.planning.workload import Workload
 
 
 def small_model(*, context_tokens: int) -> StoredModel:

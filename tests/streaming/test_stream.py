@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import CheckpointChangedError, StreamError
 from headrace.model.layout import PAGE_BYTES, ByteRange, Layout, lay_out
-from headrace.planning.plan import places_of
+from headrace.planning.plan import Placement
 from headrace.planning.timeline import Lane
 from headrace.streaming.arena import Piece
 from headrace.streaming.device import CpuDevice, Device
@@ -172,7 +172,7 @@ def streaming(
     layouts = [layout_of(block) for block in range(len(resident))]
     stream = Stream(
         layouts=layouts,
-        places=places_of(resident),
+        places=[Placement.DEVICE if stays else Placement.DISK for stays in resident],
         source=source,
         device=device if device is not None else CpuDevice(),
         settings=StreamSettings(
@@ -501,7 +501,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
     def build(layouts: list[Layout], resident: list[bool], *, slots: int = 1, slot_bytes: int = 1 << 20) -> Stream:
         return Stream(
             layouts=layouts,
-            places=places_of(resident),
+            places=[Placement.DEVICE if stays else Placement.DISK for stays in resident],
             source=FakeSource(),
             device=CpuDevice(),
             settings=StreamSettings(slots=slots, slot_bytes=slot_bytes),

@@ -18,9 +18,9 @@ from headrace.machine.quantity import Quantity
 from headrace.model.catalogue import named_model
 from headrace.model.formats import find_format, requantised
 from headrace.model.model import Model
-from headrace.planning.arrangement import Arrangement, Speculation
+from headrace.planning.arrangement import Arrangement
 from headrace.planning.memory_need import memory_need, usable_bytes
-from headrace.planning.plan import Workload
+from headrace.planning.workload import Speculation, Workload
 
 _ON_HOSTS = Quantity(1.0, 0.5, 5.0, "how much of a host's memory rate its processors reach is known of few computers")
 FAMILIES = ("stream", "resident", "tensor", "pipeline", "cpu", "moe", "other")

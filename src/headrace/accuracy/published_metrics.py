@@ -12,10 +12,10 @@ from headrace.accuracy.published_operations import operation_of
 from headrace.errors import HeadraceError
 from headrace.machine.machine import Tier
 from headrace.machine.quantity import Interval, Quantity, interval_of
-from headrace.planning.cost import PassTokens, WorkCost, pass_cost, work_cost
+from headrace.planning.cost import WorkCost, pass_cost, work_cost
 from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.memory_need import memory_need, usable_bytes
-from headrace.planning.plan import Workload
+from headrace.planning.workload import PassTokens, Workload
 
 _SERVED_LENGTH_SHARE = 0.9
 """lengths of a serving benchmark are drawn from 80 to 100 % of the nominal ones"""

@@ -23,7 +23,7 @@ from headrace.model.stored_model import StoredModel
 from headrace.planning.jobs.forecast import JobForecast, Packing, PassTimes, choose_packing, longest_first
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool
 from headrace.planning.load_options import make_options
-from headrace.planning.planner import Packed
+from headrace.planning.workload import Packed
 from headrace.units import format_bytes, format_seconds, parse_rate, parse_size
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from headrace.inference.handle import Handle
     from headrace.streaming.checkpoint import Checkpoint
 
-STUDIED_PASS_TOKENS = (1, 4, 16, 64, 128, 256)
+TIMED_PASS_TOKENS = (1, 4, 16, 64, 128, 256)
 """numbers of tokens in a pass at which a layer is timed, as far as timing them fits a part of the budget"""
-STUDY_SHARE = 1 / 12
+TIMING_SHARE = 1 / 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +183,10 @@ class _Start:
     def _compute(self, entries: list[Entry], total: int, repaired_bytes: int) -> BatchResult:
         from headrace.inference.assembly import assemble
         from headrace.inference.batching.job import BatchJob
-        from headrace.inference.batching.pass_timing import rehearse_packing
+        from headrace.inference.batching.pass_timing import time_packing
         from headrace.inference.batching.ragged_pass import RaggedRunner
+        from headrace.inference.calibration import calibrate
         from headrace.inference.skeleton import read_transformers_config
-        from headrace.inference.study import study
         from headrace.streaming.system_memory import default_budget_bytes, keep_heap_small, peak_resident_bytes
         from headrace.streaming.torch_dtypes import TORCH_DTYPES
 
@@ -211,13 +211,13 @@ class _Start:
         config = read_transformers_config(checkpoint.directory, trust_remote_code=options.trust_remote_code)
         longest = max(need.positions for need in needs.values())
         least = Packed(positions=longest, pass_tokens=min(16, request.pass_tokens or 16), samples=1, longest=longest)
-        studied = study(
-            checkpoint, options, config, pass_tokens=_studied(checkpoint.model, options.budget_bytes), packed=least
+        calibration = calibrate(
+            checkpoint, options, config, pass_tokens=_timed_tokens(checkpoint.model, options.budget_bytes), packed=least
         )
-        costs = rehearse_packing(checkpoint.model, TORCH_DTYPES[studied.request.compute_dtype])
+        scenario = calibration.scenario
+        costs = time_packing(checkpoint.model, TORCH_DTYPES[scenario.compute_dtype])
         packing, candidate, forecast = choose_packing(
-            studied.request,
-            studied.pace,
+            scenario,
             costs,
             needs,
             prefixes,
@@ -226,9 +226,11 @@ class _Start:
             strategy=options.strategy,
             answer_share=request.answer_share,
         )
-        times = PassTimes(checkpoint.model, candidate.plan, studied.pace, costs, pass_tokens=packing.pass_tokens)
+        times = PassTimes(
+            checkpoint.model, candidate.plan, scenario.known_rates, costs, pass_tokens=packing.pass_tokens
+        )
         self._output.note(*_announcement(packing, candidate.plan, forecast, times, len(entries), prefixes, needs))
-        model = assemble(checkpoint, config, candidate, studied, options, started=started)
+        model = assemble(checkpoint, config, candidate, calibration, options, started=started)
         with model:
             known = {
                 "requests": total,
@@ -238,7 +240,7 @@ class _Start:
                 "handle": model.headrace,
                 "packing": packing,
                 "forecast": forecast,
-                "notes": studied.notes,
+                "notes": calibration.notes,
                 "load_s": model.headrace.load_s,
             }
             if self._answers is None:
@@ -299,10 +301,10 @@ def _announcement(
     return lines
 
 
-def _studied(model: StoredModel, budget_bytes: int) -> list[int]:
-    """Numbers of tokens whose activations and logits in a rehearsal take no more than a small part of the budget."""
+def _timed_tokens(model: StoredModel, budget_bytes: int) -> list[int]:
+    """Numbers of tokens whose activations and logits take no more than a small part of the budget."""
     token_bytes = 4 * (HEAD_CHUNK_ROWS + 4 * model.hidden_size + 4 * model.intermediate_size)
-    return [tokens for tokens in STUDIED_PASS_TOKENS if tokens * token_bytes <= budget_bytes * STUDY_SHARE]
+    return [tokens for tokens in TIMED_PASS_TOKENS if tokens * token_bytes <= budget_bytes * TIMING_SHARE]
 
 
 def _end_tokens(eos_token_id: int | list[int] | None) -> frozenset[int]:

@@ -20,8 +20,8 @@ from headrace.machine.quantity import Quantity
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
 from headrace.planning.comparison import Question
-from headrace.planning.plan import Workload
 from headrace.planning.price import Terms
+from headrace.planning.workload import Workload
 
 EXAMPLES = (
     "headrace fleet llama-3.3-70b --machine 8xb200 --copies '8 billion' --tokens-per-second 10 --slo none",

@@ -12,12 +12,11 @@ from headrace.machine.machine import Machine
 from headrace.machine.quantity import Interval, Quantity
 from headrace.model.model import Model
 from headrace.planning.advice import remedies
-from headrace.planning.arrangement import Speculation
 from headrace.planning.break_even import BreakEvenReport, break_even_report
 from headrace.planning.comparison import Answer, Compared, Question, Refusal, compare, fastest
-from headrace.planning.plan import Workload
 from headrace.planning.price import Price, price
 from headrace.planning.strategies import STRATEGIES
+from headrace.planning.workload import Speculation, Workload
 from headrace.units import format_bytes, format_rate, format_seconds
 
 

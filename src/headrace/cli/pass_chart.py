@@ -9,8 +9,9 @@ from headrace.machine.machine import Tier
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.break_even import BreakEvenReport
 from headrace.planning.comparison import Answer, Question
-from headrace.planning.cost import PassTokens, pass_cost
+from headrace.planning.cost import pass_cost
 from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.workload import PassTokens
 from headrace.units import format_seconds
 
 WIDTH, HEIGHT = 64, 10

@@ -28,9 +28,9 @@ from headrace.machine.catalogue import find_machine
 from headrace.machine.machine import Machine
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
-from headrace.planning.arrangement import Speculation
-from headrace.planning.plan import Strategy, Workload
+from headrace.planning.plan import Strategy
 from headrace.planning.strategies import STRATEGIES
+from headrace.planning.workload import Speculation, Workload
 from headrace.units import parse_size
 
 if TYPE_CHECKING:
@@ -214,20 +214,21 @@ def _plan_checkpoint(
     output: Output,
 ) -> None:
     from headrace.cli.plan_report import plan_json, recommended, show_plan
+    from headrace.planning.planner import compare
 
     with output.reserved():
         if described is not None:
-            from headrace.cli.case_origin import from_description
+            from headrace.cli.planning_case import from_description
 
             case = from_description(resolve_model(model), asked, described, origin=origin)
         else:
             require_run_libraries("measuring this machine (without --machine FILE)")
             directory = resolve_model(model)
             with output.to_stderr.status("measuring the disk and one layer ..."):
-                from headrace.cli.case_origin import measured_here
+                from headrace.cli.planning_case import measured_here
 
                 case = measured_here(directory, asked)
-        compared = case.compare(asked.strategy)
+        compared = compare(case.scenario, asked.strategy)
         best = recommended(compared)
         if plot is not None and best is None:
             output.note(f"--plot {plot}: nothing fits, so there is nothing to draw")

@@ -8,13 +8,12 @@ from headrace import __version__
 from headrace.cli.break_even import NO_BREAK_EVEN, break_even_of
 from headrace.cli.output import Output, table, three_digits
 from headrace.cli.planning_case import PlanningCase
-from headrace.cli.remedy import remedy
-from headrace.errors import HeadraceError
+from headrace.errors import BudgetError, HeadraceError
 from headrace.model.stored_model import StoredModel
-from headrace.planning.accelerator_memory import AcceleratorRequest
-from headrace.planning.estimate import DECODE_PASSES_SIMULATED
-from headrace.planning.plan import EmbeddingPlacement, Placement, Plan
-from headrace.planning.planner import Candidate
+from headrace.planning.plan import EmbeddingPlacement, Placement, Plan, Strategy
+from headrace.planning.prediction import DECODE_PASSES_SIMULATED, Candidate, prediction_interval
+from headrace.planning.remedies import advice
+from headrace.planning.scenario import Scenario
 from headrace.planning.timeline import text_chart
 from headrace.units import format_bytes, format_seconds
 
@@ -22,7 +21,7 @@ _HELD = ("fits", "blocks resident", "slots", "memory")
 _HELD_ON_ACCELERATOR = ("where blocks live", "device + host")
 """columns between the strategy's name and its times"""
 
-Compared = dict[str, Candidate | HeadraceError]
+Compared = dict[Strategy, Candidate | BudgetError]
 
 
 def recommended(compared: Compared) -> Candidate | None:
@@ -36,13 +35,13 @@ def recommended(compared: Compared) -> Candidate | None:
 
 def plan_json(case: PlanningCase, compared: Compared, best: Candidate | None) -> dict[str, Any]:
     """Build the object that `headrace plan --json` prints."""
-    model = case.request.model
-    even = NO_BREAK_EVEN if best is None else break_even_of(case, best)
+    model = case.scenario.model
+    even = NO_BREAK_EVEN if best is None else break_even_of(case.scenario, best)
     return {
         "model": _model(model),
-        "machine": {**case.machine, **_budgets(case)},
-        "workload": case.request.workload.__dict__,
-        "strategies": [_strategy(case, name, item) for name, item in compared.items()],
+        "machine": {**case.machine, **_budgets(case.scenario)},
+        "workload": case.scenario.workload.__dict__,
+        "strategies": [_strategy(case.scenario, name, item) for name, item in compared.items()],
         "recommended": None if best is None else best.plan.strategy.value,
         "break_even": {
             "tokens_per_pass": even.tokens_per_pass,
@@ -50,17 +49,15 @@ def plan_json(case: PlanningCase, compared: Compared, best: Candidate | None) ->
             "reachable_by": [way.name for way in even.ways],
             "how": [way.how for way in even.ways],
         },
-        "advice": None if best is None else remedy(case, best),
+        "advice": None if best is None else " ".join(advice(case.scenario, best)),
         "notes": list(case.notes),
         "headrace_version": __version__,
     }
 
 
-def _budgets(case: PlanningCase) -> dict[str, int]:
-    request = case.request
-    if isinstance(request, AcceleratorRequest):
-        return {"budget_bytes": request.budget_bytes, "host_budget_bytes": request.host_budget_bytes}
-    return {"budget_bytes": request.budget_bytes}
+def _budgets(scenario: Scenario) -> dict[str, int]:
+    host = {} if scenario.on_cpu else {"host_budget_bytes": scenario.host_budget_bytes}
+    return {"budget_bytes": scenario.budget_bytes, **host}
 
 
 def _model(model: StoredModel) -> dict[str, Any]:
@@ -77,8 +74,8 @@ def _model(model: StoredModel) -> dict[str, Any]:
     }
 
 
-def _strategy(case: PlanningCase, name: str, item: Candidate | HeadraceError) -> dict[str, Any]:
-    model = case.request.model
+def _strategy(scenario: Scenario, name: str, item: Candidate | HeadraceError) -> dict[str, Any]:
+    model = scenario.model
     no_price: dict[str, Any] = {"usd_per_750_words": None, "usd_per_million_tokens": None}
     if not isinstance(item, Candidate):
         unknown: dict[str, Any] = {
@@ -90,7 +87,7 @@ def _strategy(case: PlanningCase, name: str, item: Candidate | HeadraceError) ->
         needed = getattr(item, "required_bytes", None)
         return {"name": name, "fits": False, **times, **unknown, "why_not": str(item), "required_bytes": needed}
     chosen, predicted = item
-    ends = case.interval(item)
+    ends = prediction_interval(item, scenario)
     return {
         "name": name,
         "fits": True,
@@ -119,27 +116,25 @@ def _strategy(case: PlanningCase, name: str, item: Candidate | HeadraceError) ->
 
 
 def _on_accelerator(plan: Plan) -> dict[str, Any]:
-    """What a plan says beyond the processor's own, by the names that a run's report has for it."""
-    if plan.accelerator is None:
+    """What a plan says of the link's two sides, by the names that a run's report has for it."""
+    if plan.uses_host_memory:
         return {}
     return {
         "device": plan.device,
-        "host_stored_blocks": plan.places.count(Placement.HOST),
-        "disk_blocks": plan.places.count(Placement.DISK),
+        "host_stored_blocks": plan.placements.count(Placement.HOST),
+        "disk_blocks": plan.placements.count(Placement.DISK),
         "cpu_blocks": plan.cpu_blocks,
         "embedding": plan.embedding.value,
-        "cache_on_host": plan.accelerator.cache_on_host,
+        "cache_on_host": plan.cache_on_host,
     }
 
 
 def _memory_by_tier(model: StoredModel, plan: Plan) -> dict[str, int]:
     """Bytes held in each memory, and bytes of weights that stay on the disk: blocks, and a table read row by row."""
     table_bytes = 0 if model.tied or plan.embedding is not EmbeddingPlacement.ROWS else model.table_bytes
-    blocks = zip(model.blocks, plan.places, strict=True)
+    blocks = zip(model.blocks, plan.placements, strict=True)
     disk = table_bytes + sum(block.size_bytes for block, place in blocks if place is Placement.DISK)
-    if plan.accelerator is None:
-        return {"host": plan.memory.total_bytes, "disk": disk}
-    return {"device": plan.memory.total_bytes, "host": plan.accelerator.host.total_bytes, "disk": disk}
+    return {**plan.bytes_by_tier, "disk": disk}
 
 
 # -- for people ---------------------------------------------------------------------------------------------------
@@ -147,14 +142,14 @@ def _memory_by_tier(model: StoredModel, plan: Plan) -> dict[str, int]:
 
 def show_plan(output: Output, case: PlanningCase, compared: Compared, best: Candidate | None) -> None:
     """Print the comparison for people."""
-    model, work = case.request.model, case.request.workload
+    model, work = case.scenario.model, case.scenario.workload
     output.text(
         f"{model.name}: {model.parameters / 1e9:.3g} billion parameters, {format_bytes(model.weights_bytes)} of "
         f"weights in {len(model.blocks)} blocks; {work.sequences} x ({work.prompt_tokens} + {work.generate_tokens}) "
-        f"tokens, computed in {case.request.compute_dtype}\n"
+        f"tokens, computed in {case.scenario.compute_dtype}\n"
         f"{case.machine['name']}: {case.describe_machine()}\n\n"
     )
-    on_accelerator = isinstance(case.request, AcceleratorRequest)
+    on_accelerator = not case.scenario.on_cpu
     held = _HELD_ON_ACCELERATOR if on_accelerator else _HELD
     columns = ("strategy", *held, "first pass", "per pass (low - high)", "tokens/s", "waits for")
     output.show(table(columns, [_row(case, name, item, best) for name, item in compared.items()]))
@@ -162,7 +157,7 @@ def show_plan(output: Output, case: PlanningCase, compared: Compared, best: Cand
         if isinstance(item, HeadraceError):
             output.text(f"{name}: {item}\n")
     if best is not None:
-        output.text(f"{break_even_of(case, best).describe()}\n{remedy(case, best)}\n\n")
+        output.text(f"{break_even_of(case.scenario, best).describe()}\n{' '.join(advice(case.scenario, best))}\n\n")
         chart = text_chart(best.prediction.timeline, pass_index=(DECODE_PASSES_SIMULATED + 1) // 2)
         output.text(f"one pass of {best.plan.strategy.value}, as predicted:\n{chart}\n")
     for note in case.notes:
@@ -170,16 +165,16 @@ def show_plan(output: Output, case: PlanningCase, compared: Compared, best: Cand
 
 
 def _row(case: PlanningCase, name: str, item: Candidate | HeadraceError, best: Candidate | None) -> list[str]:
-    on_accelerator = isinstance(case.request, AcceleratorRequest)
+    on_accelerator = not case.scenario.on_cpu
     if not isinstance(item, Candidate):
         return [name, "does not fit", *[""] * 5] if on_accelerator else [name, "no", *[""] * 7]
     plan, predicted = item
-    span = case.interval(item).decode_s_per_pass
+    span = prediction_interval(item, case.scenario).decode_s_per_pass
     memory = format_bytes(plan.memory.total_bytes)
-    if plan.accelerator is None:
+    if plan.uses_host_memory:
         held = ["yes", f"{plan.resident_blocks} of {plan.num_blocks}", str(plan.slots), memory]
     else:
-        held = [where_blocks_live(plan), f"{memory} + {format_bytes(plan.accelerator.host.total_bytes)}"]
+        held = [where_blocks_live(plan), f"{memory} + {format_bytes(plan.host_memory.total_bytes)}"]
     return [
         f"{name} *" if item is best else name,
         *held,
@@ -191,9 +186,9 @@ def _row(case: PlanningCase, name: str, item: Candidate | HeadraceError, best: C
 
 
 def where_blocks_live(plan: Plan) -> str:
-    """Count an accelerator's blocks by place; those that the processor computes are the cpu's."""
+    """Count an accelerator's blocks by place; those that the CPU computes are the cpu's."""
     words = {Placement.DEVICE: "device", Placement.HOST: "host", Placement.DISK: "disk", Placement.CPU: "cpu"}
-    counts = {place: plan.places.count(place) for place in words}
+    counts = {place: plan.placements.count(place) for place in words}
     return ", ".join(f"{counts[place]} {word}" for place, word in words.items() if counts[place])
 
 

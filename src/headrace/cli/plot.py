@@ -18,7 +18,7 @@ from headrace.units import format_bytes
 
 if TYPE_CHECKING:
     from headrace.cli.planning_case import PlanningCase
-    from headrace.planning.planner import Candidate
+    from headrace.planning.prediction import Candidate
 
 _FORMATS = (".png", ".svg")
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8a5fb5", "#c98a1b", "#4d4d4d", "#17a2a2")
@@ -51,15 +51,18 @@ def draw_plan(path: Path, question: Question) -> None:
 def draw_checkpoint_plan(path: Path, case: PlanningCase, best: Candidate) -> None:
     """Draw two panels for a checkpoint on a measured machine: against tokens per pass, and against memory."""
     from headrace.errors import BudgetError
-    from headrace.planning.plan import Workload
+    from headrace.planning.planner import plan_fastest
+    from headrace.planning.prediction import predict
+    from headrace.planning.workload import Workload
 
     check_plot_path(path)
     figure, axes = _figure(2)
-    model = case.request.model
+    scenario = case.scenario
+    model = scenario.model
     counts = [2**power for power in range(15)]
     load_s = best.prediction.load_s_per_pass
     passes = [replace(best.plan, workload=Workload(sequences=count)) for count in counts]
-    compute_s = [case.predict(plan).compute_s_per_pass for plan in passes]
+    compute_s = [predict(plan, scenario.without_layer).compute_s_per_pass for plan in passes]
     left = axes[0]
     left.loglog(counts, compute_s, color=_COLOURS[2], label="computing", linestyle="--")
     if load_s:
@@ -72,21 +75,21 @@ def draw_checkpoint_plan(path: Path, case: PlanningCase, best: Candidate) -> Non
     left.legend(fontsize=8)
     budgets, seconds = [], []
     for step in range(1, 13):
-        budget = round(case.request.budget_bytes * step / 8)
+        budget = round(scenario.budget_bytes * step / 8)
         try:
-            seconds.append(case.with_budget(budget).prediction.decode_s_per_pass)
+            seconds.append(plan_fastest(replace(scenario, budget_bytes=budget)).prediction.decode_s_per_pass)
         except BudgetError:
             continue
         budgets.append(budget / 1e9)
     axes[1].plot(budgets, seconds, color=_COLOURS[0], marker="o", markersize=3)
-    axes[1].axvline(case.request.budget_bytes / 1e9, color=_COLOURS[5], linestyle=":", label="this budget")
+    axes[1].axvline(scenario.budget_bytes / 1e9, color=_COLOURS[5], linestyle=":", label="this budget")
     device = best.plan.device
     axes[1].set_xlabel("memory, GB" if device == "cpu" else f"memory of {device}, GB")
     axes[1].set_ylabel("seconds per pass")
     axes[1].set_ylim(bottom=0)
     axes[1].legend(fontsize=8)
     where = case.machine["name"] if device == "cpu" else f"{device} of {case.machine['name']}"
-    figure.suptitle(f"{model.name} in {format_bytes(case.request.budget_bytes)} on {where}")
+    figure.suptitle(f"{model.name} in {format_bytes(scenario.budget_bytes)} on {where}")
     _save(figure, path)
 
 

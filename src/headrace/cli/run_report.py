@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from headrace.inference.handle import Handle, Measured
-    from headrace.planning.plan import AcceleratorPlan
+    from headrace.planning.plan import Plan
 
 
 def run_json(result: RunResult) -> dict[str, Any]:
@@ -69,19 +69,19 @@ def plan_json(handle: Handle) -> dict[str, Any]:
         "compute_dtype": plan.compute_dtype,
         "embedding": plan.embedding.value,
         "device": plan.device,
-        **({} if plan.accelerator is None else _on_accelerator(plan.accelerator)),
+        **({} if plan.uses_host_memory else _on_accelerator(plan)),
     }
 
 
-def _on_accelerator(beside: AcceleratorPlan) -> dict[str, Any]:
+def _on_accelerator(plan: Plan) -> dict[str, Any]:
     return {
-        "places": [place.value for place in beside.places],
-        "host_stored_blocks": sum(place is Placement.HOST for place in beside.places),
-        "disk_blocks": sum(place is Placement.DISK for place in beside.places),
-        "cpu_blocks": sum(place is Placement.CPU for place in beside.places),
-        "host_memory_bytes": beside.host.total_bytes,
-        "host_budget_bytes": beside.host_budget_bytes,
-        "cache_on_host": beside.cache_on_host,
+        "places": [placement.value for placement in plan.placements],
+        "host_stored_blocks": plan.placements.count(Placement.HOST),
+        "disk_blocks": plan.placements.count(Placement.DISK),
+        "cpu_blocks": plan.cpu_blocks,
+        "host_memory_bytes": plan.host_memory.total_bytes,
+        "host_budget_bytes": plan.host_budget_bytes,
+        "cache_on_host": plan.cache_on_host,
     }
 
 
@@ -113,7 +113,7 @@ def machine_json(handle: Handle) -> dict[str, Any]:
         "architecture": platform.machine(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "read_bytes_per_s": handle.pace.read_bytes_per_s,
+        "read_bytes_per_s": handle.scenario.known_rates.read_bytes_per_s,
     }
 
 
@@ -153,29 +153,29 @@ def run_table(result: RunResult) -> Table:
             f"{format_bytes(budget)} allowed",
         ]
     )
-    if handle.plan.accelerator is not None:
-        rows.append(_host_memory_row(handle.plan.accelerator, measured))
+    if not handle.plan.uses_host_memory:
+        rows.append(_host_memory_row(handle.plan, measured))
     return table(("", "predicted", "measured", "possible"), rows)
 
 
 def _travel_row(handle: Handle, measured: Measured, possible: dict[str, Any]) -> list[str]:
     """How fast weights came: from the disk, or over the link to an accelerator."""
     expected = handle.plan.streamed_bytes_per_pass / handle.prediction.decode_s_per_pass
-    if handle.plan.accelerator is None:
+    if handle.plan.uses_host_memory:
         words, seen, limit = "read from the disk", measured.read_bytes_per_s, possible["read_bytes_per_s"]
     else:
         words, seen, limit = "copied to the device", measured.copied_bytes_per_s, possible["copied_bytes_per_s"]
     return [words, format_rate(expected), format_rate(seen), format_rate(limit)]
 
 
-def _host_memory_row(beside: AcceleratorPlan, measured: Measured) -> list[str]:
-    """What the host holds beside an accelerator; the driver's own share, which grows while it runs, is in it."""
+def _host_memory_row(plan: Plan, measured: Measured) -> list[str]:
+    """What the host holds for an accelerator; the driver's own share, which grows while it runs, is in it."""
     held = measured.peak_host_memory_bytes - measured.host_overhead_bytes
     return [
         "memory held on the host",
-        format_bytes(beside.host.total_bytes),
+        format_bytes(plan.host_memory.total_bytes),
         format_bytes(held),
-        f"{format_bytes(beside.host_budget_bytes)} allowed",
+        f"{format_bytes(plan.host_budget_bytes)} allowed",
     ]
 
 
@@ -202,7 +202,7 @@ def draft_summary(drafted: DraftReport) -> str:
 def run_summary(result: RunResult) -> str:
     """One line below the table."""
     measured, handle = result.measured, result.handle
-    on_device = handle.plan.accelerator is not None
+    on_device = not handle.plan.uses_host_memory
     waits = waits_for(handle.prediction.binds, accelerator=on_device)
     peak = (
         f"peak on {handle.plan.device} {format_bytes(measured.peak_memory_bytes)} (by its allocator's counter), of the "

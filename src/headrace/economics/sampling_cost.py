@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from headrace.errors import InvalidRequestError, near_names
-from headrace.planning.arrangement import Speculation
-from headrace.planning.plan import Workload
+from headrace.planning.workload import Speculation, Workload
 
 GREEDY = "greedy"
 SPECULATIVE = "speculative"

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from headrace.errors import HeadraceError
-from headrace.inference.accelerator_study import (
-    AcceleratorStudied,
-    choose_on_accelerator,
-    compare_on_accelerator,
-    draft_length_on_accelerator,
-    study_accelerator,
-)
 from headrace.inference.assembly import assemble
+from headrace.inference.calibration import calibrate
 from headrace.inference.model_source import resolve_model
 from headrace.inference.skeleton import read_transformers_config
-from headrace.inference.study import Studied, choose, compare, study
 from headrace.machine.machine import Machine
-from headrace.model.stored_model import StoredModel
-from headrace.planning.estimate import Pace
 from headrace.planning.jobs.draft_length import DraftLength
-from headrace.planning.jobs.forecast import PackedCosts, PassLoad, PassTimes
 from headrace.planning.load_options import Options, make_options
 from headrace.planning.plan import Placement, Plan
-from headrace.planning.planner import Candidate
+from headrace.planning.planner import compare, plan_fastest, plan_strategy
+from headrace.planning.prediction import Candidate, predict
+from headrace.planning.scenario import Scenario
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.device_budget import device_budget_bytes, host_budget_bytes, refuse_what_is_not_free
@@ -37,7 +30,6 @@ from headrace.units import format_bytes
 
 DRAFTS_STUDIED = (3, 7, 15, 31)
 """numbers of drafts with which a layer is timed"""
-NO_COSTS = PackedCosts(turn_s=0.0, key_s=0.0, product_s=0.0, sample_s=0.0, bookkeeping_s=0.0)
 
 
 def load(
@@ -119,25 +111,25 @@ def load_checkpoint(
     keep_heap_small()
     config = read_transformers_config(checkpoint.directory, trust_remote_code=options.trust_remote_code)
     pass_tokens = [1 + count for count in DRAFTS_STUDIED if count <= options.draft_tokens]
-    studied: Studied | AcceleratorStudied
-    if device.uses_host_memory:
-        studied = study(checkpoint, options, config, pass_tokens=pass_tokens)
-        candidate = choose(studied, options.strategy)
-    else:
-        studied = study_accelerator(checkpoint, options, config, device, pass_tokens=pass_tokens)
-        candidate = choose_on_accelerator(studied, options.strategy)
-    model = assemble(checkpoint, config, candidate, studied, options, device=device, started=started)
-    if options.draft_tokens and isinstance(studied, AcceleratorStudied):
-        model.headrace.draft_length = draft_length_on_accelerator(studied, candidate.plan, options.draft_tokens)
-    elif options.draft_tokens:
-        model.headrace.draft_length = draft_length(checkpoint.model, candidate.plan, studied.pace, options.draft_tokens)
+    calibration = calibrate(checkpoint, options, config, device, pass_tokens=pass_tokens)
+    scenario = calibration.scenario
+    candidate = plan_fastest(scenario) if options.strategy is None else plan_strategy(scenario, options.strategy)
+    model = assemble(checkpoint, config, candidate, calibration, options, device=device, started=started)
+    if options.draft_tokens:
+        model.headrace.draft_length = draft_length(scenario, candidate.plan, options.draft_tokens)
     return model
 
 
-def draft_length(model: StoredModel, plan: Plan, pace: Pace, most: int) -> DraftLength:
+def draft_length(scenario: Scenario, plan: Plan, most: int) -> DraftLength:
     """What chooses the number of drafts, from the pass times that the planner predicts."""
-    times = PassTimes(model, plan, replace(pace, layer=None), NO_COSTS, pass_tokens=1 + most)
-    return DraftLength(pass_s=lambda tokens: times.seconds(PassLoad(tokens, tokens, 1, 0, 0)), most=most)
+    scenario = scenario.without_layer
+
+    @cache
+    def pass_s(tokens: int) -> float:
+        carried = replace(plan, workload=replace(plan.workload, sequences=tokens))
+        return predict(carried, scenario).decode_s_per_pass
+
+    return DraftLength(pass_s=pass_s, most=most)
 
 
 def plan(
@@ -179,9 +171,8 @@ def plan(
         )
         refuse_what_is_not_free(computing, options.budget_bytes, options.host_budget_bytes)
         config = read_transformers_config(checkpoint.directory)
-        if not computing.uses_host_memory:
-            return compare_on_accelerator(study_accelerator(checkpoint, options, config, computing), options.strategy)
-        return compare(study(checkpoint, options, config), options.strategy)
+        scenario, _ = calibrate(checkpoint, options, config, computing)
+        return {strategy.value: item for strategy, item in compare(scenario, options.strategy).items()}
     finally:
         checkpoint.close()
 
@@ -193,28 +184,27 @@ def probe(directory: str | Path = ".", device: str | Device = "auto") -> Machine
 
 def describe_plan(plan: Plan) -> str:
     """One line about a plan for people."""
-    if plan.accelerator is None:
+    if plan.uses_host_memory:
         return (
             f"{plan.strategy.value}: {plan.resident_blocks} of {plan.num_blocks} blocks resident, {plan.slots} slots, "
             f"{format_bytes(plan.streamed_bytes_per_pass)} read per pass, {plan.compute_dtype}, "
             f"{format_bytes(plan.memory.total_bytes)} of {format_bytes(plan.budget_bytes)}"
         )
-    beside = plan.accelerator
-    numbers = {place: sum(own is place for own in plan.places) for place in Placement}
+    words = {
+        Placement.DEVICE: f"on {plan.device}",
+        Placement.HOST: "in host memory",
+        Placement.DISK: "on the disk",
+        Placement.CPU: "on the CPU",
+    }
     where = ", ".join(
-        f"{numbers[place]} {words}"
-        for place, words in (
-            (Placement.DEVICE, f"on {beside.device}"),
-            (Placement.HOST, "in host memory"),
-            (Placement.DISK, "on the disk"),
-            (Placement.CPU, "with the processor"),
-        )
-        if numbers[place]
+        f"{plan.placements.count(placement)} {text}"
+        for placement, text in words.items()
+        if placement in plan.placements
     )
-    cache = ", keys and values on the host" if beside.cache_on_host else ""
+    cache = ", keys and values on the host" if plan.cache_on_host else ""
     return (
         f"{plan.strategy.value}: of {plan.num_blocks} blocks {where}; {plan.slots} slots, "
         f"{format_bytes(plan.streamed_bytes_per_pass)} copied per pass, {plan.compute_dtype}{cache}, "
         f"{format_bytes(plan.memory.total_bytes)} of {format_bytes(plan.budget_bytes)} on the device, "
-        f"{format_bytes(beside.host.total_bytes)} of {format_bytes(beside.host_budget_bytes)} on the host"
+        f"{format_bytes(plan.host_memory.total_bytes)} of {format_bytes(plan.host_budget_bytes)} on the host"
     )

@@ -13,19 +13,18 @@ import torch
 from torch import nn
 
 from headrace.errors import InvalidRequestError, UnsupportedModelError
-from headrace.inference.accelerator_study import AcceleratorStudied
 from headrace.inference.block_weights import BlockWeights, ConversionBuffer
+from headrace.inference.calibration import Calibration, reader_settings
 from headrace.inference.compiling import compile_layers
 from headrace.inference.cpu_blocks import HostInputs, compute_on_host
 from headrace.inference.embedding_and_head import EmbeddingRows, StreamedHead, TableSource, head_rows
 from headrace.inference.handle import Handle
 from headrace.inference.skeleton import HOST, attach_generation_config, build_skeleton
-from headrace.inference.study import Studied, reader_settings
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.model.stored_model import StoredBlock, StoredModel
 from headrace.planning.load_options import Options
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan, Strategy
-from headrace.planning.planner import Candidate
+from headrace.planning.prediction import Candidate
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
@@ -40,7 +39,7 @@ def assemble(
     checkpoint: Checkpoint,
     config: Any,
     candidate: Candidate,
-    studied: Studied | AcceleratorStudied,
+    calibration: Calibration,
     options: Options,
     *,
     started: float,
@@ -67,14 +66,14 @@ def assemble(
     stream = Stream(
         layouts=[block.layout for block in stored.blocks],
         aligned=None if device.uses_host_memory else [block.aligned for block in stored.blocks],
-        places=plan.places,
+        places=plan.placements,
         source=checkpoint.open_source(),
         device=device,
         settings=_stream_settings(options, plan, stored),
     )
     try:
         buffer = ConversionBuffer(plan.memory.conversion_bytes, where)
-        own_buffer = ConversionBuffer(studied.cpu_conversion_bytes if plan.cpu_blocks else 0)
+        own_buffer = ConversionBuffer(plan.host_memory.conversion_bytes)
         clean_ups = []
         view_droppers = []
         inputs = HostInputs()
@@ -82,18 +81,18 @@ def assemble(
             if block.layer_index is None:
                 continue
             prefix = f"{architecture.layers}.{block.layer_index}."
-            on_cpu = plan.places[block.index] is Placement.CPU
+            on_cpu = plan.placements[block.index] is Placement.CPU
             weights = BlockWeights(
                 model.get_submodule(prefix[:-1]),
                 {name.removeprefix(prefix): r for name, r in recipes.items() if name.startswith(prefix)},
                 block.layout.positions if device.uses_host_memory else block.aligned.positions,
                 dtype,
                 own_buffer if on_cpu else buffer,
-                studied.copies_weights,
+                calibration.scenario.copies_weights,
                 HOST if on_cpu else where,
             )
             view_droppers.append(weights.drop_views)
-            stays = plan.places[block.index] not in TRAVELLING
+            stays = plan.placements[block.index] not in TRAVELLING
             clean_ups.append(_take_turns(weights, stream, block.index, stays=stays))
             if on_cpu:
                 compute_on_host(weights.block, inputs, where)
@@ -103,7 +102,7 @@ def assemble(
             stream,
             dtype,
             buffer,
-            copy_misaligned=studied.copies_weights,
+            copy_misaligned=calibration.scenario.copies_weights,
             whole=not device.uses_host_memory,
             device=where,
         )
@@ -117,15 +116,14 @@ def assemble(
             checkpoint=checkpoint,
             plan=plan,
             prediction=candidate.prediction,
-            pace=studied.pace,
+            scenario=calibration.scenario,
             stream=stream,
             load_s=time.perf_counter() - started,
             process_overhead_bytes=process_overhead_bytes,
-            notes=studied.notes,
+            notes=calibration.notes,
             layers=tuple(model.get_submodule(architecture.layers)),
             device=device,
             view_droppers=tuple(view_droppers),
-            link_bytes_per_s=studied.link_bytes_per_s,
             device_overhead_bytes=device_overhead_bytes,
         )
         _record_passes(model, clean_ups, inputs)
@@ -174,9 +172,9 @@ def _stream_settings(options: Options, plan: Plan, model: StoredModel) -> Stream
         poison=options.poison,
         block_names=tuple(block.name for block in model.blocks),
     )
-    if plan.accelerator is None:
+    if plan.uses_host_memory:
         return settings
-    return replace(settings, chunk_bytes=plan.accelerator.chunk_bytes, ring_chunks=plan.accelerator.ring_chunks)
+    return replace(settings, chunk_bytes=plan.chunk_bytes, ring_chunks=plan.ring_chunks)
 
 
 def _load_fixed(
@@ -267,7 +265,7 @@ def _attach_embedding(
     def rows(wanted: list[int]) -> torch.Tensor:
         if table is not None:
             return table[wanted]
-        if plan.embedding is EmbeddingPlacement.HEAD and plan.accelerator is None:
+        if plan.embedding is EmbeddingPlacement.HEAD and plan.uses_host_memory:
             found = _rows_of_head(heads, stream, wanted)
             if found is not None:
                 return found
@@ -277,9 +275,9 @@ def _attach_embedding(
     if not isinstance(embedding, nn.Embedding):
         raise UnsupportedModelError(f"the embedding of {checkpoint.model.name} is no table of rows")
     source: TableSource | None = None
-    if plan.accelerator is not None and plan.embedding is EmbeddingPlacement.RESIDENT:
+    if not plan.uses_host_memory and plan.embedding is EmbeddingPlacement.RESIDENT:
         source = lambda: table  # noqa: E731
-    elif plan.accelerator is not None and plan.embedding is EmbeddingPlacement.HEAD:
+    elif not plan.uses_host_memory and plan.embedding is EmbeddingPlacement.HEAD:
         source = lambda: _whole_head(heads[0], stream)  # noqa: E731
     EmbeddingRows(embedding, dtype, rows, table=source, device=device)
 

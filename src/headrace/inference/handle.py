@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from headrace.dtypes import DTYPES
 from headrace.errors import BudgetError, InvalidRequestError
 from headrace.inference.host_cache import OffloadedCache
 from headrace.inference.kv_cache import build_cache
-from headrace.planning.accelerator_memory import cache_bytes, cache_sides
-from headrace.planning.estimate import Pace, Prediction
 from headrace.planning.jobs.draft_length import DraftLength
+from headrace.planning.memory import cache_bytes, cache_sides
 from headrace.planning.plan import Placement, Plan
+from headrace.planning.prediction import Prediction
+from headrace.planning.scenario import Scenario
 from headrace.planning.timeline import Timeline
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device, DeviceEvent
@@ -70,7 +70,8 @@ class Handle:
     checkpoint: Checkpoint
     plan: Plan
     prediction: Prediction
-    pace: Pace
+    scenario: Scenario
+    """what was asked of the planner, and the rates that were measured"""
     stream: Stream
     load_s: float
     process_overhead_bytes: int
@@ -82,8 +83,6 @@ class Handle:
     draft_length: DraftLength | None = None
     """chooses the drafts of each pass, where the model was loaded for drafts"""
     device: Device = field(default_factory=CpuDevice)
-    link_bytes_per_s: float | None = None
-    """from page-locked host memory to an accelerator, as measured beforehand"""
     device_overhead_bytes: int = 0
     """what this process's allocator held on the device before this model was loaded"""
     clean_up: Callable[[], None] = lambda: None
@@ -134,23 +133,19 @@ class Handle:
     def _cache_bytes(self, sequences: int, tokens: int) -> int:
         """Keys and values in the computing device's memory."""
         model, plan = self.checkpoint.model, self.plan
-        if plan.accelerator is None:
-            element_bytes = DTYPES[plan.compute_dtype].size_bytes
-            return round(model.kv_cache_bytes(sequences=sequences, context_tokens=tokens, element_bytes=element_bytes))
         work = replace(plan.workload, sequences=sequences)
         of_blocks = cache_bytes(model, work, plan.compute_dtype, tokens=tokens)
-        return cache_sides(model, of_blocks, plan.places, on_host=plan.accelerator.cache_on_host).device_bytes
+        return cache_sides(model, of_blocks, plan.placements, on_host=plan.cache_on_host).device_bytes
 
     def build_cache(self, config: Any, *, capacity_tokens: int) -> Any:
         """A transformers cache for this model, where the plan keeps keys and values."""
-        beside = self.plan.accelerator
-        if beside is None or not beside.cache_on_host:
+        if not self.plan.cache_on_host:
             return build_cache(config, capacity_tokens=capacity_tokens)
         return build_cache(
             config,
             capacity_tokens=capacity_tokens,
             visits=OffloadedCache(self.device, capacity_tokens=capacity_tokens),
-            on_cpu={number for number, place in enumerate(beside.places) if place is Placement.CPU},
+            on_cpu={number for number, own in enumerate(self.plan.placements) if own is Placement.CPU},
         )
 
     def out_of_memory(self, error: BaseException) -> BudgetError:
@@ -213,8 +208,9 @@ class Handle:
 
     def possible(self) -> dict[str, Any]:
         """The limit: bytes that must be read over the link's raw speed, or the computation alone."""
+        rates = self.scenario.known_rates
         limit = {
-            "read_bytes_per_s": self.pace.read_bytes_per_s,
+            "read_bytes_per_s": rates.read_bytes_per_s,
             "decode_s_per_pass": self.prediction.possible_decode_s,
         }
-        return limit if self.link_bytes_per_s is None else {**limit, "copied_bytes_per_s": self.link_bytes_per_s}
+        return limit if self.scenario.on_cpu else {**limit, "copied_bytes_per_s": rates.link_bytes_per_s}

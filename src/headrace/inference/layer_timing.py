@@ -1,7 +1,7 @@
 """Run one block of this very model, alone, and time it: the surest way to know what a pass will cost.
 
-The planner's curve knows the machine; the rehearsal knows this model's shapes, attention and small operations on it.
-It builds the same transformers model with a single layer, gives it the first block's real weights, and times that
+The planner's curve knows the machine; a timed layer knows this model's shapes, attention and small operations on
+it. It builds the same transformers model with a single layer, gives it the first block's real weights, and times that
 layer at the run's own number of tokens, for a prefill pass and for a decode pass at half of what is generated; what a
 step of `generate` takes beside the layers it learns from a few steps of that model. Peak memory: one block, the
 conversion buffer, one layer's work space and FLUSH_BYTES, all given back.
@@ -36,8 +36,9 @@ from headrace.inference.weight_names import recipes_of
 from headrace.model.blocks import HEAD_CHUNK_ROWS, product_slices
 from headrace.model.layout import ByteRange, lay_out
 from headrace.model.stored_model import StoredBlock
-from headrace.planning.estimate import LayerTimes
-from headrace.planning.plan import Placement, Workload
+from headrace.planning.plan import Placement
+from headrace.planning.rates import LayerTimes
+from headrace.planning.workload import Workload
 from headrace.streaming.arena import Arena, Memory, Piece
 from headrace.streaming.checkpoint import Checkpoint, torch_dtype
 from headrace.streaming.device import CpuDevice, Device
@@ -78,8 +79,8 @@ class Timed(NamedTuple):
     head_seconds_per_parameter: float
 
 
-class Rehearsed(NamedTuple):
-    """What the rehearsal saw, in seconds."""
+class TimedLayer(NamedTuple):
+    """What one layer, the head and a pass outside of them took, in seconds."""
 
     layer: LayerTimes
     stall_penalty_s: float
@@ -107,7 +108,7 @@ def time_layer(
     reader: StreamSettings,
     other_tokens: Sequence[int] = (),
     device: Device | None = None,
-) -> Rehearsed:
+) -> TimedLayer:
     """Time the first layer of the checkpoint under this workload, and in decode passes of `other_tokens`.
 
     `reader` says how the run will read, for what waiting costs. `device`: who computes; the processor by default.
@@ -125,12 +126,12 @@ def time_layer(
             device=device,
         )
         try:
-            return _rehearsed(stage, workload, other_tokens)
+            return _timed_layer(stage, workload, other_tokens)
         finally:
             stage.close()
 
 
-def _rehearsed(stage: _Stage, workload: Workload, other_tokens: Sequence[int]) -> Rehearsed:
+def _timed_layer(stage: _Stage, workload: Workload, other_tokens: Sequence[int]) -> TimedLayer:
     sequences, prompt = workload.sequences, min(workload.prompt_tokens, PROMPT_TOKENS_MAX)
     past = workload.prompt_tokens + workload.generate_tokens // 2
     stage.run(1, 1, 0)
@@ -152,7 +153,7 @@ def _rehearsed(stage: _Stage, workload: Workload, other_tokens: Sequence[int]) -
             if not times or times[0] < OTHERS_S_MAX:
                 times.append(stage.run(tokens, 1, past).layer_s)
     decode_s = typical(decodes)
-    return Rehearsed(
+    return TimedLayer(
         layer=LayerTimes(prefill_s=typical([part.layer_s for part in prefills]) * scale, decode_s=decode_s),
         stall_penalty_s=max(0.0, statistics.fmean(min(time_s - decode_s, WAKE_S_MAX) for time_s in waited))
         if waited

@@ -56,7 +56,7 @@ def build_skeleton(
 
 
 def shortened_config(config: Any, layers: int) -> Any:
-    """The same model with so many layers, all of the first one's kind, for rehearsals."""
+    """The same model with so many layers, all of the first one's kind, to be timed."""
     short = copy.deepcopy(config)
     short.num_hidden_layers = layers
     if getattr(short, "layer_types", None):

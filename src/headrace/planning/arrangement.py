@@ -9,28 +9,6 @@ from headrace.machine.machine import Tier
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speculation:
-    """Drafts checked in the same pass: `draft_tokens` per sequence, each accepted with probability `acceptance`."""
-
-    draft_tokens: int
-    acceptance: float
-    draft_s_share: float = 0.0
-    """time of making the drafts, as a share of a plain decode pass (a small draft model; 0 for n-gram drafts)"""
-
-    def __post_init__(self) -> None:
-        if self.draft_tokens < 1 or not 0 <= self.acceptance <= 1 or not 0 <= self.draft_s_share < 100:
-            raise InvalidRequestError(
-                f"speculation with {self.draft_tokens} drafts, acceptance {self.acceptance} and draft share "
-                f"{self.draft_s_share} cannot be meant: at least 1 draft, acceptance from 0 to 1"
-            )
-
-    @property
-    def tokens_per_pass(self) -> float:
-        """Expected tokens that a pass brings a sequence: 1 + a + a^2 + ... + a^k (a draft counts if all before did)."""
-        return sum(self.acceptance**number for number in range(self.draft_tokens + 1))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Arrangement:
     """Where weights lie, how they travel and how the work is divided.
 

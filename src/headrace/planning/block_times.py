@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from headrace.planning.plan import Placement
+from headrace.errors import MachineError
+from headrace.model.stored_model import StoredModel
+from headrace.planning.memory import cache_bytes, offloads_cache
+from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement
+from headrace.planning.rates import Rates
+from headrace.planning.scenario import Scenario
+from headrace.planning.workload import Workload
 
 
 class BlockTimes(NamedTuple):
@@ -54,3 +61,90 @@ class PassDemand(NamedTuple):
                 read_s += times.stage_s
                 copy_s += times.copy_s
         return cls(read_s, copy_s, compute_s)
+
+
+class PassOverheads(NamedTuple):
+    """Seconds of a pass outside of its blocks, embedding rows included."""
+
+    first_pass_s: float
+    further_pass_s: float
+
+    @classmethod
+    def of(
+        cls, model: StoredModel, work: Workload, rates: Rates, embedding: EmbeddingPlacement | None
+    ) -> PassOverheads:
+        """Add the rows that a pass looks up one by one, on the disk or the host; None counts no rows."""
+        row_s = {EmbeddingPlacement.ROWS: rates.row_s, EmbeddingPlacement.HOST: rates.host_row_s}.get(
+            embedding or EmbeddingPlacement.HEAD, 0.0
+        )
+        vocabulary = model.vocab_size
+        first = row_s * distinct_rows(vocabulary, work.sequences * work.prompt_tokens)
+        further = row_s * distinct_rows(vocabulary, work.sequences)
+        own = rates.pass_overhead_s if rates.first_pass_overhead_s is None else rates.first_pass_overhead_s
+        return cls(own + first, rates.pass_overhead_s + further)
+
+
+def distinct_rows(vocabulary: int, tokens: int) -> float:
+    """How many distinct rows so many tokens look up, drawn evenly from the vocabulary; text needs fewer."""
+    return vocabulary * -math.expm1(tokens * math.log1p(-1 / vocabulary)) if vocabulary > 1 else 1.0
+
+
+def block_times(
+    scenario: Scenario,
+    placements: Sequence[Placement],
+    *,
+    workload: Workload | None = None,
+    cache_on_host: bool = False,
+) -> tuple[BlockTimes, ...]:
+    """Seconds of each block where `placements` puts it; `workload` in place of the scenario's.
+
+    With `cache_on_host` a layer's keys and values visit the device for its turn, those of a context of middle length:
+    with the block over the link, or, where that stays, before it is computed. Raises MachineError where the CPU is to
+    compute a block and was not measured.
+    """
+    model, rates = scenario.model, scenario.known_rates
+    work = scenario.workload if workload is None else workload
+    prefill_tokens, decode_tokens = work.sequences * work.prompt_tokens, work.sequences
+    parameters = [block.active_parameters for block in model.blocks if block.head_rows is None]
+    mean_parameters = sum(parameters) / len(parameters)
+    caches: tuple[int, ...] = ()
+    if cache_on_host:
+        middle = work.prompt_tokens + work.generate_tokens // 2
+        caches = cache_bytes(model, work, scenario.compute_dtype, tokens=middle)
+    found = []
+    for index, (block, placement) in enumerate(zip(model.blocks, placements, strict=True)):
+        share = block.active_parameters / mean_parameters
+        layer = rates.layer if block.head_rows is None else None
+        copy_s = 0.0
+        if placement is Placement.CPU:
+            if rates.cpu_layer is None or block.head_rows is not None:
+                raise MachineError(f"how long the CPU takes for {block.name} of {model.name} was not measured")
+            prefill_s = rates.cpu_layer.prefill_s * share + rates.activation_transfer_s(prefill_tokens)
+            decode_s = rates.cpu_layer.decode_s * share + rates.activation_transfer_s(decode_tokens)
+        else:
+            if layer is not None:
+                prefill_s, decode_s = layer.prefill_s * share, layer.decode_s * share
+            else:
+                prefill_s = rates.block_seconds(block, tokens=prefill_tokens, head_tokens=decode_tokens)
+                decode_s = rates.block_seconds(block, tokens=decode_tokens, head_tokens=decode_tokens)
+            if not scenario.on_cpu:
+                copy_s = block.held_bytes / rates.link_bytes_per_s + rates.copy_latency_s
+            if cache_on_host and offloads_cache(block):
+                visit_s = caches[index] / rates.link_bytes_per_s + rates.copy_latency_s
+                if placement in TRAVELLING:
+                    copy_s += visit_s
+                else:
+                    decode_s += visit_s
+        on_host, staged = placement in (Placement.HOST, Placement.CPU), placement is Placement.HOST
+        found.append(
+            BlockTimes(
+                read_s=block.read_bytes / rates.read_bytes_per_s,
+                prefill_s=prefill_s,
+                decode_s=decode_s,
+                copy_s=copy_s,
+                store_s=block.held_bytes / rates.memory_copy_bytes_per_s if on_host else 0.0,
+                stage_s=block.held_bytes / rates.staged_bytes_per_s if staged and not scenario.pinned else 0.0,
+                pieces=max(1, -(-block.read_bytes // scenario.chunk_bytes)),
+            )
+        )
+    return tuple(found)

@@ -19,10 +19,10 @@ from headrace.model.formats import requantised
 from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Question
-from headrace.planning.cost import PassTokens, load_seconds
+from headrace.planning.cost import load_seconds
 from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.memory_need import memory_need, usable_bytes
-from headrace.planning.plan import Workload
+from headrace.planning.workload import PassTokens, Workload
 from headrace.units import format_bytes
 
 MOST_DRAFT_TOKENS = 16

@@ -11,12 +11,12 @@ from headrace.machine.engine import PRESENT, Engine
 from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Interval, interval_of
 from headrace.model.model import Model
-from headrace.planning.arrangement import Arrangement, Speculation
+from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import PassCost, WorkCost, work_cost
 from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.memory_need import MemoryNeed, memory_need, usable_bytes
-from headrace.planning.plan import Workload
 from headrace.planning.strategies import STRATEGIES, candidates
+from headrace.planning.workload import Speculation, Workload
 from headrace.units import format_bytes
 
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Layer, Model
 from headrace.planning import collectives
-from headrace.planning.arrangement import Arrangement, Speculation
+from headrace.planning.arrangement import Arrangement
 from headrace.planning.machine_rates import MachineRates
-from headrace.planning.plan import Workload
+from headrace.planning.workload import PassTokens, Speculation, Workload
 
 
 class LayerSeconds(NamedTuple):
@@ -39,20 +39,6 @@ class LayerSeconds(NamedTuple):
     def total_s(self) -> float:
         """All of it."""
         return self.product_s + self.attention_s + self.communication_s + self.overhead_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassTokens:
-    """What a pass carries: `sequences` of `new_tokens` positions each, of which the last sees `context_tokens`."""
-
-    sequences: float
-    new_tokens: float
-    context_tokens: float
-
-    @property
-    def tokens(self) -> float:
-        """Positions in the pass."""
-        return self.sequences * self.new_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

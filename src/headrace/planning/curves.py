@@ -14,10 +14,11 @@ from headrace.machine.quantity import Interval, interval_of
 from headrace.model.scaling import scaled
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Answer, Question, answer
-from headrace.planning.cost import PassTokens, pass_cost
+from headrace.planning.cost import pass_cost
 from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.memory_need import usable_bytes
 from headrace.planning.price import price
+from headrace.planning.workload import PassTokens
 
 MOST_TOKENS = 1 << 17
 SIZE_FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)

@@ -13,7 +13,8 @@ from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.machine import Machine
 from headrace.model.stored_model import StoredModel
-from headrace.planning.plan import Strategy, Workload
+from headrace.planning.plan import Strategy
+from headrace.planning.workload import Workload
 from headrace.units import parse_rate, parse_size
 
 DEFAULT_MAX_TOKENS = 1024

@@ -9,7 +9,7 @@ from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import cache_parts
-from headrace.planning.plan import Workload
+from headrace.planning.workload import Workload
 
 DEVICE_RESERVE_SHARE = 0.06
 """of a device's memory, kept by its driver, the libraries' own buffers and fragmentation"""

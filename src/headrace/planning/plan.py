@@ -1,20 +1,15 @@
-"""The plan: for each block where it lives; slots, dtype, memory. Frozen; one for planner, simulator, runtime."""
+"""The plan: for each block where it lives, and the memory of each tier. One for planner, simulator and runtime."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
-from headrace.dtypes import DTYPES
-from headrace.errors import InvalidRequestError
+from headrace.planning.workload import Workload
 
 
 class Strategy(StrEnum):
-    """How weights reach the processor."""
+    """How weights reach what computes."""
 
     RESIDENT = "resident"
     SEQUENTIAL = "sequential"
@@ -22,7 +17,7 @@ class Strategy(StrEnum):
 
 
 class Placement(StrEnum):
-    """Where a block's weights live between its turns, and by that who computes it and how it travels."""
+    """Where a block's weights live between its turns, and by that what computes it and how it travels."""
 
     DEVICE = "device"
     """in the computing device's memory for good: read once, never travels again"""
@@ -31,11 +26,14 @@ class Placement(StrEnum):
     DISK = "disk"
     """in the checkpoint only; read in every pass"""
     CPU = "cpu"
-    """in host memory, and computed there by the processor: its activations travel instead"""
+    """in host memory, and computed there by the CPU: its activations travel instead"""
 
 
 TRAVELLING = (Placement.HOST, Placement.DISK)
-"""places from which a block passes through a slot of the computing device"""
+"""placements from which a block passes through a slot of the computing device"""
+
+CPU_DEVICE = "cpu"
+"""the device that is the host itself: no link, no ring, no stores; its one budget is the device's"""
 
 
 class EmbeddingPlacement(StrEnum):
@@ -52,83 +50,35 @@ class EmbeddingPlacement(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What is asked of the model: `sequences` prompts of `prompt_tokens` each, `generate_tokens` more for each."""
+class TierMemory:
+    """Bytes in one tier by purpose; the tier's budget bounds their sum."""
 
-    sequences: int = 1
-    prompt_tokens: int = 16
-    generate_tokens: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("sequences", "prompt_tokens", "generate_tokens"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-    @property
-    def context_tokens(self) -> int:
-        """Longest context of the run."""
-        return self.prompt_tokens + self.generate_tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryUse:
-    """Bytes of the computing device's memory by purpose; the budget bounds their sum."""
-
-    resident_bytes: int
-    slots_bytes: int
-    fixed_bytes: int
-    embedding_bytes: int
-    conversion_bytes: int
+    weights_bytes: int = 0
+    """blocks that stay: a device's residents; the host's stores and the blocks that the CPU computes"""
+    slots_bytes: int = 0
+    fixed_bytes: int = 0
+    """small tensors outside the blocks"""
+    embedding_bytes: int = 0
+    conversion_bytes: int = 0
     """buffer in which weights are widened to the compute dtype or put together"""
-    kv_cache_bytes: int
-    work_space_bytes: int
+    kv_cache_bytes: int = 0
+    work_space_bytes: int = 0
+    ring_bytes: int = 0
+    """page-locked chunks of the host between disk and device"""
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
-        return sum(getattr(self, field.name) for field in dataclasses.fields(self))
-
-    @property
-    def arena_bytes(self) -> int:
-        """What holds weights as stored: residents and slots."""
-        return self.resident_bytes + self.slots_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostMemoryUse:
-    """Bytes of host memory by purpose where an accelerator computes; the host budget bounds their sum."""
-
-    stores_bytes: int
-    """blocks that wait here to be copied"""
-    cpu_bytes: int
-    """blocks that the processor computes, with the buffer in which it converts"""
-    ring_bytes: int
-    """page-locked chunks between disk and device"""
-    embedding_bytes: int
-    kv_cache_bytes: int
-    """of blocks that the processor computes, or of all where the cache is kept here"""
-    work_space_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """All of it."""
-        return sum(getattr(self, field.name) for field in dataclasses.fields(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AcceleratorPlan:
-    """What a plan says beyond the processor's own when an accelerator computes."""
-
-    device: str
-    places: tuple[Placement, ...]
-    """per block, in the order of a pass"""
-    host: HostMemoryUse
-    host_budget_bytes: int
-    chunk_bytes: int
-    """of one read, and of one place of the ring"""
-    ring_chunks: int
-    cache_on_host: bool = False
-    """keys and values wait in host memory and visit the device layer by layer"""
+        """Sum of all purposes."""
+        return (
+            self.weights_bytes
+            + self.slots_bytes
+            + self.fixed_bytes
+            + self.embedding_bytes
+            + self.conversion_bytes
+            + self.kv_cache_bytes
+            + self.work_space_bytes
+            + self.ring_bytes
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,104 +86,57 @@ class Plan:
     """For each block where it lives; how many slots; in which dtype; and what memory that takes."""
 
     strategy: Strategy
-    resident: tuple[bool, ...]
+    device: str = CPU_DEVICE
+    """what computes, as users write it: cpu, cuda:0"""
+    placements: tuple[Placement, ...]
     """per block, in the order of a pass"""
     slots: int
     slot_bytes: int
     embedding: EmbeddingPlacement
     compute_dtype: str
-    memory: MemoryUse
+    memory: TierMemory
+    """of the computing device; of a CPU the host's own"""
     budget_bytes: int
+    host_memory: TierMemory = field(default_factory=TierMemory)
+    """of the host beside an accelerator"""
+    host_budget_bytes: int = 0
     workload: Workload
     streamed_bytes_per_pass: int
     """bytes that pass through the slots"""
-    accelerator: AcceleratorPlan | None = None
-    """None: the processor computes, from its own memory"""
+    chunk_bytes: int = 0
+    """of one read, and of one place of the ring; 0: as the reader is set"""
+    ring_chunks: int = 0
+    cache_on_host: bool = False
+    """keys and values wait in host memory and visit the device layer by layer"""
 
     @property
-    def places(self) -> tuple[Placement, ...]:
-        """Where each block lives."""
-        if self.accelerator is not None:
-            return self.accelerator.places
-        return places_of(self.resident)
-
-    @property
-    def device(self) -> str:
-        """Who computes."""
-        return "cpu" if self.accelerator is None else self.accelerator.device
+    def uses_host_memory(self) -> bool:
+        """Whether the computing device's memory is the host's own."""
+        return self.device == CPU_DEVICE
 
     @property
     def num_blocks(self) -> int:
         """Blocks in a pass."""
-        return len(self.resident)
+        return len(self.placements)
 
     @property
     def resident_blocks(self) -> int:
-        """Blocks that stay."""
-        return sum(self.resident)
+        """Blocks that stay on the device."""
+        return self.placements.count(Placement.DEVICE)
 
     @property
     def streamed_blocks(self) -> int:
         """Blocks that pass through the slots."""
-        return sum(place in TRAVELLING for place in self.places)
+        return sum(placement in TRAVELLING for placement in self.placements)
 
     @property
     def cpu_blocks(self) -> int:
-        """Blocks that the processor computes for an accelerator."""
-        return sum(place is Placement.CPU for place in self.places)
+        """Blocks that the CPU computes for an accelerator."""
+        return self.placements.count(Placement.CPU)
 
-    def to_json(self) -> str:
-        """Return the plan as JSON text; `from_json` is its inverse."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Rebuild a plan from `to_json`; raises InvalidRequestError where fields are missing or of the wrong kind."""
-        try:
-            raw: dict[str, Any] = json.loads(text)
-            raw["strategy"] = Strategy(raw["strategy"])
-            raw["embedding"] = EmbeddingPlacement(raw["embedding"])
-            raw["resident"] = tuple(_flag(flag) for flag in raw["resident"])
-            raw["memory"] = MemoryUse(**_counts(raw["memory"]))
-            raw["workload"] = Workload(**_counts(raw["workload"]))
-            if raw["accelerator"] is not None:
-                raw["accelerator"] = _accelerator(raw["accelerator"])
-            if raw["compute_dtype"] not in DTYPES:
-                raise ValueError(f"compute_dtype is {raw['compute_dtype']!r}")
-            _counts({name: raw[name] for name in ("slots", "slot_bytes", "budget_bytes", "streamed_bytes_per_pass")})
-            return cls(**raw)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise InvalidRequestError(f"this is not a plan: {type(error).__name__}: {error}") from error
-
-
-def places_of(resident: Sequence[bool]) -> tuple[Placement, ...]:
-    """Places where only the processor computes: in its memory or on the disk."""
-    return tuple(Placement.DEVICE if stays else Placement.DISK for stays in resident)
-
-
-def _accelerator(raw: dict[str, Any]) -> AcceleratorPlan:
-    device, on_host = raw["device"], raw["cache_on_host"]
-    if not isinstance(device, str):
-        raise ValueError(f"device is {device!r}")
-    _counts({name: raw[name] for name in ("host_budget_bytes", "chunk_bytes", "ring_chunks")})
-    return AcceleratorPlan(
-        **{
-            **raw,
-            "places": tuple(Placement(place) for place in raw["places"]),
-            "host": HostMemoryUse(**_counts(raw["host"])),
-            "cache_on_host": _flag(on_host),
-        }
-    )
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"resident holds {value!r} where true or false is expected")
-    return value
-
-
-def _counts(fields: dict[str, Any]) -> dict[str, int]:
-    for name, value in fields.items():
-        if type(value) is not int or value < 0:
-            raise ValueError(f"{name} is {value!r}, not a whole number from 0 on")
-    return fields
+    @property
+    def bytes_by_tier(self) -> dict[str, int]:
+        """Bytes held on `device` and `host`; a CPU's own memory is the host's."""
+        if self.uses_host_memory:
+            return {"device": 0, "host": self.memory.total_bytes}
+        return {"device": self.memory.total_bytes, "host": self.host_memory.total_bytes}

@@ -1,335 +1,274 @@
-"""Compare the ways to run a model within a budget by simulated time, and take the fastest that fits.
+"""Compare the ways to run a model by simulated time, and take the fastest that fits.
 
-Candidates: everything resident; sequential streaming; overlapped streaming with 2, 3 or 4 slots, each with every number
-of resident blocks that the rest of the budget holds, placed evenly among the streamed ones, or first, or last, or the
-largest of them. The simplest rule (fill the memory, stream the rest) is among them, so the planner is never slower than
-it; and so is what a smaller budget allows, so more memory does not make a plan slower.
+A block lives in the device's memory, in host memory (copied in every pass), on the disk (read and, to an accelerator,
+copied in every pass) or, computed by the CPU for an accelerator, in host memory for good. Where the host's CPU
+computes, all numbers of residents are tried, but for those that a lower bound shows to be slower. On an accelerator
+there are far too many arrangements to simulate them all: they are ranked by that bound, and the best are simulated,
+then those that differ from the best of these a little. The simplest rule, to fill the device's memory and to stream the
+rest through as few slots as can be, is always among them, and so is everything without layers of the CPU. So is what a
+smaller budget allows, so more memory does not make a plan slower.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import NamedTuple
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from headrace.dtypes import DTYPES
 from headrace.errors import BudgetError
-from headrace.model.blocks import HEAD_CHUNK_ROWS, product_slices
-from headrace.model.layout import PAGE_BYTES, align_up
-from headrace.model.stored_model import StoredModel
-from headrace.planning.estimate import Pace, Prediction, TimeFloor, block_times, predict
-from headrace.planning.plan import EmbeddingPlacement, MemoryUse, Plan, Strategy, Workload
-from headrace.units import format_bytes
+from headrace.planning.infeasible import refusal
+from headrace.planning.memory import Arrangement, MemoryAccount
+from headrace.planning.pass_times import LowerBound
+from headrace.planning.placements import (
+    SPREAD_RULES,
+    SpreadRule,
+    all_arrangements,
+    arrangements,
+    cpu_layer_counts,
+    first,
+    resident_choices,
+    slot_counts_of,
+    smallest_arrangements,
+    stores,
+    two_slots_bytes,
+)
+from headrace.planning.plan import TRAVELLING, Placement, Plan, Strategy
+from headrace.planning.prediction import Candidate, predict
+from headrace.planning.scenario import Scenario
 
-SLOT_COUNTS = (2, 3, 4)
+BLOCKS_SIMULATED = 1000
+"""Plans of so many blocks in all are simulated in a round, but MIN_SIMULATED plans in any case."""
 
+MIN_SIMULATED = 12
 
-class Candidate(NamedTuple):
-    """One way to run, with what it is predicted to do."""
+ROUNDS_OF_VARIATION = 2
+"""of looking for something better that is like the best so far"""
 
-    plan: Plan
-    prediction: Prediction
+RESIDENTS_VARIED = 5
+"""numbers of residents that are tried in variations: the best arrangement's own, and so many less one below that"""
 
-
-class Packed(NamedTuple):
-    """Memory of passes that carry tokens of many sequences, none of them padded, in place of a rectangular batch."""
-
-    positions: int
-    """of keys and values, of all sequences together"""
-    pass_tokens: int
-    samples: int
-    """sequences whose logits a pass gives, at most"""
-    longest: int
-    """positions of the longest sequence"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the planner is asked: the model, the work, the dtype, the budget.
-
-    `copies_weights`: weights are not used where they land but copied first, although no dtype changes (this
-    processor's products depend on their alignment).
-    """
-
-    model: StoredModel
-    workload: Workload
-    compute_dtype: str
-    budget_bytes: int
-    copies_weights: bool = False
-    draft_tokens: int = 0
-    """drafted tokens that a decode pass checks beside its own"""
-    packed: Packed | None = None
-    """memory of packed passes; `workload` then says only how many tokens a pass carries and how many passes come"""
-
-    @cached_property
-    def beside_blocks(self) -> MemoryUse:
-        """What is held whichever blocks stay: no blocks, no slots, no table."""
-        model = self.model
-        element_bytes = DTYPES[self.compute_dtype].size_bytes
-        return MemoryUse(
-            resident_bytes=0,
-            slots_bytes=0,
-            fixed_bytes=align_up(model.fixed_parameters * element_bytes) + model.fixed_read_bytes,
-            embedding_bytes=0,
-            conversion_bytes=conversion_bytes(self),
-            kv_cache_bytes=self._kv_cache_bytes(element_bytes),
-            work_space_bytes=self._work_space_bytes(element_bytes),
-        )
-
-    def _kv_cache_bytes(self, element_bytes: int) -> int:
-        model, work = self.model, self.workload
-        if self.packed is None:
-            return round(
-                model.kv_cache_bytes(
-                    sequences=work.sequences, context_tokens=work.context_tokens, element_bytes=element_bytes
-                )
-            )
-        return model.kv_pool_bytes(positions=self.packed.positions, element_bytes=element_bytes)
-
-    def _work_space_bytes(self, element_bytes: int) -> int:
-        model, work, packed = self.model, self.workload, self.packed
-        if packed is not None:
-            return model.packed_work_space_bytes(
-                pass_tokens=packed.pass_tokens,
-                samples=packed.samples,
-                context_tokens=packed.longest,
-                element_bytes=element_bytes,
-            )
-        prefill, decode = ((work.prompt_tokens, work.prompt_tokens), (1 + self.draft_tokens, work.context_tokens))
-        layers = (
-            model.work_space_bytes(
-                sequences=work.sequences, new_tokens=new, context_tokens=context, element_bytes=element_bytes
-            )
-            for new, context in (prefill, decode)
-        )
-        logits = model.work_space_bytes(
-            sequences=work.sequences * (1 + self.draft_tokens),
-            new_tokens=1,
-            context_tokens=1,
-            element_bytes=element_bytes,
-        )
-        return max(*layers, logits)
+_SAME = 1 - 1e-9
+"""Times that differ by less are equal: of equals the first, that is the simplest, is taken."""
 
 
-def minimum_bytes(request: Request, strategy: Strategy | None = None) -> int:
-    """The smallest budget in which this model can do this work, by one strategy or (one slot) at all."""
-    return _smallest(request, Strategy.SEQUENTIAL if strategy is None else strategy).total_bytes
-
-
-def _smallest(request: Request, strategy: Strategy) -> MemoryUse:
-    count = len(request.model.blocks)
-    if strategy is Strategy.RESIDENT:
-        return _memory(request, (True,) * count, slots=0)
-    if strategy is Strategy.SEQUENTIAL:
-        return _memory(request, (False,) * count, slots=1)
-    # Where a few blocks are much larger than the others, keeping them takes less than slots of their size.
-    slots = min(SLOT_COUNTS)
-    sizes = [block.read_bytes for block in request.model.blocks]
-    options = [keep_largest(sizes, number) for number in range(max(1, count - slots + 1))]
-    return min((_memory(request, resident, slots=slots) for resident in options), key=lambda use: use.total_bytes)
-
-
-def refuse_below_minimum(request: Request, strategy: Strategy | None) -> None:
-    """Raise BudgetError, with the smallest budget that would do, when nothing fits."""
-    if minimum_bytes(request, strategy) > request.budget_bytes:
-        raise _too_small(request, Strategy.SEQUENTIAL if strategy is None else strategy)
-
-
-def plan_strategy(request: Request, strategy: Strategy, pace: Pace) -> Candidate:
+def plan_strategy(scenario: Scenario, strategy: Strategy) -> Candidate:
     """Return the fastest plan of one strategy.
 
-    Raises BudgetError, with the smallest budget that would do, when none fits.
+    Raises BudgetError, with the smallest budget of the device or of the host that would do, when none fits.
     """
-    best: Candidate | None = None
-    times = block_times(request.model, request.workload, pace)
-    floor = TimeFloor.of(strategy, request.workload, pace, times)
-    for slots, resident in dict.fromkeys(_options(request, strategy)):
-        if best is not None and floor.total_s(times, resident) >= best.prediction.total_s * (1 - 1e-9):
-            continue  # it cannot be faster
-        plan = _plan(request, strategy, slots, resident)
-        if plan.memory.total_bytes > request.budget_bytes:
-            continue
-        candidate = Candidate(plan, predict(request.model, plan, pace))
-        if best is None or candidate.prediction.total_s < best.prediction.total_s * (1 - 1e-9):
-            best = candidate
+    return _plan_strategy(_account(scenario), strategy)
+
+
+def plan_fastest(scenario: Scenario) -> Candidate:
+    """Return the fastest plan of any strategy; raises BudgetError when not even the smallest fits."""
+    account = _account(scenario)
+    found = [_Search(account, strategy).best() for strategy in Strategy]
+    best = _fastest(candidate for candidate in found if candidate is not None)
     if best is None:
-        raise _too_small(request, strategy)
+        raise refusal(account, None)
     return best
 
 
-def plan_fastest(request: Request, pace: Pace) -> Candidate:
-    """Return the fastest plan of any strategy; raises BudgetError when not even the smallest fits."""
-    candidates = []
-    for strategy in Strategy:
+def compare(scenario: Scenario, only: Strategy | None = None) -> dict[Strategy, Candidate | BudgetError]:
+    """Every strategy's fastest plan, or the error that says why there is none."""
+    account = _account(scenario)
+    found: dict[Strategy, Candidate | BudgetError] = {}
+    for strategy in Strategy if only is None else (only,):
         try:
-            candidates.append(plan_strategy(request, strategy, pace))
-        except BudgetError:
-            continue
-    if not candidates:
-        raise _too_small(request, Strategy.SEQUENTIAL)
-    fastest_s = min(candidate.prediction.total_s for candidate in candidates)
-    # Of equals the first, that is the simplest: keeping everything before streaming it.
-    return next(c for c in candidates if c.prediction.total_s <= fastest_s * (1 + 1e-9))
+            found[strategy] = _plan_strategy(account, strategy)
+        except BudgetError as error:
+            found[strategy] = error
+    return found
 
 
-def _plan(request: Request, strategy: Strategy, slots: int, resident: tuple[bool, ...]) -> Plan:
-    embedding = _embedding(request, resident)
-    return Plan(
-        strategy=strategy,
-        resident=resident,
-        slots=slots,
-        slot_bytes=_slot_bytes(request.model, resident) if slots else 0,
-        embedding=embedding,
-        compute_dtype=request.compute_dtype,
-        memory=_memory(request, resident, slots=slots, embedding=embedding),
-        budget_bytes=request.budget_bytes,
-        workload=request.workload,
-        streamed_bytes_per_pass=sum(
-            block.read_bytes for block, stays in zip(request.model.blocks, resident, strict=True) if not stays
-        ),
-    )
+def _account(scenario: Scenario) -> MemoryAccount:
+    """Count once for all strategies; without what the CPU could compute where that was not measured."""
+    if scenario.known_rates.cpu_layer is None:
+        scenario = replace(scenario, allow_cpu=False)
+    return MemoryAccount(scenario)
 
 
-def _options(request: Request, strategy: Strategy) -> Iterator[tuple[int, tuple[bool, ...]]]:
-    """Numbers of slots and sets of residents that fit, each also filled up; those that keep most blocks first.
-
-    There are some thousands where there are a hundred blocks, so this is arithmetic on lists.
-    """
-    sizes = [block.read_bytes for block in request.model.blocks]
-    if strategy is Strategy.RESIDENT:
-        yield 0, (True,) * len(sizes)
-        return
-    room_bytes = request.budget_bytes - request.beside_blocks.total_bytes
-    ascending = sorted(range(len(sizes)), key=sizes.__getitem__)
-    descending = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
-    for slots in (1,) if strategy is Strategy.SEQUENTIAL else SLOT_COUNTS:
-        for number in range(len(sizes) - slots, -1, -1):
-            for resident in placements(sizes, number):
-                held_bytes = sum(itertools.compress(sizes, resident))
-                slot_bytes = next(sizes[index] for index in descending if not resident[index])
-                left_bytes = room_bytes - held_bytes - slots * slot_bytes
-                if left_bytes >= 0:
-                    # Largest first fills best; smallest first is how a larger budget only ever adds blocks.
-                    for order in (descending, ascending):
-                        yield (
-                            slots,
-                            fill_remaining(resident, order, sizes, left_bytes, most=len(sizes) - slots - number),
-                        )
-                    yield slots, resident
+def _plan_strategy(account: MemoryAccount, strategy: Strategy) -> Candidate:
+    best = _Search(account, strategy).best()
+    if best is None:
+        raise refusal(account, strategy)
+    return best
 
 
-def fill_remaining(
-    resident: tuple[bool, ...], order: Sequence[int], sizes: Sequence[int], left_bytes: int, *, most: int
-) -> tuple[bool, ...]:
-    """Blocks differ in size (the head's pieces); add up to `most` that still fit, so that no memory lies idle."""
-    flags = list(resident)
-    for index in order:
-        if most and not flags[index] and sizes[index] <= left_bytes:
-            flags[index], left_bytes, most = True, left_bytes - sizes[index], most - 1
-    return tuple(flags)
+class _Search:
+    """The search for the fastest plan of one strategy."""
 
+    def __init__(self, account: MemoryAccount, strategy: Strategy) -> None:
+        self.account = account
+        self._scenario = scenario = account.scenario
+        self._strategy = strategy
+        self._round = max(MIN_SIMULATED, BLOCKS_SIMULATED // len(scenario.model.blocks))
+        cache_stays = not scenario.allow_host_cache or scenario.budget_bytes >= two_slots_bytes(self.account)
+        self._caches = (False,) if cache_stays else (False, True)
+        self._bounds = {cache: LowerBound(scenario, strategy, cache_on_host=cache) for cache in self._caches}
 
-def placements(sizes: Sequence[int], number: int) -> Iterator[tuple[bool, ...]]:
-    """Ways to choose `number` residents: spread evenly, beginning anywhere; the first; the last; the largest.
+    def best(self) -> Candidate | None:
+        """The fastest, or None where nothing fits."""
+        if self._scenario.on_cpu:
+            tried: dict[Arrangement, Candidate] = {}
+            self._try(all_arrangements(self.account, self._strategy), tried, math.inf)
+            return _fastest(tried.values())
+        counts = cpu_layer_counts(self.account)
+        without = self._among(counts[:1], math.inf)
+        if len(counts) == 1:
+            return without
+        than_s = math.inf if without is None else without.prediction.total_s
+        own = self._among(self._steps(counts[1:]), than_s)
+        return _fastest(found for found in (without, own) if found is not None)
 
-    Spread among the streamed: while a resident block computes, the stream gets ahead.
-    """
-    count = len(sizes)
-    evenly = spread_evenly(count, number)
-    for shift in range(-(-count // max(1, number))):
-        yield evenly[shift:] + evenly[:shift]
-    yield (True,) * number + (False,) * (count - number)
-    yield (False,) * (count - number) + (True,) * number
-    yield keep_largest(sizes, number)
+    def _steps(self, counts: range) -> list[int]:
+        """Numbers of the CPU's layers to consider: few, about every twelfth, and what takes least memory."""
+        if self._strategy is Strategy.RESIDENT:
+            return list(counts)
+        chosen = set(counts[:4]) | set(counts[3 :: max(1, len(counts) // 12)]) | set(counts[-1:])
+        smallest = list(filter(self.account.fits, smallest_arrangements(self.account, self._strategy)))
+        if smallest:
+            chosen.add(min(smallest, key=self._device_bytes).placements.count(Placement.CPU))
+        return sorted(chosen & set(counts))
 
+    def _among(self, counts: Sequence[int], than_s: float) -> Candidate | None:
+        """The fastest with one of these numbers of layers computed by the CPU, if it is faster than `than_s`."""
+        options: dict[Arrangement, float] = {}
+        of_each_kind: dict[tuple[int, SpreadRule], Arrangement] = {}
+        slot_counts = slot_counts_of(self._scenario, self._strategy)
+        for cache_on_host, number, rule in itertools.product(self._caches, counts, SPREAD_RULES):
+            for arrangement in arrangements(
+                self.account, slot_counts, cpu_layers=number, cache_on_host=cache_on_host, rules=[rule]
+            ):
+                if arrangement not in options:
+                    options[arrangement] = self._least_s(arrangement)
+                rival = of_each_kind.setdefault((arrangement.slots, rule), arrangement)
+                if options[arrangement] < options[rival]:
+                    of_each_kind[arrangement.slots, rule] = arrangement
+        ranked = sorted(options, key=lambda each: (options[each], each.travelling))
+        tried = {arrangement: self._simulate(arrangement) for arrangement in self._simplest(counts)}
+        self._try([*ranked[: self._round], *of_each_kind.values()], tried, than_s)
+        best = _fastest(tried.values())
+        for _ in range(ROUNDS_OF_VARIATION if tried else 0):
+            like_it = dict.fromkeys(self._varied(next(each for each, found in tried.items() if found is best)))
+            self._try(
+                sorted(like_it, key=lambda each: (self._least_s(each), each.travelling))[: self._round], tried, than_s
+            )
+            before, best = best, _fastest(tried.values())
+            if best is before:
+                break
+        return best
 
-def spread_evenly(count: int, number: int) -> tuple[bool, ...]:
-    """Choose `number` of `count` in a row at even distances, the last one among them."""
-    return tuple((index + 1) * number // count > index * number // count for index in range(count))
+    def _simplest(self, counts: Sequence[int]) -> list[Arrangement]:
+        """The first blocks stay, the rest goes through as few slots as can be: from host memory, or all from disk."""
+        if counts[0] > 0:
+            return []
+        slot_counts = slot_counts_of(self._scenario, self._strategy)[:1]
+        found = arrangements(self.account, slot_counts, cpu_layers=0, cache_on_host=self._caches[0], rules=[first])
+        return list(itertools.islice(found, 2))
 
+    def _varied(self, best: Arrangement) -> Iterator[Arrangement]:
+        """Arrangements like this one: beginning elsewhere, or with a few residents, stores or CPU layers less.
 
-def keep_largest(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
-    """Keep the largest blocks, so that slots need not be of their size."""
-    kept = set(sorted(range(len(sizes)), key=lambda index: -sizes[index])[:number])
-    return tuple(index in kept for index in range(len(sizes)))
+        Or with more of the latter, since not all numbers of them were considered.
+        """
+        account, placements = self.account, best.placements
+        others = [index for index, placement in enumerate(placements) if placement is not Placement.CPU]
+        sizes = [account.block_bytes[index] for index in others]
+        stored = placements.count(Placement.HOST) > 0
+        most = placements.count(Placement.DEVICE)
+        for number in range(most, max(-1, most - (RESIDENTS_VARIED if best.slots else 1)), -1):
+            for stays in resident_choices(sizes, number):
+                resident = {index for index, flag in zip(others, stays, strict=True) if flag}
+                yield from self._with_stores(best, resident, [i for i in others if i not in resident], stored=stored)
+        for slots in slot_counts_of(self._scenario, self._strategy):
+            if slots <= best.travelling:
+                yield from self._that_fit(best._replace(slots=slots))
+        *layers, head = placements
+        for shift in range(1, min(len(layers), self._round)):
+            shifted = best._replace(placements=(*layers[shift:], *layers[:shift], head))
+            # Which layers the CPU may compute is settled, for `smallest_arrangements` to know the least memory.
+            if Placement.CPU not in layers or self._device_bytes(shifted) == self._device_bytes(best):
+                yield from self._that_fit(shifted)
+        for index in [index for index, own in enumerate(placements) if own is Placement.HOST][: self._round]:
+            fewer_stored = (*placements[:index], Placement.DISK, *placements[index + 1 :])
+            yield from self._that_fit(best._replace(placements=fewer_stored))
+        travelling = [index for index, placement in enumerate(placements) if placement in TRAVELLING]
+        from_disk = [placements[index] is Placement.DISK for index in travelling]
+        for shift in range(1, len(travelling) // max(1, sum(from_disk))):
+            moved = list(placements)
+            for index, flag in zip(travelling, from_disk[shift:] + from_disk[:shift], strict=True):
+                moved[index] = Placement.DISK if flag else Placement.HOST
+            yield from self._that_fit(best._replace(placements=tuple(moved)))
+        counts = cpu_layer_counts(account)
+        number = placements.count(Placement.CPU)
+        for near in {number + step for step in (-4, -2, -1, 1, 2, 4)} if number else ():
+            if near > 0 and near in counts:
+                yield from arrangements(account, (best.slots,), cpu_layers=near, cache_on_host=best.cache_on_host)
 
+    def _with_stores(
+        self, best: Arrangement, resident: set[int], travelling: list[int], *, stored: bool
+    ) -> Iterator[Arrangement]:
+        placements = [
+            own if own is Placement.CPU else Placement.DEVICE if index in resident else Placement.DISK
+            for index, own in enumerate(best.placements)
+        ]
+        bare = best._replace(placements=tuple(placements))
+        room_bytes = self._scenario.host_budget_bytes - self.account.host(bare).total_bytes
+        for index in next(stores(self.account, travelling, room_bytes)) if stored else ():
+            placements[index] = Placement.HOST
+        yield from self._that_fit(best._replace(placements=tuple(placements)))
 
-def _slot_bytes(model: StoredModel, resident: tuple[bool, ...]) -> int:
-    """A slot holds the largest block that is streamed."""
-    return max((block.read_bytes for block, stays in zip(model.blocks, resident, strict=True) if not stays), default=0)
+    def _that_fit(self, arrangement: Arrangement) -> Iterator[Arrangement]:
+        if self.account.fits(arrangement):
+            yield arrangement
 
+    def _device_bytes(self, arrangement: Arrangement) -> int:
+        return self.account.device(arrangement).total_bytes
 
-def _embedding(request: Request, resident: tuple[bool, ...]) -> EmbeddingPlacement:
-    head_stays = all(
-        stays for block, stays in zip(request.model.blocks, resident, strict=True) if block.head_rows is not None
-    )
-    if request.model.tied and head_stays:
-        return EmbeddingPlacement.HEAD
-    if all(resident):
-        with_table = _memory(request, resident, slots=0, embedding=EmbeddingPlacement.RESIDENT)
-        if with_table.total_bytes <= request.budget_bytes:
-            return EmbeddingPlacement.RESIDENT
-    return EmbeddingPlacement.ROWS
+    def _least_s(self, arrangement: Arrangement) -> float:
+        """The lower bound, rounded: equals are ranked by what travels, not by the order in which seconds were added."""
+        return float(f"{self._bounds[arrangement.cache_on_host].total_s(arrangement):.11e}")
 
+    def _try(self, chosen: Iterable[Arrangement], tried: dict[Arrangement, Candidate], than_s: float) -> None:
+        """Simulate those that may be faster than `than_s` and than what was tried before."""
+        fastest_s = min([than_s, *(candidate.prediction.total_s for candidate in tried.values())])
+        for arrangement in chosen:
+            if arrangement not in tried and self._least_s(arrangement) < fastest_s * _SAME:
+                tried[arrangement] = candidate = self._simulate(arrangement)
+                fastest_s = min(fastest_s, candidate.prediction.total_s)
 
-def _memory(
-    request: Request,
-    resident: tuple[bool, ...],
-    *,
-    slots: int,
-    embedding: EmbeddingPlacement = EmbeddingPlacement.ROWS,
-) -> MemoryUse:
-    model = request.model
-    return replace(
-        request.beside_blocks,
-        resident_bytes=sum(block.read_bytes for block, stays in zip(model.blocks, resident, strict=True) if stays),
-        slots_bytes=slots * _slot_bytes(model, resident),
-        embedding_bytes=align_up(model.table_bytes) + 2 * PAGE_BYTES if embedding is EmbeddingPlacement.RESIDENT else 0,
-    )
+    def _simulate(self, arrangement: Arrangement) -> Candidate:
+        plan = self._plan(arrangement)
+        return Candidate(plan, predict(plan, self._scenario))
 
-
-def conversion_bytes(request: Request) -> int:
-    """Bytes of the buffer in which one module's weights are widened or put together, 0 where none are.
-
-    Weights are converted module by module (a linear layer's matrix and bias), just before the module computes, so the
-    buffer is as large as the largest module of any block, or as the smallest piece of the head that is converted.
-    """
-    model = request.model
-    element_bytes = DTYPES[request.compute_dtype].size_bytes
-    converts = request.copies_weights or model.stored_dtype != DTYPES[request.compute_dtype].stored_name
-    largest = 0
-    for block in model.blocks:
-        if block.head_rows is not None:
-            count = block.head_rows.last - block.head_rows.first
-            if converts:
-                rows = max(part.last - part.first for part in product_slices(count, HEAD_CHUNK_ROWS))
-                largest = max(largest, rows * (block.parameters // count) * element_bytes)
-        else:
-            largest = max(largest, block.module_bytes(element_bytes, converts=converts))
-    return align_up(largest) + 2 * PAGE_BYTES if largest else 0
-
-
-def _too_small(request: Request, strategy: Strategy) -> BudgetError:
-    needed = _smallest(request, strategy)
-    work = request.workload
-    parts = ", ".join(
-        f"{label} {format_bytes(size)}"
-        for label, size in (
-            ("resident weights", needed.resident_bytes),
-            ("slots", needed.slots_bytes),
-            ("conversion", needed.conversion_bytes),
-            ("KV cache", needed.kv_cache_bytes),
-            ("work space", needed.work_space_bytes),
-            ("small tensors", needed.fixed_bytes),
+    def _plan(self, arrangement: Arrangement) -> Plan:
+        scenario, account, placements = self._scenario, self.account, arrangement.placements
+        memory = account.of(arrangement)
+        return Plan(
+            strategy=self._strategy,
+            device=scenario.device,
+            placements=placements,
+            slots=arrangement.slots,
+            slot_bytes=account.slot_bytes(placements) if arrangement.slots else 0,
+            embedding=memory.embedding,
+            compute_dtype=scenario.compute_dtype,
+            memory=memory.device,
+            budget_bytes=scenario.budget_bytes,
+            host_memory=memory.host,
+            host_budget_bytes=scenario.host_budget_bytes,
+            workload=scenario.workload,
+            streamed_bytes_per_pass=account.streamed_bytes(placements),
+            chunk_bytes=scenario.chunk_bytes,
+            ring_chunks=scenario.ring_chunks,
+            cache_on_host=arrangement.cache_on_host,
         )
-        if size
-    )
-    return BudgetError(
-        f"a budget of {format_bytes(request.budget_bytes)} is too small for {request.model.name} ({strategy.value}, "
-        f"{request.compute_dtype}, {work.sequences} x ({work.prompt_tokens} + {work.generate_tokens}) tokens): it "
-        f"needs at least {format_bytes(needed.total_bytes)} ({needed.total_bytes} bytes: {parts}). "
-        "Give --memory that much, or ask for fewer sequences or tokens.",
-        required_bytes=needed.total_bytes,
-    )
+
+
+def _fastest(candidates: Iterable[Candidate]) -> Candidate | None:
+    best: Candidate | None = None
+    for candidate in candidates:
+        if best is None or candidate.prediction.total_s < best.prediction.total_s * _SAME:
+            best = candidate
+    return best

@@ -13,7 +13,7 @@ from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.machine import Machine, Processor
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.planning.comparison import Answer
-from headrace.planning.plan import Workload
+from headrace.planning.workload import Workload
 
 WORDS_PER_PAGE = 750
 """a page: the unit of prices per 750 words"""

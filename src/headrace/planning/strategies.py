@@ -14,7 +14,7 @@ from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.memory_need import memory_need, usable_bytes
-from headrace.planning.plan import Workload
+from headrace.planning.workload import Workload
 
 STRATEGIES = {
     "resident": "all weights on one device",

@@ -12,12 +12,12 @@ from drawn import missed_experts, passes_for
 from headrace.machine.engine import PRESENT, Engine
 from headrace.machine.machine import Machine, Tier
 from headrace.model.model import LayerGroup, Model
-from headrace.planning.arrangement import Arrangement, Speculation
+from headrace.planning.arrangement import Arrangement
 from headrace.planning.cost import WorkCost, work_cost
 from headrace.planning.machine_rates import MachineRates, quantities
-from headrace.planning.plan import Workload
 from headrace.planning.simulation import SimulatedWork, simulate_work
 from headrace.planning.simulation.many_devices import DECODE_PASSES
+from headrace.planning.workload import Speculation, Workload
 from planning_examples import dense_model, moe_model, server
 
 SHAPE = dense_model(name="forty", layers=40)

@@ -18,7 +18,7 @@ from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
 from headrace.planning.comparison import Question, evaluate
 from headrace.planning.machine_rates import MachineRates, quantities
-from headrace.planning.plan import Workload
+from headrace.planning.workload import Workload
 
 DEVICES = {
     "V100-32": "v100-32",

@@ -20,7 +20,8 @@ from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger,
 from headrace.machine.machine import Tier
 from headrace.model.model import Layer, LayerGroup, Model
 from headrace.planning.arrangement import Arrangement
-from headrace.planning.cost import PassTokens, pass_cost
+from headrace.planning.cost import pass_cost
+from headrace.planning.workload import PassTokens
 from headrace.units import format_bytes, format_seconds
 
 _FLOORS = ("V100-32", "A100-80", "H100", "B200", "GB300")

@@ -27,7 +27,7 @@ class _Module(nn.Module):
     layer_idx = 0
 
 
-def rehearse_packing(model: StoredModel, dtype: torch.dtype) -> PackedCosts:
+def time_packing(model: StoredModel, dtype: torch.dtype) -> PackedCosts:
     """Measure the constants of packed passes for this model's heads and vocabulary, in seconds."""
     with torch.inference_mode():
         short_s, long_s = _attention_s(model, dtype, SHORT, 1), _attention_s(model, dtype, LONG, 1)

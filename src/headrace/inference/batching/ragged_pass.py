@@ -215,7 +215,7 @@ def _laid_out(turns: Sequence[Turn]) -> tuple[list[_Part], torch.Tensor]:
 def attend_alone(
     module: torch.nn.Module, cache: RaggedCache, turns: Sequence[Turn], query: torch.Tensor, states: torch.Tensor
 ) -> torch.Tensor:
-    """Write keys and values and attend, as a layer does, outside of a model: for rehearsals."""
+    """Write keys and values and attend, as a layer does, outside of a model: to be timed."""
     parts, places = _laid_out(turns)
     cache.place(places)
     cache.update(states, states, 0)

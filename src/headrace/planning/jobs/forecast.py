@@ -1,7 +1,7 @@
 """How long a job of many requests takes, and how to pack it: sequences in flight, tokens per pass, positions of cache.
 
 The forecast plays the very scheduler that the runtime uses, pass by pass, and gives each pass its time: what its
-tokens take to compute at this machine's pace against what the plan streams, by the simulator of passes. The packing is
+tokens take to compute at this machine's rates against what the plan streams, by the simulator of passes. The packing is
 chosen by a closed form over all that fits the budget, the best few of which are then played through.
 """
 
@@ -16,13 +16,18 @@ from typing import NamedTuple
 
 from headrace.errors import BudgetError
 from headrace.model.stored_model import StoredModel
-from headrace.planning.block_times import BlockTimes
-from headrace.planning.estimate import Pace, distinct_rows
+from headrace.planning.block_times import BlockTimes, distinct_rows
+from headrace.planning.infeasible import minimum_bytes, refuse_below_minimum
 from headrace.planning.jobs.packing import Need, PackedPass, PassScheduler, PositionPool
+from headrace.planning.memory import MemoryAccount
 from headrace.planning.pass_times import least_s
-from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy, Workload
-from headrace.planning.planner import Candidate, Packed, Request, minimum_bytes, plan_fastest, plan_strategy
+from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy
+from headrace.planning.planner import plan_fastest, plan_strategy
+from headrace.planning.prediction import Candidate
+from headrace.planning.rates import Rates
+from headrace.planning.scenario import Scenario
 from headrace.planning.simulation.one_copy import PassSchedule, simulate
+from headrace.planning.workload import Packed, Workload
 
 MOST_SEQUENCES = 1024
 PASS_TOKENS = (16, 32, 64, 128, 256, 512, 1024)
@@ -112,11 +117,11 @@ class JobForecast(NamedTuple):
 class PassTimes:
     """Seconds of a packed pass under a plan. Playing passes is slow, so it is done once on a grid of loads."""
 
-    def __init__(self, model: StoredModel, plan: Plan, pace: Pace, costs: PackedCosts, *, pass_tokens: int) -> None:
-        self._model, self._pace, self._costs, self._plan = model, pace, costs, plan
+    def __init__(self, model: StoredModel, plan: Plan, rates: Rates, costs: PackedCosts, *, pass_tokens: int) -> None:
+        self._model, self._rates, self._costs, self._plan = model, rates, costs, plan
         self._layers = sum(block.head_rows is None for block in model.blocks)
         self._products: dict[tuple[int, int], float] = {}
-        self.load_s = plan.streamed_bytes_per_pass / pace.read_bytes_per_s
+        self.load_s = plan.streamed_bytes_per_pass / rates.read_bytes_per_s
         self._grid: list[tuple[float, float]] = []
         """compute seconds -> seconds of a steady pass"""
         if plan.streamed_blocks:
@@ -136,10 +141,10 @@ class PassTimes:
         costs = self._costs
         rows_s = 0.0
         if self._plan.embedding is EmbeddingPlacement.ROWS:
-            rows_s = self._pace.row_s * distinct_rows(self._model.vocab_size, load.tokens)
+            rows_s = self._rates.row_s * distinct_rows(self._model.vocab_size, load.tokens)
         attention_s = costs.turn_s * load.turns + costs.key_s * load.keys + costs.product_s * load.products
         outside_s = costs.sample_s * load.samples + costs.bookkeeping_s * load.turns
-        return products_s + self._pace.pass_overhead_s + rows_s + self._layers * attention_s + outside_s
+        return products_s + self._rates.pass_overhead_s + rows_s + self._layers * attention_s + outside_s
 
     def seconds(self, load: PassLoad) -> float:
         """Seconds of a pass among others like it."""
@@ -155,30 +160,30 @@ class PassTimes:
 
     def first_s(self, load: PassLoad) -> float:
         """Seconds of the first pass, which also brings what stays."""
-        whole = sum(block.read_bytes for block in self._model.blocks) / self._pace.read_bytes_per_s
-        slowdowns = self._pace.read_slowdown, self._pace.compute_slowdown
+        whole = sum(block.read_bytes for block in self._model.blocks) / self._rates.read_bytes_per_s
+        slowdowns = self._rates.read_slowdown, self._rates.compute_slowdown
         return max(self.seconds(load), least_s(whole, self.compute_s(load), *slowdowns))
 
     def _blocks(self, tokens: int, samples: int) -> list[float]:
-        return [self._pace.block_seconds(block, tokens=tokens, head_tokens=samples) for block in self._model.blocks]
+        return [self._rates.block_seconds(block, tokens=tokens, head_tokens=samples) for block in self._model.blocks]
 
     def _steady(self, tokens: int, scale: float) -> tuple[float, float]:
         blocks = [seconds * scale for seconds in self._blocks(tokens, tokens)]
-        reads = [block.read_bytes / self._pace.read_bytes_per_s for block in self._model.blocks]
-        pace = self._pace
+        reads = [block.read_bytes / self._rates.read_bytes_per_s for block in self._model.blocks]
+        rates = self._rates
         schedule = PassSchedule(
             blocks=tuple(BlockTimes(read_s, time_s, time_s) for read_s, time_s in zip(reads, blocks, strict=True)),
-            placements=self._plan.places,
+            placements=self._plan.placements,
             slots=self._plan.slots,
             overlap=self._plan.strategy is not Strategy.SEQUENTIAL,
             decode_passes=5,
-            pass_overhead_s=pace.pass_overhead_s,
-            compute_slowdown=pace.compute_slowdown,
-            read_slowdown=pace.read_slowdown,
-            read_latency_s=pace.read_latency_s,
-            stall_penalty_s=pace.stall_penalty_s,
+            pass_overhead_s=rates.pass_overhead_s,
+            compute_slowdown=rates.compute_slowdown,
+            read_slowdown=rates.read_slowdown,
+            read_latency_s=rates.read_latency_s,
+            stall_penalty_s=rates.stall_penalty_s,
         )
-        return sum(blocks) + pace.pass_overhead_s, simulate(schedule).decode_s_per_pass
+        return sum(blocks) + rates.pass_overhead_s, simulate(schedule).decode_s_per_pass
 
 
 def forecast(
@@ -223,8 +228,7 @@ def forecast(
 
 
 def choose_packing(
-    request: Request,
-    pace: Pace,
+    scenario: Scenario,
     costs: PackedCosts,
     needs: Mapping[Hashable, Need],
     prefixes: Mapping[Hashable, Need],
@@ -238,25 +242,26 @@ def choose_packing(
 
     `sequences` and `pass_tokens` fix what the user decided. Raises BudgetError where no packing fits.
     """
-    pace = replace(pace, layer=None)
+    scenario = scenario.without_layer
+    rates = scenario.known_rates
     packings = _packings(needs, sequences, pass_tokens)
     fitting = []
     for packing in packings:
-        asked = _request(request, packing, needs, packing.sequences, 2)
-        if minimum_bytes(asked, strategy) <= request.budget_bytes:
-            fitting.append((_rough_s(asked, packing, pace, costs, needs), packing))
+        asked = _packed(scenario, packing, needs, packing.sequences, 2)
+        if minimum_bytes(asked, strategy) <= scenario.budget_bytes:
+            fitting.append((_rough_s(asked, packing, costs, needs), packing))
     if not fitting:
         smallest = min(packings, key=lambda item: (item.positions, item.pass_tokens))
-        asked = _request(request, smallest, needs, 1, 2)
-        plan_fastest(asked, pace) if strategy is None else plan_strategy(asked, strategy, pace)  # raises, with numbers
+        asked = _packed(scenario, smallest, needs, 1, 2)
+        refuse_below_minimum(asked, strategy)
         raise BudgetError("no packing of this job fits the budget")
     fitting.sort(key=lambda item: (item[0], item[1].positions))
     best: tuple[Packing, Candidate, JobForecast] | None = None
     for _, packing in fitting[:PLAYED_PACKINGS]:
         passes, mean_tokens = _rough_passes(packing, needs)
-        asked = _request(request, packing, needs, max(1, round(mean_tokens)), max(2, round(passes)))
-        found = plan_fastest(asked, pace) if strategy is None else plan_strategy(asked, strategy, pace)
-        times = PassTimes(request.model, found.plan, pace, costs, pass_tokens=packing.pass_tokens)
+        asked = _packed(scenario, packing, needs, max(1, round(mean_tokens)), max(2, round(passes)))
+        found = plan_fastest(asked) if strategy is None else plan_strategy(asked, strategy)
+        times = PassTimes(scenario.model, found.plan, rates, costs, pass_tokens=packing.pass_tokens)
         played = forecast(needs, prefixes, packing, times, answer_share=answer_share)
         if best is None or played.total_s * SAME < best[2].total_s:
             best = packing, found, played
@@ -285,10 +290,10 @@ def _packings(needs: Mapping[Hashable, Need], sequences: int | None, pass_tokens
     return packings
 
 
-def _request(request: Request, packing: Packing, needs: Mapping[Hashable, Need], tokens: int, passes: int) -> Request:
+def _packed(scenario: Scenario, packing: Packing, needs: Mapping[Hashable, Need], tokens: int, passes: int) -> Scenario:
     longest = max(need.positions for need in needs.values())
     return replace(
-        request,
+        scenario,
         workload=Workload(sequences=tokens, prompt_tokens=1, generate_tokens=passes),
         packed=Packed(
             positions=packing.positions, pass_tokens=packing.pass_tokens, samples=packing.sequences, longest=longest
@@ -305,20 +310,20 @@ def _rough_passes(packing: Packing, needs: Mapping[Hashable, Need]) -> tuple[flo
     return passes, computed / passes
 
 
-def _rough_s(asked: Request, packing: Packing, pace: Pace, costs: PackedCosts, needs: Mapping[Hashable, Need]) -> float:
-    model = asked.model
+def _rough_s(asked: Scenario, packing: Packing, costs: PackedCosts, needs: Mapping[Hashable, Need]) -> float:
+    model, rates = asked.model, asked.known_rates
     sizes = [block.read_bytes for block in model.blocks]
-    room = asked.budget_bytes - asked.beside_blocks.total_bytes
+    room = asked.budget_bytes - MemoryAccount(asked).without_blocks_bytes
     streamed = 0 if sum(sizes) <= room else min(sum(sizes), sum(sizes) - (room - 2 * max(sizes)))
     passes, tokens = _rough_passes(packing, needs)
     layers = sum(block.head_rows is None for block in model.blocks)
     in_flight = min(packing.sequences, len(needs))
     keys = sum(need.positions for need in needs.values()) / len(needs) * 0.75
     compute_s = sum(
-        pace.block_seconds(block, tokens=tokens, head_tokens=in_flight) for block in model.blocks
+        rates.block_seconds(block, tokens=tokens, head_tokens=in_flight) for block in model.blocks
     ) + layers * in_flight * (costs.turn_s + costs.key_s * keys)
-    compute_s += pace.pass_overhead_s + in_flight * (costs.sample_s + costs.bookkeeping_s)
-    return passes * least_s(streamed / pace.read_bytes_per_s, compute_s, pace.read_slowdown, pace.compute_slowdown)
+    compute_s += rates.pass_overhead_s + in_flight * (costs.sample_s + costs.bookkeeping_s)
+    return passes * least_s(streamed / rates.read_bytes_per_s, compute_s, rates.read_slowdown, rates.compute_slowdown)
 
 
 def _part_of(needs: Mapping[Hashable, Need]) -> tuple[Mapping[Hashable, Need], float]:

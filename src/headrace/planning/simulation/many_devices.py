@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from headrace.machine.machine import Machine
 from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
-from headrace.planning.cost import PassTokens
 from headrace.planning.machine_rates import MachineRates
-from headrace.planning.plan import Workload
 from headrace.planning.simulation import pipeline, sharded, streaming
 from headrace.planning.simulation.event_core import Outcome
 from headrace.planning.timeline import Timeline
+from headrace.planning.workload import PassTokens, Workload
 
 DECODE_PASSES = 6
 

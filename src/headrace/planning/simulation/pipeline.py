@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from headrace.machine.machine import Machine
 from headrace.model.model import Model
 from headrace.planning.arrangement import Arrangement
-from headrace.planning.cost import PassTokens, hop_s, layer_seconds, pass_ends_s
+from headrace.planning.cost import hop_s, layer_seconds, pass_ends_s
 from headrace.planning.machine_rates import MachineRates
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.timeline import Lane
+from headrace.planning.workload import PassTokens
 
 
 def run(

@@ -12,11 +12,12 @@ from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Model
 from headrace.planning import collectives
 from headrace.planning.arrangement import Arrangement
-from headrace.planning.cost import PassTokens, layer_seconds, pass_ends_s
+from headrace.planning.cost import layer_seconds, pass_ends_s
 from headrace.planning.machine_rates import MachineRates
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.simulation.streaming import RING, spread
 from headrace.planning.timeline import Lane
+from headrace.planning.workload import PassTokens
 
 
 def run(

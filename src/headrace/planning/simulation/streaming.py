@@ -15,10 +15,11 @@ from dataclasses import replace
 from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Layer, Model
 from headrace.planning.arrangement import Arrangement
-from headrace.planning.cost import PassTokens, host_layer_s, layer_seconds, load_seconds, pass_ends_s
+from headrace.planning.cost import host_layer_s, layer_seconds, load_seconds, pass_ends_s
 from headrace.planning.machine_rates import MachineRates
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.timeline import Lane
+from headrace.planning.workload import PassTokens
 
 RING = 2
 """layers that the host's ring holds between disk and device"""

@@ -16,24 +16,22 @@ from headrace.errors import MachineError
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.model.stored_model import StoredModel, build_stored_model
-from headrace.planning.estimate import (
-    LayerTimes,
-    Pace,
-    PassOverheads,
-    TimeFloor,
-    block_times,
-    break_even_tokens,
-    distinct_rows,
-    predict,
-    with_read_rate,
-)
-from headrace.planning.plan import EmbeddingPlacement, MemoryUse, Plan, Strategy, Workload
+from headrace.planning.block_times import PassOverheads, block_times, distinct_rows
+from headrace.planning.memory import Arrangement
+from headrace.planning.pass_times import LowerBound
+from headrace.planning.plan import EmbeddingPlacement, Placement, Plan, Strategy, TierMemory
+from headrace.planning.prediction import break_even_tokens, predict
+from headrace.planning.probed_rates import cpu_rates
+from headrace.planning.rates import LayerTimes, Rates
+from headrace.planning.scenario import Scenario
 from headrace.planning.timeline import Lane
+from headrace.planning.workload import Workload
 from measured_machines import computer
 
 HIDDEN, VOCAB, LAYERS = 64, 128, 3
 LAYER_PARAMETERS = 256 * HIDDEN
 HEAD_PARAMETERS = VOCAB * HIDDEN
+DEVICE, DISK = Placement.DEVICE, Placement.DISK
 
 
 def model() -> StoredModel:
@@ -62,26 +60,33 @@ def model() -> StoredModel:
 
 SPEC = model()
 LAYER_BYTES, HEAD_BYTES = 2 * LAYER_PARAMETERS, 2 * HEAD_PARAMETERS
+ALL_FROM_DISK = (DISK,) * (LAYERS + 1)
 
 
 def plan_of(
     strategy: Strategy = Strategy.OVERLAP,
     *,
-    resident: tuple[bool, ...] = (False,) * (LAYERS + 1),
+    placements: tuple[Placement, ...] = (DISK,) * (LAYERS + 1),
     slots: int = 2,
     **workload: int,
 ) -> Plan:
     return Plan(
         strategy=strategy,
-        resident=resident,
+        placements=placements,
         slots=slots,
         slot_bytes=LAYER_BYTES,
         embedding=EmbeddingPlacement.ROWS,
         compute_dtype="bfloat16",
-        memory=MemoryUse(**dict.fromkeys([field.name for field in dataclasses.fields(MemoryUse)], 0)),
+        memory=TierMemory(),
         budget_bytes=0,
         workload=Workload(**workload),
         streamed_bytes_per_pass=0,
+    )
+
+
+def scenario_of(rates: Rates, **workload: int) -> Scenario:
+    return Scenario(
+        model=SPEC, workload=Workload(**workload), compute_dtype="bfloat16", budget_bytes=1 << 40, rates=rates
     )
 
 
@@ -91,11 +96,11 @@ def curve_of(*points: tuple[int, float]) -> ComputeCurve:
     )
 
 
-def pace_of(*points: tuple[int, float], read_bytes_per_s: float = float(LAYER_BYTES), **changes: Any) -> Pace:
-    """Return a pace with a curve through (tokens, seconds per layer); by default a layer is read in one second."""
+def rates_of(*points: tuple[int, float], read_bytes_per_s: float = float(LAYER_BYTES), **changes: Any) -> Rates:
+    """Return a rates with a curve through (tokens, seconds per layer); by default a layer is read in one second."""
     curve = curve_of(*((tokens, seconds / LAYER_PARAMETERS) for tokens, seconds in points))
     return dataclasses.replace(
-        Pace(read_bytes_per_s=read_bytes_per_s, curve=curve, block_overhead_s=0.0, pass_overhead_s=0.0), **changes
+        Rates(read_bytes_per_s=read_bytes_per_s, curve=curve, block_overhead_s=0.0, pass_overhead_s=0.0), **changes
     )
 
 
@@ -108,17 +113,17 @@ def test_the_model_is_as_described() -> None:
 
 
 def test_the_seconds_of_each_block() -> None:
-    pace = pace_of((1, 0.25), (8, 2.0), block_overhead_s=0.125, pass_overhead_s=7.0)
-    layer, *_, head = block_times(SPEC, Workload(sequences=2, prompt_tokens=4), pace)
+    rates = rates_of((1, 0.25), (8, 2.0), block_overhead_s=0.125, pass_overhead_s=7.0)
+    layer, *_, head = block_times(scenario_of(rates, sequences=2, prompt_tokens=4), ALL_FROM_DISK)
     assert layer[:3] == pytest.approx((1.0, 2.0 + 0.125, 0.5 + 0.125))
     assert head[:3] == pytest.approx((0.5, 0.25, 0.25)), "the head sees one position of each sequence, in prefill too"
 
 
 def test_a_sequential_run_by_hand() -> None:
     """Read 3 and 0.5 s; compute three times 0.5 s and 0.25 s, in prefill of four tokens 2 s and 0.25 s; 0.1 beside."""
-    pace = pace_of((1, 0.5), (4, 2.0), pass_overhead_s=0.1)
+    rates = rates_of((1, 0.5), (4, 2.0), pass_overhead_s=0.1)
     plan = plan_of(Strategy.SEQUENTIAL, slots=1, sequences=1, prompt_tokens=4, generate_tokens=11)
-    prediction = predict(SPEC, plan, pace)
+    prediction = predict(plan, scenario_of(rates))
     assert prediction.prefill_s == pytest.approx(3.5 + 6.25 + 0.1)
     assert prediction.decode_s_per_pass == pytest.approx(3.5 + 1.75 + 0.1)
     assert prediction.load_s_per_pass == pytest.approx(3.5)
@@ -131,8 +136,8 @@ def test_a_sequential_run_by_hand() -> None:
 
 def test_an_overlapped_run_by_hand() -> None:
     """The same with two slots: the link never rests but for want of a slot."""
-    pace = pace_of((1, 0.5), (4, 2.0))
-    prediction = predict(SPEC, plan_of(sequences=1, prompt_tokens=4, generate_tokens=11), pace)
+    rates = rates_of((1, 0.5), (4, 2.0))
+    prediction = predict(plan_of(sequences=1, prompt_tokens=4, generate_tokens=11), scenario_of(rates))
     # First pass: the first layer is there at 1, and then computing (2 s a layer) never waits: 1 + 2 + 2 + 2 + 0.25.
     assert prediction.prefill_s == pytest.approx(7.25)
     assert prediction.decode_s_per_pass == pytest.approx(3.5), "all of it reading"
@@ -141,9 +146,9 @@ def test_an_overlapped_run_by_hand() -> None:
 
 
 def test_a_resident_run_by_hand() -> None:
-    pace = pace_of((1, 0.5), (4, 2.0))
-    plan = plan_of(Strategy.RESIDENT, resident=(True,) * 4, slots=0, sequences=1, prompt_tokens=4)
-    prediction = predict(SPEC, plan, pace)
+    rates = rates_of((1, 0.5), (4, 2.0))
+    plan = plan_of(Strategy.RESIDENT, placements=(DEVICE,) * 4, slots=0, sequences=1, prompt_tokens=4)
+    prediction = predict(plan, scenario_of(rates))
     assert prediction.prefill_s == pytest.approx(7.25), "the first pass brings the weights"
     assert prediction.decode_s_per_pass == pytest.approx(1.75)
     assert prediction.load_s_per_pass == 0
@@ -153,38 +158,38 @@ def test_a_resident_run_by_hand() -> None:
 
 
 def test_all_sequences_count_in_tokens_per_second() -> None:
-    pace = pace_of((1, 0.5), (4, 0.5))
-    prediction = predict(SPEC, plan_of(sequences=4, prompt_tokens=1), pace)
+    rates = rates_of((1, 0.5), (4, 0.5))
+    prediction = predict(plan_of(sequences=4, prompt_tokens=1), scenario_of(rates))
     assert prediction.tokens_per_s == pytest.approx(4 / prediction.decode_s_per_pass)
 
 
 def test_a_single_token_takes_no_decode_pass() -> None:
-    prediction = predict(SPEC, plan_of(generate_tokens=1), pace_of((1, 0.5)))
+    prediction = predict(plan_of(generate_tokens=1), scenario_of(rates_of((1, 0.5))))
     assert prediction.total_s == prediction.prefill_s
 
 
 @pytest.mark.parametrize(("read_s", "binds"), [(2.0, "disk"), (0.1, "compute")])
 def test_what_binds(read_s: float, binds: str) -> None:
-    pace = pace_of((1, 0.5), read_bytes_per_s=LAYER_BYTES / read_s)
-    assert predict(SPEC, plan_of(), pace).binds == binds
+    rates = rates_of((1, 0.5), read_bytes_per_s=LAYER_BYTES / read_s)
+    assert predict(plan_of(), scenario_of(rates)).binds == binds
 
 
-# -- the pace of a run -------------------------------------------------------------------------------------------------
+# -- the rates of a run ------------------------------------------------------------------------------------------------
 
 
-def test_what_was_rehearsed_takes_the_place_of_the_curve() -> None:
-    rehearsed = pace_of(
+def test_what_was_timed_takes_the_place_of_the_curve() -> None:
+    timed = rates_of(
         (1, 0.5),
         layer=LayerTimes(prefill_s=9.0, decode_s=3.0),
         head_curve=curve_of((1, 4.0 / HEAD_PARAMETERS)),
         block_overhead_s=0.125,
     )
-    layer, *_, head = block_times(SPEC, Workload(), rehearsed)
+    layer, *_, head = block_times(scenario_of(timed), ALL_FROM_DISK)
     assert layer[:3] == pytest.approx((1.0, 9.0, 3.0))
     assert head[:3] == pytest.approx((0.5, 4.0, 4.0))
 
 
-def test_the_pace_of_a_machine() -> None:
+def test_the_rates_of_a_machine() -> None:
     curve = curve_of((1, 1e-9))
     machine = computer(
         [curve],
@@ -195,8 +200,8 @@ def test_the_pace_of_a_machine() -> None:
         slowdown_of_reading=1.5,
         read_latency_s=0.125,
     )
-    pace = Pace.of(machine, compute_dtype="bfloat16", stored_dtype="BF16")
-    assert pace == Pace(
+    rates = cpu_rates(machine, SPEC, compute_dtype="bfloat16")
+    assert rates == Rates(
         read_bytes_per_s=2e9,
         curve=curve,
         block_overhead_s=0.25,
@@ -206,22 +211,22 @@ def test_the_pace_of_a_machine() -> None:
         read_latency_s=0.125,
     )
     for limit, rate in ((1e9, 1e9), (3e9, 2e9)):
-        limited = Pace.of(machine, compute_dtype="bfloat16", stored_dtype="BF16", read_limit_bytes_per_s=limit)
-        assert limited == with_read_rate(pace, rate)
+        limited = cpu_rates(machine, SPEC, compute_dtype="bfloat16", read_limit_bytes_per_s=limit)
+        assert limited == dataclasses.replace(rates, read_bytes_per_s=rate)
     with pytest.raises(MachineError, match="no measurement of float32"):
-        Pace.of(machine, compute_dtype="float32", stored_dtype="BF16")
+        cpu_rates(machine, SPEC, compute_dtype="float32")
 
 
 def test_what_lies_beside_the_blocks_of_a_pass() -> None:
     """Four prompts of three tokens look up 12 rows of 128, of which 11.5 are distinct on average; a step four."""
     work = Workload(sequences=4, prompt_tokens=3)
-    pace = pace_of((1, 0.5), pass_overhead_s=0.5, row_s=0.01)
-    first, further = PassOverheads.of(SPEC, work, pace, rows_from_disk=True)
+    rates = rates_of((1, 0.5), pass_overhead_s=0.5, row_s=0.01)
+    first, further = PassOverheads.of(SPEC, work, rates, EmbeddingPlacement.ROWS)
     assert first == pytest.approx(0.5 + 0.01 * VOCAB * (1 - (1 - 1 / VOCAB) ** 12))
     assert further == pytest.approx(0.5 + 0.01 * VOCAB * (1 - (1 - 1 / VOCAB) ** 4))
-    assert PassOverheads.of(SPEC, work, pace, rows_from_disk=False) == (0.5, 0.5)
-    pace = dataclasses.replace(pace, first_pass_overhead_s=2.0)
-    assert PassOverheads.of(SPEC, work, pace, rows_from_disk=False) == (2.0, 0.5)
+    assert PassOverheads.of(SPEC, work, rates, EmbeddingPlacement.HEAD) == (0.5, 0.5)
+    rates = dataclasses.replace(rates, first_pass_overhead_s=2.0)
+    assert PassOverheads.of(SPEC, work, rates, EmbeddingPlacement.HEAD) == (2.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -233,10 +238,10 @@ def test_distinct_rows(vocabulary: int, tokens: int, rows: float) -> None:
 
 def test_rows_of_the_embedding_are_counted_where_the_plan_reads_them() -> None:
     """One sequence: a row each pass, one second; eight tokens of prompt: about eight."""
-    pace = pace_of((1, 0.5), row_s=1.0, first_pass_overhead_s=0.25)
-    plan = plan_of(resident=(True,) * (LAYERS + 1), slots=0, sequences=1, prompt_tokens=8)
-    with_rows = predict(SPEC, plan, pace)
-    without = predict(SPEC, dataclasses.replace(plan, embedding=EmbeddingPlacement.RESIDENT), pace)
+    rates = rates_of((1, 0.5), row_s=1.0, first_pass_overhead_s=0.25)
+    plan = plan_of(placements=(DEVICE,) * (LAYERS + 1), slots=0, sequences=1, prompt_tokens=8)
+    with_rows = predict(plan, scenario_of(rates))
+    without = predict(dataclasses.replace(plan, embedding=EmbeddingPlacement.RESIDENT), scenario_of(rates))
     assert with_rows.decode_s_per_pass - without.decode_s_per_pass == pytest.approx(1.0)
     assert with_rows.compute_s_per_pass - without.compute_s_per_pass == pytest.approx(1.0)
     assert with_rows.prefill_s - without.prefill_s == pytest.approx(distinct_rows(VOCAB, 8))
@@ -244,9 +249,9 @@ def test_rows_of_the_embedding_are_counted_where_the_plan_reads_them() -> None:
 
 def test_a_sequential_run_pays_for_every_request_by_hand() -> None:
     """Four requests a pass, each 0.25 s until bytes come and 0.125 s until the processor is at speed."""
-    pace = pace_of((1, 0.5), read_latency_s=0.25, stall_penalty_s=0.125)
+    rates = rates_of((1, 0.5), read_latency_s=0.25, stall_penalty_s=0.125)
     plan = plan_of(Strategy.SEQUENTIAL, slots=1, sequences=1, prompt_tokens=1, generate_tokens=3)
-    prediction = predict(SPEC, plan, pace)
+    prediction = predict(plan, scenario_of(rates))
     assert prediction.decode_s_per_pass == pytest.approx(3.5 + 1.75 + 4 * 0.375)
     assert prediction.prefill_s == pytest.approx(3.5 + 1.75 + 4 * 0.375)
     assert prediction.compute_s_per_pass == pytest.approx(1.75)
@@ -258,26 +263,26 @@ def test_a_sequential_run_pays_for_every_request_by_hand() -> None:
 
 def test_break_even_in_proportion_is_the_ratio() -> None:
     """Where time is proportional to tokens: 3.5 s of reading over 0.035 s of computing for a token."""
-    pace = pace_of((1, 0.01))
-    prediction = predict(SPEC, plan_of(), pace)
+    rates = rates_of((1, 0.01))
+    prediction = predict(plan_of(), scenario_of(rates))
     assert prediction.break_even_tokens_per_pass == pytest.approx(3.5 / 0.035, rel=0.01)
 
 
 def test_break_even_follows_the_textbook() -> None:
     """16-bit weights: arithmetic per second over bytes per second, whatever the model (formulas.md, section 3)."""
     flops_per_s, bytes_per_s = 52e12, 1e10
-    pace = pace_of((1, LAYER_PARAMETERS * 2 / flops_per_s), read_bytes_per_s=bytes_per_s)
-    prediction = predict(SPEC, plan_of(), pace)
+    rates = rates_of((1, LAYER_PARAMETERS * 2 / flops_per_s), read_bytes_per_s=bytes_per_s)
+    prediction = predict(plan_of(), scenario_of(rates))
     assert prediction.break_even_tokens_per_pass == pytest.approx(flops_per_s / bytes_per_s, rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("resident", "share"),
-    [((False,) * 4, 1.0), ((True, False, False, False), 2.5 / 3.5), ((True, True, True, False), 0.5 / 3.5)],
+    ("placements", "share"),
+    [((DISK,) * 4, 1.0), ((DEVICE, DISK, DISK, DISK), 2.5 / 3.5), ((DEVICE, DEVICE, DEVICE, DISK), 0.5 / 3.5)],
 )
-def test_what_stays_need_not_be_hidden(resident: tuple[bool, ...], share: float) -> None:
-    pace = pace_of((1, 0.01))
-    prediction = predict(SPEC, plan_of(resident=resident), pace)
+def test_what_stays_need_not_be_hidden(placements: tuple[Placement, ...], share: float) -> None:
+    rates = rates_of((1, 0.01))
+    prediction = predict(plan_of(placements=placements), scenario_of(rates))
     assert prediction.break_even_tokens_per_pass == pytest.approx(share * 100, rel=0.01)
 
 
@@ -304,33 +309,32 @@ def test_at_break_even_computing_takes_as_long_as_loading(
     correction: float,
 ) -> None:
     points = list(zip(tokens, rising(steps)[: len(tokens)], strict=True))
-    pace = pace_of(*points, read_bytes_per_s=LAYER_BYTES / read_s)
-    pace = dataclasses.replace(pace, block_overhead_s=overheads[0], pass_overhead_s=overheads[1])
-    plan = plan_of(sequences=sequences)
+    rates = rates_of(*points, read_bytes_per_s=LAYER_BYTES / read_s)
+    rates = dataclasses.replace(rates, block_overhead_s=overheads[0], pass_overhead_s=overheads[1])
     load_s = 3.5 * read_s
-    uncorrected_s = compute_seconds(pace, sequences)
-    compute_s = correction * uncorrected_s  # as a rehearsal finds it
-    result = break_even_tokens(SPEC, plan, pace, load_s=load_s, compute_s=compute_s)
+    uncorrected_s = compute_seconds(rates, sequences)
+    compute_s = correction * uncorrected_s  # as a timed layer shows it
+    result = break_even_tokens(scenario_of(rates), sequences, load_s=load_s, compute_s=compute_s)
     factor = compute_s / uncorrected_s
-    least_s = factor * compute_seconds(pace, 1)
+    least_s = factor * compute_seconds(rates, 1)
     if least_s >= load_s:
         assert result == pytest.approx(load_s / least_s), "below one token: the share of a token's time"
         assert result <= 1
         return
     assert result >= 1
-    assert factor * compute_seconds(pace, result) == pytest.approx(load_s, rel=0.01)
+    assert factor * compute_seconds(rates, result) == pytest.approx(load_s, rel=0.01)
 
 
-def compute_seconds(pace: Pace, tokens: float) -> float:
+def compute_seconds(rates: Rates, tokens: float) -> float:
     """Compute a pass of `tokens` tokens, from the curve, written out."""
-    per_parameter = pace.curve.seconds_per_parameter(tokens)
-    layers_s = LAYERS * (pace.block_overhead_s + LAYER_PARAMETERS * per_parameter)
-    return pace.pass_overhead_s + layers_s + HEAD_PARAMETERS * per_parameter
+    per_parameter = rates.curve.seconds_per_parameter(tokens)
+    layers_s = LAYERS * (rates.block_overhead_s + LAYER_PARAMETERS * per_parameter)
+    return rates.pass_overhead_s + layers_s + HEAD_PARAMETERS * per_parameter
 
 
 def test_break_even_beyond_all_sense_ends() -> None:
-    pace = pace_of((1, 1e-12), read_bytes_per_s=1e-3)
-    result = predict(SPEC, plan_of(), pace).break_even_tokens_per_pass
+    rates = rates_of((1, 1e-12), read_bytes_per_s=1e-3)
+    result = predict(plan_of(), scenario_of(rates)).break_even_tokens_per_pass
     assert 2**40 < result < math.inf
 
 
@@ -338,7 +342,7 @@ def test_break_even_beyond_all_sense_ends() -> None:
 
 
 @given(
-    resident=st.tuples(*[st.booleans()] * 4),
+    placements=st.tuples(*[st.sampled_from([DEVICE, DISK])] * 4),
     slots=st.integers(1, 4),
     strategy=st.sampled_from([Strategy.OVERLAP, Strategy.SEQUENTIAL]),
     layer_s=st.tuples(st.floats(0.01, 5), st.floats(0.01, 5)),
@@ -351,7 +355,7 @@ def test_break_even_beyond_all_sense_ends() -> None:
 )
 @settings(deadline=None)
 def test_no_prediction_is_faster_than_bytes_and_arithmetic_allow(
-    resident: tuple[bool, ...],
+    placements: tuple[Placement, ...],
     slots: int,
     strategy: Strategy,
     layer_s: tuple[float, float],
@@ -363,18 +367,18 @@ def test_no_prediction_is_faster_than_bytes_and_arithmetic_allow(
     first_s: float | None,
 ) -> None:
     sequences, prompt, generate = work
-    assume(not all(resident))
+    assume(DISK in placements)
     plan = plan_of(
         strategy,
-        resident=resident,
+        placements=placements,
         slots=slots,
         sequences=sequences,
         prompt_tokens=prompt,
         generate_tokens=generate,
     )
-    pace = pace_of((1, min(layer_s)), (64, max(layer_s)), read_bytes_per_s=LAYER_BYTES / read_s)
-    pace = dataclasses.replace(
-        pace,
+    rates = rates_of((1, min(layer_s)), (64, max(layer_s)), read_bytes_per_s=LAYER_BYTES / read_s)
+    rates = dataclasses.replace(
+        rates,
         pass_overhead_s=overhead_s,
         first_pass_overhead_s=first_s,
         read_slowdown=slowdowns[0],
@@ -382,20 +386,22 @@ def test_no_prediction_is_faster_than_bytes_and_arithmetic_allow(
         read_latency_s=waits_s[0],
         stall_penalty_s=waits_s[1],
     )
-    prediction = predict(SPEC, plan, pace)
+    prediction = predict(plan, scenario_of(rates))
     sizes = [block.read_bytes for block in SPEC.blocks]
-    streamed_s = sum(size for size, stays in zip(sizes, resident, strict=True) if not stays) / pace.read_bytes_per_s
+    streamed_s = (
+        sum(size for size, place in zip(sizes, placements, strict=True) if place is DISK) / rates.read_bytes_per_s
+    )
     assert prediction.load_s_per_pass == pytest.approx(streamed_s)
     assert prediction.possible_decode_s == max(prediction.load_s_per_pass, prediction.compute_s_per_pass)
     assert prediction.decode_s_per_pass >= prediction.possible_decode_s * (1 - 1e-9)
     ahead_s = slots * read_s / 2 if slowdowns[1] > 1 else 0.0  # of the two passes looked at: reading further ones
-    waits = sum(waits_s) * resident.count(False)
+    waits = sum(waits_s) * placements.count(DISK)
     most_s = prediction.load_s_per_pass + prediction.compute_s_per_pass + ahead_s + waits
     assert prediction.decode_s_per_pass <= most_s * (1 + 1e-9)
-    assert prediction.prefill_s >= sum(sizes) / pace.read_bytes_per_s * (1 - 1e-9)
+    assert prediction.prefill_s >= sum(sizes) / rates.read_bytes_per_s * (1 - 1e-9)
     assert prediction.total_s == pytest.approx(prediction.prefill_s + (generate - 1) * prediction.decode_s_per_pass)
-    times = block_times(SPEC, plan.workload, pace)
-    bound = TimeFloor.of(strategy, plan.workload, pace, times).total_s(times, resident)
+    scenario = dataclasses.replace(scenario_of(rates), workload=plan.workload)
+    bound = LowerBound(scenario, strategy).total_s(Arrangement(placements, slots))
     assert bound <= prediction.total_s * (1 + 1e-9)
     if strategy is Strategy.SEQUENTIAL:
         assert bound == pytest.approx(prediction.total_s)

@@ -1,0 +1,398 @@
+"""Measure what planning needs of one model on this machine: dtype, disk, arithmetic, link, one layer timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from headrace.dtypes import STORED_DTYPES
+from headrace.errors import BudgetError, UnsupportedModelError
+from headrace.inference.layer_timing import Timed, TimedLayer, time_layer
+from headrace.machine.compute_curve import ComputeCurve, CurvePoint
+from headrace.machine.machine import Disk, Processor
+from headrace.model.layout import align_down
+from headrace.model.model import WORK_SPACE_CONSTANT_BYTES
+from headrace.model.stored_model import StoredModel
+from headrace.planning.infeasible import minimum_bytes, refuse_below_minimum
+from headrace.planning.load_options import Options, compute_dtypes, work_seconds
+from headrace.planning.memory import MemoryAccount
+from headrace.planning.probed_rates import host_exchange
+from headrace.planning.rates import LayerTimes, Rates
+from headrace.planning.scenario import Scenario
+from headrace.planning.workload import Packed
+from headrace.streaming.checkpoint import Checkpoint
+from headrace.streaming.device import CpuDevice, Device
+from headrace.streaming.probe import machine as machine_probe
+from headrace.streaming.probe.link import probe_accelerator
+from headrace.streaming.probe.sizes import ProbeSizes
+from headrace.streaming.stream import StreamSettings
+from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES, TORCH_DTYPES
+from headrace.units import format_rate
+
+QUICK_READ_S = 0.25
+QUICK_CURVE_TOKENS = (1, 4, 16, 64, 256)
+CONTENTION_MIN_BYTES = 100 << 20
+"""Smaller checkpoints are not worth the half second of measuring how reading and computing slow each other."""
+BREAK_EVEN_TOKENS_MAX = {True: 512, False: 1 << 16}
+"""of a CPU and of an accelerator: beyond it no layer is timed near break-even"""
+QUICK_PROBE = ProbeSizes(
+    size_bytes=64 << 20,
+    tokens=(1, 16, 128, 1024, 4096, 16384),
+    rotated_bytes=128 << 20,
+    repetitions=3,
+    batch_s=0.004,
+    launches=100,
+    warm_up_s=0.1,
+)
+FEW_TOKENS = 64
+
+
+class Calibration(NamedTuple):
+    """A model and this machine, measured together: the scenario, its rates known, and what was found, in sentences."""
+
+    scenario: Scenario
+    notes: tuple[str, ...]
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    options: Options,
+    config: Any,
+    device: Device | None = None,
+    *,
+    pass_tokens: Sequence[int] = (),
+    packed: Packed | None = None,
+) -> Calibration:
+    """Measure what planning needs of this model on `device`, the CPU by default. One or two seconds.
+
+    `pass_tokens`: further numbers of tokens in a pass at which the layer is timed. `packed`: the least that packed
+    passes must hold. On an accelerator it takes no more than the budget, and gives it back. Raises BudgetError before
+    anything is measured where nothing could fit.
+    """
+    if device is None or device.uses_host_memory:
+        return _calibrate_cpu(checkpoint, options, config, pass_tokens, packed)
+    return _calibrate_accelerator(checkpoint, options, config, device, pass_tokens)
+
+
+# -- the host's CPU -----------------------------------------------------------------------------------------------
+
+
+def _calibrate_cpu(
+    checkpoint: Checkpoint, options: Options, config: Any, pass_tokens: Sequence[int], packed: Packed | None
+) -> Calibration:
+    model = checkpoint.model
+    notes: list[str] = []
+    names = compute_dtypes(model, options.dtype)
+    scenarios = {
+        name: Scenario(
+            model=model,
+            workload=options.workload,
+            compute_dtype=name,
+            budget_bytes=options.budget_bytes,
+            copies_weights=machine_probe.products_need_alignment(TORCH_DTYPES[name]),
+            draft_tokens=options.draft_tokens,
+            packed=packed,
+            read_is_limited=options.read_limit_bytes_per_s is not None,
+        )
+        for name in names
+    }
+    fitting = [name for name in names if minimum_bytes(scenarios[name], options.strategy) <= options.budget_bytes]
+    if not fitting:
+        refuse_below_minimum(scenarios[names[0]], options.strategy)
+    curves = {name: _cpu_curve(model, name) for name in fitting}
+    name = min(fitting, key=lambda item: work_seconds(curves[item], options.workload))
+    if len(names) > 1:
+        compared = ", ".join(f"{n} {work_seconds(curves[n], options.workload) * 1e9:.3g}" for n in fitting)
+        notes.append(f"compute dtype {name}: nanoseconds per weight of this work: {compared}")
+    scenario = scenarios[name]
+    disk = _measure_disk(checkpoint, options, name)
+    near = _near_break_even(scenario, curves[name], model.blocks[0].read_bytes / disk.busy_bytes_per_s)
+    timed = time_layer(
+        checkpoint,
+        config,
+        options.workload,
+        TORCH_DTYPES[name],
+        conversion_bytes=MemoryAccount(scenario).conversion_bytes,
+        copy_misaligned=scenario.copies_weights,
+        attention=options.attention,
+        reader=reader_settings(options),
+        other_tokens=sorted({*near, *pass_tokens} - {options.workload.sequences}),
+    )
+    notes.append(
+        f"disk: {format_rate(disk.alone_bytes_per_s)} in direct reads of this checkpoint, "
+        f"{format_rate(disk.busy_bytes_per_s)} while computing (then {disk.compute_slowdown:.2f} times as long)"
+    )
+    rates = replace(
+        _layer_rates(curves[name], timed, disk.alone_bytes_per_s, options, model),
+        compute_slowdown=disk.compute_slowdown,
+        read_slowdown=disk.alone_bytes_per_s / disk.busy_bytes_per_s,
+        read_latency_s=disk.read_latency_s,
+        stall_penalty_s=timed.stall_penalty_s,
+    )
+    return Calibration(scenario.at(rates), tuple(notes))
+
+
+def _cpu_curve(model: StoredModel, dtype_name: str) -> ComputeCurve:
+    """Time products in the shape of the model's largest matrix."""
+    stored = STORED_TORCH_DTYPES[model.stored_dtype]
+    return machine_probe.compute_curve(
+        stored, TORCH_DTYPES[dtype_name], shape=_largest_shape(model), tokens=QUICK_CURVE_TOKENS, repetitions=3
+    )
+
+
+class _Disk(NamedTuple):
+    """The disk as this run will see it: alone, while computing, and what reading does to computing."""
+
+    alone_bytes_per_s: float
+    busy_bytes_per_s: float
+    compute_slowdown: float
+    read_latency_s: float
+
+
+def _measure_disk(checkpoint: Checkpoint, options: Options, dtype_name: str) -> _Disk:
+    """Read the checkpoint for a moment, alone and during a product; a limit on the reader bounds both."""
+    limit = options.read_limit_bytes_per_s or float("inf")
+    files = checkpoint.index.files
+    settings = machine_probe.ReadSettings(8 << 20, 2, 0.0)
+    read_latency_s = machine_probe.handover_seconds(checkpoint.open_source(), reader_settings(options))
+    source = checkpoint.open_source()
+    try:
+        rate = machine_probe.read_rate(
+            source,
+            files,
+            chunk_bytes=settings.chunk_bytes,
+            threads=settings.threads,
+            seconds=_read_seconds(checkpoint),
+        )
+        if checkpoint.index.total_bytes < CONTENTION_MIN_BYTES:
+            rate = min(limit, rate or 1e9)  # 0 for less than a page: nothing that could take time
+            return _Disk(rate, rate, 1.0, read_latency_s)
+        product = machine_probe.product_of(
+            STORED_TORCH_DTYPES[checkpoint.model.stored_dtype],
+            TORCH_DTYPES[dtype_name],
+            shape=_largest_shape(checkpoint.model),
+            tokens=options.workload.sequences,
+        )
+        slowed = machine_probe.contention(source, files, settings, product, rounds=5, seconds=0.06)
+    finally:
+        source.close()
+    alone, busy = min(limit, rate), min(limit, rate / slowed.read)
+    # A reader that is held back takes so much less of the CPU and of the memory's bandwidth.
+    return _Disk(alone, busy, 1.0 + (slowed.compute - 1.0) * busy * slowed.read / rate, read_latency_s)
+
+
+# -- an accelerator -----------------------------------------------------------------------------------------------
+
+
+def _calibrate_accelerator(
+    checkpoint: Checkpoint, options: Options, config: Any, device: Device, pass_tokens: Sequence[int]
+) -> Calibration:
+    model = checkpoint.model
+    name = options.dtype or STORED_DTYPES[model.stored_dtype].name
+    settings = reader_settings(options)
+    scenario = Scenario(
+        model=model,
+        workload=options.workload,
+        compute_dtype=name,
+        budget_bytes=options.budget_bytes,
+        host_budget_bytes=options.host_budget_bytes,
+        device=device.name,
+        pinned=_can_lock(device),
+        allow_cpu=options.cpu_blocks,
+        allow_host_cache=options.cache_on_host,
+        draft_tokens=options.draft_tokens,
+        read_is_limited=options.read_limit_bytes_per_s is not None,
+    )
+    if options.read_limit_bytes_per_s is not None:
+        scenario = replace(scenario, chunk_bytes=settings.chunk_bytes, ring_chunks=2 * settings.reader_threads)
+    refuse_below_minimum(scenario, options.strategy)
+    probed = _known(options, device)
+    if probed is None:
+        sizes = _probe_sizes(_largest_shape(model), options.budget_bytes)
+        probed = probe_accelerator(device, name=device.name, sizes=sizes, compute_dtypes=(name,))
+        device.release_cached()
+    copies = probed.copies
+    assert copies is not None
+    curve = replace(
+        next(curve for curve in probed.arithmetic.curves if curve.compute_dtype == name),
+        stored_dtype=model.stored_dtype,
+    )  # what converting costs, where weights are stored in another dtype, is timed with the layer
+    link_bytes_per_s = copies.while_computing_bytes_per_s.expected
+    read_bytes_per_s = _read_rate(checkpoint, options)
+    near = _near_break_even(scenario, curve, model.blocks[0].held_bytes / link_bytes_per_s)
+    timed = time_layer(
+        checkpoint,
+        config,
+        options.workload,
+        TORCH_DTYPES[name],
+        conversion_bytes=MemoryAccount(scenario).conversion_bytes,
+        copy_misaligned=False,
+        attention=options.attention,
+        reader=settings,
+        other_tokens=sorted({*pass_tokens, *near} - {options.workload.sequences}),
+        device=device,
+    )
+    on_cpu = time_cpu_layer(checkpoint, options, config, scenario) if options.cpu_blocks else None
+    copy_bytes_per_s = machine_probe.memory_copy_rate()
+    rates = replace(
+        _layer_rates(curve, timed, read_bytes_per_s, options, model),
+        link_bytes_per_s=link_bytes_per_s,
+        staged_bytes_per_s=min(copy_bytes_per_s, link_bytes_per_s),
+        memory_copy_bytes_per_s=copy_bytes_per_s,
+        cpu_layer=on_cpu,
+        **host_exchange(copies, model.hidden_size * TORCH_DTYPES[name].itemsize, copy_bytes_per_s)._asdict(),
+    )
+    notes = [
+        f"link to {device.name}: {format_rate(copies.bytes_per_s.expected)} from page-locked memory alone, "
+        f"{format_rate(link_bytes_per_s)} while computing, "
+        f"{format_rate(copies.pageable_bytes_per_s.expected)} from ordinary memory",
+        f"disk: {format_rate(read_bytes_per_s)} in direct reads of this checkpoint",
+    ]
+    if not scenario.pinned:
+        notes.append("the system lets no host memory be page-locked: blocks travel more slowly, through a ring")
+    if on_cpu is not None:
+        notes.append("the CPU may compute layers: results may differ from the device's own in rounding")
+    return Calibration(scenario.at(rates), tuple(notes))
+
+
+def time_cpu_layer(checkpoint: Checkpoint, options: Options, config: Any, scenario: Scenario) -> LayerTimes | None:
+    """One layer computed by the CPU for an accelerator; None where the host's budget does not hold one."""
+    account = MemoryAccount(scenario)
+    if scenario.host_budget_bytes < 2 * checkpoint.model.blocks[0].read_bytes + account.work_space_bytes:
+        return None
+    try:
+        return time_layer(
+            checkpoint,
+            config,
+            options.workload,
+            TORCH_DTYPES[scenario.compute_dtype],
+            conversion_bytes=account.cpu_conversion_bytes,
+            copy_misaligned=False,
+            attention=options.attention,
+            reader=reader_settings(options),
+            device=CpuDevice(),
+        ).layer
+    except BudgetError:
+        return None
+
+
+def _known(options: Options, device: Device) -> Processor | None:
+    """What a machine file says of this device, which then is not measured again."""
+    described = () if options.machine is None else options.machine.accelerators
+    return next((own for own in described if own.device == device.name), None)
+
+
+def _probe_sizes(shape: tuple[int, int], budget_bytes: int) -> ProbeSizes:
+    """What is moved and multiplied, within half of the budget."""
+    part = max(1 << 16, align_down(budget_bytes // 16))
+    rows_bytes = 4 * (shape[0] + shape[1])
+    return replace(
+        QUICK_PROBE,
+        shape=shape,
+        size_bytes=min(QUICK_PROBE.size_bytes, part),
+        rotated_bytes=min(QUICK_PROBE.rotated_bytes, part),
+        tokens=tuple(count for count in QUICK_PROBE.tokens if count == 1 or count * rows_bytes <= part),
+    ).within(budget_bytes)
+
+
+def _can_lock(device: Device) -> bool:
+    """Try it with a page."""
+    arena = device.allocate_host(4096)
+    pinned = arena.pinned
+    arena.close()
+    return pinned
+
+
+def _read_rate(checkpoint: Checkpoint, options: Options) -> float:
+    """Bytes per second of direct reads of this checkpoint, no faster than the reader's limit."""
+    settings = reader_settings(options)
+    source = checkpoint.open_source()
+    try:
+        rate = machine_probe.read_rate(
+            source,
+            checkpoint.index.files,
+            chunk_bytes=settings.chunk_bytes,
+            threads=settings.reader_threads,
+            seconds=_read_seconds(checkpoint),
+        )
+    finally:
+        source.close()
+    return min(options.read_limit_bytes_per_s or float("inf"), rate or 1e9)
+
+
+# -- either -------------------------------------------------------------------------------------------------------
+
+
+def reader_settings(options: Options) -> StreamSettings:
+    """How the stream will read; slots and the like are the plan's business."""
+    disk = None if options.machine is None else options.machine.disk
+    chunk_bytes, threads = (Disk.chunk_bytes, Disk.threads) if disk is None else (disk.chunk_bytes, disk.threads)
+    if options.read_limit_bytes_per_s is not None:
+        threads = max(threads, 4)  # reads ahead of the limit, so that a slow moment of the disk does not show
+        chunk_bytes = min(chunk_bytes, max(1 << 20, int(options.read_limit_bytes_per_s / 100) >> 12 << 12))
+    return StreamSettings(
+        slots=1,
+        slot_bytes=0,
+        reader_threads=threads,
+        chunk_bytes=chunk_bytes,
+        read_limit_bytes_per_s=options.read_limit_bytes_per_s,
+    )
+
+
+def _read_seconds(checkpoint: Checkpoint) -> float:
+    return min(QUICK_READ_S, max(0.02, checkpoint.index.total_bytes / 1e9))
+
+
+def _largest_shape(model: StoredModel) -> tuple[int, int]:
+    """Rows and columns of the first layer's largest matrix, at most 8 M elements of it."""
+    entries = [entry for entry in model.blocks[0].tensors if len(entry.shape) == 2]
+    if not entries:
+        raise UnsupportedModelError(f"{model.name}: the first layer holds no matrix")
+    rows, columns = max(entries, key=lambda entry: entry.num_elements).shape
+    return max(1, min(rows, (8 << 20) // columns)), columns
+
+
+def _near_break_even(scenario: Scenario, curve: ComputeCurve, load_s: float) -> list[int]:
+    """Tokens per pass about which computing a layer takes as long as loading it (`load_s`), and a third of that.
+
+    There the curve is worth correcting by timing: the break-even of a plan that keeps up to two thirds of its blocks
+    lies between. On a CPU nothing where that is far away, or where the work's own tokens are as good. On an accelerator
+    few tokens as well, as many as a part of the budget holds: enqueuing binds at few and arithmetic at many.
+    """
+    model, tokens_now = scenario.model, scenario.workload.sequences
+    tokens = 1
+    while model.blocks[0].active_parameters * curve.seconds_per_parameter(tokens) < load_s:
+        tokens += max(1, tokens // 8)
+        if tokens > BREAK_EVEN_TOKENS_MAX[scenario.on_cpu]:
+            return [] if scenario.on_cpu else [FEW_TOKENS]
+    near = sorted({max(1, tokens // 3), tokens})
+    if scenario.on_cpu:
+        return [count for count in near if not 0.9 < count / tokens_now < 1.1]
+    element_bytes = TORCH_DTYPES[scenario.compute_dtype].itemsize
+    return [
+        count
+        for count in sorted({*near, min(tokens, FEW_TOKENS)})
+        if model.work_space_bytes(sequences=count, new_tokens=1, context_tokens=1, element_bytes=element_bytes)
+        <= scenario.budget_bytes // 4 + WORK_SPACE_CONSTANT_BYTES
+    ]
+
+
+def _layer_rates(
+    curve: ComputeCurve, timed: TimedLayer, read_bytes_per_s: float, options: Options, model: StoredModel
+) -> Rates:
+    """The rates of what the layer was timed on, its curve bent through what was seen."""
+    layers = [block for block in model.blocks if block.head_rows is None]
+    mean = sum(block.active_parameters for block in layers) / len(layers)
+    own = Timed(options.workload.sequences, timed.layer.decode_s, timed.head_seconds_per_parameter)
+    points = sorted((own, *timed.others))
+    return Rates(
+        read_bytes_per_s=read_bytes_per_s,
+        curve=curve.through([CurvePoint(t.tokens, t.layer_s / mean) for t in points]),
+        block_overhead_s=0.0,
+        pass_overhead_s=timed.pass_overhead_s,
+        first_pass_overhead_s=timed.first_pass_overhead_s,
+        layer=timed.layer,
+        head_curve=curve.through([CurvePoint(t.tokens, t.head_seconds_per_parameter) for t in points]),
+        row_s=timed.row_s,
+    )

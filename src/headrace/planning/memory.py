@@ -1,0 +1,284 @@
+"""What an arrangement of blocks holds, to the byte, on the computing device and on its host.
+
+A CPU has one memory: blocks lie in it in whole pages, as they were read. An accelerator holds them aligned, has a ring
+and perhaps stores on the host, and computes a whole head at once. The embedding takes what is left in either memory,
+and nothing where nothing is left: its rows can always be read from the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+from headrace.dtypes import DTYPES
+from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, product_slices
+from headrace.model.layout import PAGE_BYTES, align_device, align_up
+from headrace.model.stored_model import StoredModel
+from headrace.planning.plan import (
+    TRAVELLING,
+    EmbeddingPlacement,
+    Placement,
+    TierMemory,
+)
+from headrace.planning.scenario import Scenario
+from headrace.planning.workload import Workload
+
+LIBRARY_WORK_SPACE_BYTES = 64 << 20
+"""What an accelerator's matrix libraries keep for themselves, outside of tensors."""
+
+CACHE_LAYERS_ON_DEVICE = 3
+"""layers whose keys and values are on the device at once where they wait on the host: two come and go in turn, and one
+is laid out for attention"""
+
+
+class Arrangement(NamedTuple):
+    """Where each block lives, how many slots there are, and on which side of the link keys and values wait."""
+
+    placements: tuple[Placement, ...]
+    slots: int
+    cache_on_host: bool = False
+
+    @property
+    def travelling(self) -> int:
+        """Blocks that pass through slots."""
+        return sum(placement in TRAVELLING for placement in self.placements)
+
+
+class ArrangedMemory(NamedTuple):
+    """An arrangement's memory on both sides, and where the embedding's rows come from in what is left."""
+
+    device: TierMemory
+    host: TierMemory
+    embedding: EmbeddingPlacement
+
+
+class CacheSides(NamedTuple):
+    """Bytes of keys and values on either side of the link."""
+
+    device_bytes: int
+    host_bytes: int
+
+
+class MemoryAccount:
+    """The bytes of a scenario's arrangements."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self._model = scenario.model
+        self._element_bytes = DTYPES[scenario.compute_dtype].size_bytes
+
+    @cached_property
+    def block_bytes(self) -> tuple[int, ...]:
+        """Bytes of the device's memory that each block takes, in a place of its own or in a slot."""
+        if self.scenario.on_cpu:
+            return tuple(block.read_bytes for block in self._model.blocks)
+        return tuple(block.held_bytes for block in self._model.blocks)
+
+    @cached_property
+    def stored_bytes(self) -> tuple[int, ...]:
+        """Bytes of host memory that each block takes where it waits there, in whole pages."""
+        return tuple(align_up(block.held_bytes) for block in self._model.blocks)
+
+    @cached_property
+    def cache_bytes(self) -> tuple[int, ...]:
+        """Bytes of each block's keys and values at the end of the run."""
+        work = self.scenario.workload
+        return cache_bytes(self._model, work, self.scenario.compute_dtype, tokens=work.context_tokens)
+
+    @cached_property
+    def ring_bytes(self) -> int:
+        """Host memory of the chunks between disk and device."""
+        return 0 if self.scenario.on_cpu else self.scenario.ring_chunks * align_up(self.scenario.chunk_bytes)
+
+    @cached_property
+    def work_space_bytes(self) -> int:
+        """What activations hold at their peak, wherever they are computed."""
+        model, scenario, work, packed = self._model, self.scenario, self.scenario.workload, self.scenario.packed
+        if packed is not None:
+            return model.packed_work_space_bytes(
+                pass_tokens=packed.pass_tokens,
+                samples=packed.samples,
+                context_tokens=packed.longest,
+                element_bytes=self._element_bytes,
+            )
+        checked = 1 + scenario.draft_tokens
+        return max(
+            model.work_space_bytes(
+                sequences=sequences, new_tokens=new, context_tokens=context, element_bytes=self._element_bytes
+            )
+            for sequences, new, context in (
+                (work.sequences, work.prompt_tokens, work.prompt_tokens),
+                (work.sequences, checked, work.context_tokens),
+                (work.sequences * checked, 1, 1),  # logits of drafts
+            )
+        )
+
+    @cached_property
+    def conversion_bytes(self) -> int:
+        """The device's buffer in which one module's weights are widened or put together; 0 where none are.
+
+        Weights are converted module by module (a linear layer's matrix and bias), just before the module computes. A
+        CPU converts the head in pieces, an accelerator as a whole.
+        """
+        head = 0
+        for block in self._model.blocks:
+            if block.head_rows is not None and self._converts:
+                rows = count = block.head_rows.last - block.head_rows.first
+                if self.scenario.on_cpu:
+                    rows = max(part.last - part.first for part in product_slices(count, HEAD_CHUNK_ROWS))
+                head = max(head, rows * (block.parameters // count) * self._element_bytes)
+        return _buffer_bytes(max(head, self._largest_module_bytes))
+
+    @cached_property
+    def cpu_conversion_bytes(self) -> int:
+        """The CPU's buffer where it computes layers for an accelerator."""
+        return 0 if self.scenario.on_cpu else _buffer_bytes(self._largest_module_bytes)
+
+    @property
+    def _converts(self) -> bool:
+        return (
+            self.scenario.copies_weights or self._model.stored_dtype != DTYPES[self.scenario.compute_dtype].stored_name
+        )
+
+    @cached_property
+    def _largest_module_bytes(self) -> int:
+        layers = [block for block in self._model.blocks if block.head_rows is None]
+        return max(block.module_bytes(self._element_bytes, converts=self._converts) for block in layers)
+
+    @cached_property
+    def _base(self) -> TierMemory:
+        """What the device holds whichever blocks stay, keys and values apart."""
+        fixed_bytes = align_up(self._model.fixed_parameters * self._element_bytes)
+        on_cpu = self.scenario.on_cpu
+        return TierMemory(
+            fixed_bytes=fixed_bytes + (self._model.fixed_read_bytes if on_cpu else 0),
+            conversion_bytes=self.conversion_bytes,
+            work_space_bytes=self.work_space_bytes + (0 if on_cpu else LIBRARY_WORK_SPACE_BYTES),
+        )
+
+    @cached_property
+    def _packed_cache_bytes(self) -> int | None:
+        packed = self.scenario.packed
+        if packed is None:
+            return None
+        return self._model.kv_pool_bytes(positions=packed.positions, element_bytes=self._element_bytes)
+
+    @property
+    def without_blocks_bytes(self) -> int:
+        """What the device holds whichever blocks stay, with all keys and values."""
+        return self.device(Arrangement((Placement.DISK,) * len(self.block_bytes), 0)).total_bytes
+
+    def slot_bytes(self, placements: Sequence[Placement]) -> int:
+        """A slot holds the largest block that travels."""
+        pairs = zip(self.block_bytes, placements, strict=True)
+        return max((size for size, placement in pairs if placement in TRAVELLING), default=0)
+
+    def streamed_bytes(self, placements: Sequence[Placement]) -> int:
+        """Bytes that pass through the slots in a pass."""
+        pairs = zip(self.block_bytes, placements, strict=True)
+        return sum(size for size, placement in pairs if placement in TRAVELLING)
+
+    def cache_sides(self, arrangement: Arrangement) -> CacheSides:
+        """Keys and values on either side of the link."""
+        if self._packed_cache_bytes is not None:
+            return CacheSides(self._packed_cache_bytes, 0)
+        return cache_sides(self._model, self.cache_bytes, arrangement.placements, on_host=arrangement.cache_on_host)
+
+    def device(self, arrangement: Arrangement, *, embedding_bytes: int = 0) -> TierMemory:
+        """The device's side; without `embedding_bytes` the smallest that the arrangement needs."""
+        base, placed = self._base, zip(self.block_bytes, arrangement.placements, strict=True)
+        return TierMemory(
+            weights_bytes=sum(size for size, placement in placed if placement is Placement.DEVICE),
+            slots_bytes=arrangement.slots * self.slot_bytes(arrangement.placements),
+            fixed_bytes=base.fixed_bytes,
+            embedding_bytes=embedding_bytes,
+            conversion_bytes=base.conversion_bytes,
+            kv_cache_bytes=self.cache_sides(arrangement).device_bytes,
+            work_space_bytes=base.work_space_bytes,
+        )
+
+    def host(self, arrangement: Arrangement, *, embedding_bytes: int = 0) -> TierMemory:
+        """The host's side; without `embedding_bytes` the smallest that the arrangement needs. Nothing for a CPU."""
+        if self.scenario.on_cpu:
+            return TierMemory()
+        placed = zip(self.stored_bytes, arrangement.placements, strict=True)
+        computes = Placement.CPU in arrangement.placements
+        return TierMemory(
+            weights_bytes=sum(size for size, placement in placed if placement in (Placement.HOST, Placement.CPU)),
+            conversion_bytes=self.cpu_conversion_bytes if computes else 0,
+            ring_bytes=self.ring_bytes,
+            embedding_bytes=embedding_bytes,
+            kv_cache_bytes=self.cache_sides(arrangement).host_bytes,
+            work_space_bytes=self.work_space_bytes if computes else 0,
+        )
+
+    def fits(self, arrangement: Arrangement) -> bool:
+        """Whether both sides are within their budgets."""
+        return (
+            self.device(arrangement).total_bytes <= self.scenario.budget_bytes
+            and self.host(arrangement).total_bytes <= self.scenario.host_budget_bytes
+        )
+
+    def of(self, arrangement: Arrangement) -> ArrangedMemory:
+        """What the arrangement holds, with the embedding where it fits.
+
+        Its rows are taken from a tied head that stays, from a table on a device on which all blocks stay, from one on
+        an accelerator's host, or else from the checkpoint.
+        """
+        scenario, model, placements = self.scenario, self._model, arrangement.placements
+        device, host = self.device(arrangement), self.host(arrangement)
+        head = [own for block, own in zip(model.blocks, placements, strict=True) if block.head_rows is not None]
+        if model.tied and all(placement is Placement.DEVICE for placement in head):
+            return ArrangedMemory(device, host, EmbeddingPlacement.HEAD)
+        if all(placement is Placement.DEVICE for placement in placements):
+            with_table = self.device(arrangement, embedding_bytes=self._table_bytes)
+            if with_table.total_bytes <= scenario.budget_bytes:
+                return ArrangedMemory(with_table, host, EmbeddingPlacement.RESIDENT)
+        if not scenario.on_cpu:
+            with_table = self.host(arrangement, embedding_bytes=align_up(model.table_bytes))
+            if with_table.total_bytes <= scenario.host_budget_bytes:
+                return ArrangedMemory(device, with_table, EmbeddingPlacement.HOST)
+        return ArrangedMemory(device, host, EmbeddingPlacement.ROWS)
+
+    @property
+    def _table_bytes(self) -> int:
+        """The embedding on the device: as it was read, or in the compute dtype on an accelerator."""
+        if self.scenario.on_cpu:
+            return align_up(self._model.table_bytes) + 2 * PAGE_BYTES
+        return align_device(self._model.table_parameters * self._element_bytes)
+
+
+def cache_bytes(model: StoredModel, work: Workload, compute_dtype: str, *, tokens: int) -> tuple[int, ...]:
+    """Keys and values of each block when every sequence has `tokens`; a sliding window keeps no more than itself."""
+    bytes_per_element = work.sequences * DTYPES[compute_dtype].size_bytes
+    return tuple(block.kv_elements(tokens) * bytes_per_element for block in model.blocks)
+
+
+def cache_sides(
+    model: StoredModel, of_blocks: Sequence[int], placements: Sequence[Placement], *, on_host: bool
+) -> CacheSides:
+    """Where keys and values lie (`of_blocks`, bytes of each): with what computes the layer.
+
+    `on_host`: full-attention layers of the device wait on the host, and visit CACHE_LAYERS_ON_DEVICE places of the
+    device in turn; those with a sliding window, which keep little, stay.
+    """
+    device = host = visiting = 0
+    for block, size, placement in zip(model.blocks, of_blocks, placements, strict=True):
+        if placement is Placement.CPU:
+            host += size
+        elif on_host and offloads_cache(block):
+            host += size
+            visiting = max(visiting, size)
+        else:
+            device += size
+    return CacheSides(device + CACHE_LAYERS_ON_DEVICE * visiting, host)
+
+
+def offloads_cache(block: Block) -> bool:
+    """Whether a block's keys and values are worth keeping on the host: a full-attention layer's, which grow."""
+    return block.kv_elements_per_token > 0 and not block.window_tokens
+
+
+def _buffer_bytes(largest: int) -> int:
+    return align_up(largest) + 2 * PAGE_BYTES if largest else 0

@@ -1,0 +1,102 @@
+"""Rates from the constants of a machine file alone: no layer of the model was timed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from headrace.dtypes import DTYPES
+from headrace.errors import MachineError
+from headrace.machine.machine import Copies, Machine
+from headrace.model.stored_model import StoredModel
+from headrace.planning.rates import LayerTimes, Rates
+from headrace.planning.workload import Workload
+
+
+def cpu_rates(
+    machine: Machine, model: StoredModel, *, compute_dtype: str, read_limit_bytes_per_s: float | None = None
+) -> Rates:
+    """Take the constants of a machine that computes on its CPU, the disk's rate bounded by the reader's own limit.
+
+    Raises MachineError where it was not measured in `compute_dtype`.
+    """
+    arithmetic = machine.processor.arithmetic
+    return replace(
+        _device_rates(machine, model, compute_dtype=compute_dtype, read_limit_bytes_per_s=read_limit_bytes_per_s),
+        compute_slowdown=arithmetic.slowdown_while_reading.expected,
+        read_slowdown=arithmetic.slowdown_of_reading.expected,
+    )
+
+
+def accelerator_rates(
+    machine: Machine,
+    model: StoredModel,
+    *,
+    compute_dtype: str,
+    read_limit_bytes_per_s: float | None = None,
+    cpu_layer: LayerTimes | None = None,
+) -> Rates:
+    """Take the constants of a machine that computes on an accelerator, the disk's bounded by the reader's own limit.
+
+    Raises MachineError where the accelerator was not measured in `compute_dtype`.
+    """
+    copies, host = machine.processor.copies, machine.host
+    if copies is None or host is None:
+        raise MachineError(f"{machine.name} has no measurement of copies to a device; run `headrace probe` there")
+    link_bytes_per_s = copies.while_computing_bytes_per_s.expected
+    memory_copy_bytes_per_s = host.memory_bytes_per_s.expected / 2  # of bytes read plus bytes written
+    hidden_bytes = model.hidden_size * DTYPES[compute_dtype].size_bytes
+    return replace(
+        _device_rates(machine, model, compute_dtype=compute_dtype, read_limit_bytes_per_s=read_limit_bytes_per_s),
+        link_bytes_per_s=link_bytes_per_s,
+        staged_bytes_per_s=min(memory_copy_bytes_per_s, link_bytes_per_s),
+        memory_copy_bytes_per_s=memory_copy_bytes_per_s,
+        cpu_layer=cpu_layer,
+        **host_exchange(copies, hidden_bytes, memory_copy_bytes_per_s)._asdict(),
+    )
+
+
+def _device_rates(
+    machine: Machine, model: StoredModel, *, compute_dtype: str, read_limit_bytes_per_s: float | None
+) -> Rates:
+    disk, arithmetic = machine.require_disk(), machine.processor.arithmetic
+    read_bytes_per_s = disk.bytes_per_s.expected
+    if read_limit_bytes_per_s is not None:
+        read_bytes_per_s = min(read_bytes_per_s, read_limit_bytes_per_s)
+    return Rates(
+        read_bytes_per_s=read_bytes_per_s,
+        curve=machine.processor.curve(compute_dtype=compute_dtype, stored_dtype=model.stored_dtype),
+        block_overhead_s=arithmetic.block_overhead_s.expected,
+        pass_overhead_s=arithmetic.pass_overhead_s.expected,
+        read_latency_s=disk.latency_s.expected,
+    )
+
+
+class HostExchange(NamedTuple):
+    """What moving activations and embedding rows between device and host takes; seconds."""
+
+    activation_latency_s: float
+    activation_s_per_token: float
+    host_row_s: float
+
+
+def host_exchange(copies: Copies, hidden_bytes: int, memory_copy_bytes_per_s: float) -> HostExchange:
+    """Take the driver's copies of ordinary memory: a token's activations go there and back, a row is gathered first."""
+    row_s = hidden_bytes / copies.pageable_bytes_per_s.expected
+    return HostExchange(
+        activation_latency_s=2 * copies.latency_s.expected,
+        activation_s_per_token=hidden_bytes / copies.pageable_back_bytes_per_s.expected + row_s,
+        host_row_s=row_s + hidden_bytes / memory_copy_bytes_per_s,
+    )
+
+
+def cpu_layer_times(machine: Machine, model: StoredModel, work: Workload, *, compute_dtype: str) -> LayerTimes:
+    """Seconds that a layer of mean size takes on the CPU; raises MachineError where it was not measured with it."""
+    cpu = machine.on("cpu", origin=machine.name).processor
+    curve = cpu.curve(compute_dtype=compute_dtype, stored_dtype=model.stored_dtype)
+    sizes = [block.active_parameters for block in model.blocks if block.head_rows is None]
+    prefill_s, decode_s = (
+        cpu.arithmetic.block_overhead_s.expected + sum(sizes) / len(sizes) * curve.seconds_per_parameter(tokens)
+        for tokens in (work.sequences * work.prompt_tokens, work.sequences)
+    )
+    return LayerTimes(prefill_s=prefill_s, decode_s=decode_s)

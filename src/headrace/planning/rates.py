@@ -1,0 +1,94 @@
+"""How fast the parts go that a plan uses, as measured: disk, link, arithmetic, overheads, what slows what."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from headrace.machine.compute_curve import ComputeCurve
+from headrace.model.blocks import Block
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTimes:
+    """Seconds that one decoder layer of this model was seen to take on this machine, alone, whole block."""
+
+    prefill_s: float
+    decode_s: float
+
+    def scaled(self, factor: float) -> LayerTimes:
+        """The same layer in so many times the seconds."""
+        return LayerTimes(prefill_s=self.prefill_s * factor, decode_s=self.decode_s * factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """The constants of one run; seconds, bytes per second.
+
+    Where the host's CPU computes there is no link: copies take no time. Reading and computing slow one another only
+    there, since an accelerator shares no memory with the disk.
+    """
+
+    read_bytes_per_s: float
+    """of the disk, no faster than the reader's limit"""
+    curve: ComputeCurve
+    """arithmetic of the device, in the chosen dtypes"""
+    block_overhead_s: float
+    pass_overhead_s: float
+    compute_slowdown: float = 1.0
+    read_slowdown: float = 1.0
+    layer: LayerTimes | None = None
+    """as timed with the model's own layer; None: by the curve"""
+    head_curve: ComputeCurve | None = None
+    """arithmetic of the head, where it was measured apart"""
+    first_pass_overhead_s: float | None = None
+    """of the first pass outside of its blocks (masks and positions of whole prompts); None: that of every pass"""
+    row_s: float = 0.0
+    """per distinct row of the embedding that is read from the checkpoint"""
+    host_row_s: float = 0.0
+    """per distinct row of an embedding table in host memory: gathered there, and copied to the device"""
+    read_latency_s: float = 0.0
+    """from asking an idle reader for a block until its bytes come, and from the last byte to the asker"""
+    stall_penalty_s: float = 0.0
+    """extra compute seconds of a block that had to wait for its weights"""
+    link_bytes_per_s: float = math.inf
+    """out of page-locked host memory, while the device computes"""
+    staged_bytes_per_s: float = math.inf
+    """out of host memory that could not be page-locked into the ring, by the readers"""
+    memory_copy_bytes_per_s: float = math.inf
+    """from the ring into a store in host memory, by the readers, in the first pass"""
+    copy_latency_s: float = 0.0
+    """per copied block"""
+    cpu_layer: LayerTimes | None = None
+    """one layer computed by the CPU for an accelerator; None where it computes none"""
+    activation_latency_s: float = 0.0
+    """from the device to the CPU and back, per layer and pass"""
+    activation_s_per_token: float = 0.0
+    """in addition for each token whose activations go there and back"""
+
+    def block_seconds(self, block: Block, *, tokens: float, head_tokens: float) -> float:
+        """Seconds to compute a block for a pass of `tokens` tokens, from the curve."""
+        if block.head_rows is not None:
+            curve = self.head_curve or self.curve
+            return block.active_parameters * curve.seconds_per_parameter(head_tokens)
+        # Converting touches every stored parameter; a mixture of experts computes only with the active ones.
+        return self.block_overhead_s + block.active_parameters * self.curve.seconds_per_parameter(tokens)
+
+    def activation_transfer_s(self, tokens: float) -> float:
+        """Seconds that moving the activations adds to a layer of the CPU."""
+        return self.activation_latency_s + tokens * self.activation_s_per_token
+
+    def scaled(self, *, read: float = 1.0, compute: float = 1.0, link: float = 1.0) -> Rates:
+        """The same with the disk's and the link's rates, and the seconds of computing, times a factor."""
+        return replace(
+            self,
+            read_bytes_per_s=self.read_bytes_per_s * read,
+            curve=self.curve.scaled(compute),
+            head_curve=None if self.head_curve is None else self.head_curve.scaled(compute),
+            layer=None if self.layer is None else self.layer.scaled(compute),
+            block_overhead_s=self.block_overhead_s * compute,
+            pass_overhead_s=self.pass_overhead_s * compute,
+            link_bytes_per_s=self.link_bytes_per_s * link,
+            staged_bytes_per_s=self.staged_bytes_per_s * link,
+            cpu_layer=None if self.cpu_layer is None else self.cpu_layer.scaled(compute),
+        )

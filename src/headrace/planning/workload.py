@@ -1,0 +1,75 @@
+"""What is asked of a model: how many sequences, how long, how many drafts; and what a single pass carries of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from headrace.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """`sequences` prompts of `prompt_tokens` each, `generate_tokens` more for each."""
+
+    sequences: int = 1
+    prompt_tokens: int = 16
+    generate_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("sequences", "prompt_tokens", "generate_tokens"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest context of the run."""
+        return self.prompt_tokens + self.generate_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculation:
+    """Drafts checked in the same pass: `draft_tokens` per sequence, each accepted with probability `acceptance`."""
+
+    draft_tokens: int
+    acceptance: float
+    draft_s_share: float = 0.0
+    """time of making the drafts, as a share of a plain decode pass (a small draft model; 0 for n-gram drafts)"""
+
+    def __post_init__(self) -> None:
+        if self.draft_tokens < 1 or not 0 <= self.acceptance <= 1 or not 0 <= self.draft_s_share < 100:
+            raise InvalidRequestError(
+                f"speculation with {self.draft_tokens} drafts, acceptance {self.acceptance} and draft share "
+                f"{self.draft_s_share} is invalid: give at least 1 draft, and an acceptance from 0 to 1"
+            )
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Expected tokens that a pass brings a sequence: 1 + a + a^2 + ... + a^k (a draft counts if all before did)."""
+        return sum(self.acceptance**number for number in range(self.draft_tokens + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassTokens:
+    """What a pass carries: `sequences` of `new_tokens` positions each, of which the last sees `context_tokens`."""
+
+    sequences: float
+    new_tokens: float
+    context_tokens: float
+
+    @property
+    def tokens(self) -> float:
+        """Positions in the pass."""
+        return self.sequences * self.new_tokens
+
+
+class Packed(NamedTuple):
+    """Memory of passes that carry tokens of many sequences, none of them padded, in place of a rectangular batch."""
+
+    positions: int
+    """of keys and values, of all sequences together"""
+    pass_tokens: int
+    samples: int
+    """sequences whose logits a pass gives, at most"""
+    longest: int
+    """positions of the longest sequence"""
