@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from headrace.cli.main import main
 from headrace.cli.options import DtypeChoice
 from headrace.dtypes import DTYPES
 from headrace.errors import DependencyError
+from headrace.machine.machine_file import machine_from_toml
 from headrace.streaming.probe import machine as machine_probe
 
 pytestmark = pytest.mark.usefixtures("made_up_speeds")
@@ -142,13 +144,16 @@ def test_probe_writes_a_machine_that_plan_reads(
     assert main(["probe", "--dir", str(tmp_path), "--out", str(machine), "--json"]) == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    assert report["disk"]["read_bytes_per_s"] > 0
+    written = machine_from_toml(machine.read_text(), origin="the file")
+    assert written.disk is not None
+    assert written.disk.bytes_per_s.expected > 0
+    assert report["disk"] == tomllib.loads(machine.read_text())["disk"]
     assert report["out"] == str(machine)
     assert "disk" in captured.err
     assert main(["plan", str(model), "--machine", str(machine), "--memory", "100MB", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
-    assert planned["machine"]["read_bytes_per_s"] == report["disk"]["read_bytes_per_s"]
-    assert planned["machine"]["name"] == report["name"]
+    assert planned["machine"]["read_bytes_per_s"] == pytest.approx(written.disk.bytes_per_s.expected)
+    assert planned["machine"]["name"] == report["name"] == written.name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["machine.toml"]  # the probe's file is gone
 
 
