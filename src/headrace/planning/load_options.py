@@ -41,9 +41,9 @@ class Options(NamedTuple):
     draft_tokens: int = 0
     """drafted tokens that a decode pass checks, at most"""
     host_budget_bytes: int = 0
-    """host memory for blocks that travel to an accelerator, for those the processor computes, for the ring between"""
+    """host memory for blocks that travel to an accelerator, for those the CPU computes, for the ring between"""
     cpu_blocks: bool = False
-    """the processor may compute layers for an accelerator, whose results then differ in rounding"""
+    """the CPU may compute layers for an accelerator, whose results then differ in rounding"""
     cache_on_host: bool = False
     """keys and values may wait in host memory and visit an accelerator layer by layer"""
     compile_layers: bool = False
@@ -58,7 +58,7 @@ def device_reserve_bytes(free_bytes: int) -> int:
 def host_reserve_bytes(free_bytes: int) -> int:
     """What is left alone of free host memory beside an accelerator: a tenth, 1 GiB at least.
 
-    More than where the processor computes: page-locked memory cannot be taken back by a system that runs short.
+    More than where the CPU computes: page-locked memory cannot be taken back by a system that runs short.
     """
     return max(HOST_RESERVE_MIN_BYTES, int(HOST_RESERVE_SHARE * free_bytes))
 
@@ -103,7 +103,7 @@ def make_options(
         ):
             if given:
                 raise InvalidRequestError(
-                    f"{name} is for an accelerator (--device cuda); the processor has one memory, which --memory bounds"
+                    f"{name} is for an accelerator (--device cuda); the CPU has one memory, which --memory bounds"
                 )
     if strategy != "auto" and strategy not in {item.value for item in Strategy}:
         names = ", ".join(item.value for item in Strategy)
