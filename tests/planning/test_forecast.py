@@ -25,7 +25,7 @@ from headrace.planning.plan import Strategy
 from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.workload import Workload
-from planning.test_planner import model
+from planning_scenarios import model
 
 SPEC = model([1024] * 12)
 COSTS = PackedCosts(turn_s=1e-6, key_s=1e-9, product_s=1e-10, sample_s=1e-6, bookkeeping_s=1e-6)
