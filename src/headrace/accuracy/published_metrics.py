@@ -240,26 +240,33 @@ class FamilyAccuracy:
     median_abs_error: float | None
     p90_abs_error: float | None
     inside_interval: float | None
+    interval_width: float | None
+    """high over low, in the middle of the rows that count"""
 
 
 def accuracy_by_family(rows: list[PredictedRow]) -> list[FamilyAccuracy]:
+    """Errors of each family in turn."""
+    return [accuracy_of(family, [item for item in rows if item.family == family]) for family in FAMILIES]
+
+
+def accuracy_of(name: str, rows: list[PredictedRow]) -> FamilyAccuracy:
     """Median and 90th percentile of the absolute relative error, and the share of rows inside their interval."""
-    found = []
-    for family in FAMILIES:
-        members = [item for item in rows if item.family == family]
-        errors = sorted(item.error for item in members if item.error is not None)
-        inside = [item.inside for item in members if item.inside is not None]
-        found.append(
-            FamilyAccuracy(
-                family=family,
-                n=len(errors),
-                excluded=len(members) - len(errors),
-                median_abs_error=_quantile(errors, 0.5),
-                p90_abs_error=_quantile(errors, 0.9),
-                inside_interval=sum(inside) / len(inside) if inside else None,
-            )
-        )
-    return found
+    errors = sorted(item.error for item in rows if item.error is not None)
+    inside = [item.inside for item in rows if item.inside is not None]
+    widths = sorted(
+        item.predicted.high / item.predicted.low
+        for item in rows
+        if item.predicted is not None and item.excluded is None and item.predicted.low > 0
+    )
+    return FamilyAccuracy(
+        family=name,
+        n=len(errors),
+        excluded=len(rows) - len(errors),
+        median_abs_error=_quantile(errors, 0.5),
+        p90_abs_error=_quantile(errors, 0.9),
+        inside_interval=sum(inside) / len(inside) if inside else None,
+        interval_width=_quantile(widths, 0.5),
+    )
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from headrace.accuracy.cross_validated import CrossValidated, cross_validated
 from headrace.accuracy.published import read_rows
 from headrace.accuracy.published_metrics import FamilyAccuracy, PredictedRow, accuracy_by_family, predict_row
 from headrace.cli.output import Output, table
@@ -17,14 +18,17 @@ def report(path: Path, output: Output) -> None:
     """Predict every row of the file and print the errors, as a table or as the one JSON object."""
     rows = [predict_row(row) for row in read_rows(path)]
     families = accuracy_by_family(rows)
+    judged = cross_validated(path)
     if output.as_json:
-        output.json(report_json(rows, families))
+        output.json(report_json(rows, families, judged))
     else:
-        _show(output, rows, families)
+        _show(output, rows, families, judged)
 
 
-def report_json(rows: list[PredictedRow], families: list[FamilyAccuracy]) -> dict[str, Any]:
-    """Build the object that the contract names."""
+def report_json(
+    rows: list[PredictedRow], families: list[FamilyAccuracy], judged: CrossValidated | None
+) -> dict[str, Any]:
+    """Build the object that the contract names; `cross_validated` is null for rows other than the shipped ones."""
     return {
         "families": [
             {
@@ -34,6 +38,7 @@ def report_json(rows: list[PredictedRow], families: list[FamilyAccuracy]) -> dic
                 "median_abs_error": item.median_abs_error,
                 "p90_abs_error": item.p90_abs_error,
                 "inside_interval": item.inside_interval,
+                "cross_validated": None if judged is None else _left_out_json(judged.families[item.family]),
             }
             for item in families
         ],
@@ -54,12 +59,23 @@ def report_json(rows: list[PredictedRow], families: list[FamilyAccuracy]) -> dic
     }
 
 
+def _left_out_json(item: FamilyAccuracy) -> dict[str, Any]:
+    return {
+        "median_abs_error": item.median_abs_error,
+        "p90_abs_error": item.p90_abs_error,
+        "inside_interval": item.inside_interval,
+        "interval_width": item.interval_width,
+    }
+
+
 def _inside(rows: list[PredictedRow]) -> float | None:
     known = [item.inside for item in rows if item.inside is not None]
     return sum(known) / len(known) if known else None
 
 
-def _show(output: Output, rows: list[PredictedRow], families: list[FamilyAccuracy]) -> None:
+def _show(
+    output: Output, rows: list[PredictedRow], families: list[FamilyAccuracy], judged: CrossValidated | None
+) -> None:
     output.text(f"{len(rows)} published measurements; errors are |predicted / measured - 1|\n\n")
     output.show(
         table(
@@ -78,6 +94,17 @@ def _show(output: Output, rows: list[PredictedRow], families: list[FamilyAccurac
             ],
         )
     )
+    if judged is not None:
+        output.text("The same rows, each predicted by engines that were fitted without its whole source:\n\n")
+        output.show(
+            table(
+                ("family", "median error", "90th percentile", "inside the interval"),
+                [
+                    [item.family, *map(_percent, (item.median_abs_error, item.p90_abs_error, item.inside_interval))]
+                    for item in judged.families.values()
+                ],
+            )
+        )
     inside = _inside(rows)
     if inside is not None:
         output.text(f"{_percent(inside)} of all rows that are predicted lie inside their interval.\n\n")
