@@ -71,6 +71,7 @@ def make_stage(tmp_path: Path, device: FakeAccelerator | None = None) -> Stage:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_one_command_measures_every_part_or_says_why_not(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({NOT_THERE!r}))\n")
     path = os.pathsep.join((str(ROOT / "src"), str(tmp_path)))
