@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from headrace.machine.catalogue import find_machine
 from headrace.machine.engine import PRESENT
@@ -17,11 +18,17 @@ from headrace.machine.machine import Machine, Tier
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
 from headrace.model.model import Model
-from headrace.planning.arrangement import Arrangement
-from headrace.planning.break_even import break_even_report
-from headrace.planning.comparison import Answer, Question, compare, evaluate, fastest
-from headrace.planning.memory_need import memory_need
+from headrace.planning.break_even import break_even
+from headrace.planning.closed_form import WorkCost, work_cost
+from headrace.planning.infeasible import lack_of
+from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.memory import described_memory
+from headrace.planning.plan import Arrangement, Parallelism, Placement, arranged
+from headrace.planning.planner import MARGIN, compare, described_plan, moving_parts, plan_strategy, recommended
+from headrace.planning.prediction import Candidate, predict, prediction_interval
 from headrace.planning.price import price
+from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Workload
 from headrace.units import parse_rate, parse_size
 
@@ -30,39 +37,72 @@ PLACES = ("rtx-4090", "8xa100-80", "8xh200", "dgx-2", "m2-ultra", "laptop")
 WORK = Workload(sequences=8, prompt_tokens=200, generate_tokens=100)
 
 
+class _Found(NamedTuple):
+    """A strategy's plan for a model on a machine, and what its passes spend."""
+
+    scenario: Scenario
+    candidate: Candidate
+    cost: WorkCost
+
+
 @functools.cache
-def _answers() -> list[tuple[Question, Answer]]:
+def _answers() -> list[_Found]:
     found = []
     for model in MODELS:
         for place in PLACES:
-            question = Question(model=find_model(model), machine=find_machine(place), work=WORK)
-            for item in compare(question).values():
-                if isinstance(item, Answer):
-                    found.append((question, item))
+            scenario = Scenario.described(find_model(model), find_machine(place), WORK)
+            for item in compare(scenario).values():
+                if isinstance(item, Candidate):
+                    found.append(_Found(scenario, item, _cost(scenario, item.plan.arrangement)))
     assert len(found) > 100
     return found
 
 
+def _asked(model: str, place: str, **work: int) -> Scenario:
+    return Scenario.described(find_model(model), find_machine(place), Workload(**work))
+
+
+def _cost(scenario: Scenario, arrangement: Arrangement) -> WorkCost:
+    """What the passes of this arrangement spend, also where its memory does not fit."""
+    model, machine = scenario.model, scenario.described_machine
+    constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
+    return work_cost(model, machine, arrangement, scenario.workload, MachineRates.expected(constants))
+
+
+def _held(scenario: Scenario, *, tensor: int = 1, pipeline: int = 1, micro_batches: int = 1) -> Arrangement:
+    """All layers on the devices, divided in this way."""
+    divided = Parallelism(tensor=tensor, pipeline=pipeline, micro_batches=micro_batches)
+    return arranged(scenario.model.num_layers, parallelism=divided)
+
+
+def _streamed(scenario: Scenario, source: Placement = Placement.HOST) -> Arrangement:
+    return arranged(scenario.model.num_layers, resident=0, source=source)
+
+
+def _sharded(scenario: Scenario, devices: int) -> Arrangement:
+    return _streamed(scenario)._replace(parallelism=Parallelism(replicas=devices, sharded=devices > 1))
+
+
 def nothing_is_faster_than_bytes_and_operations_allow() -> None:
     """Weights that must be read over the bandwidth of all devices used; operations over their peak; links likewise."""
-    for question, item in _answers():
-        model, machine, used = question.model, question.machine, item.arrangement
-        work, devices = question.work, used.devices
-        seconds = item.decode_s_per_pass.low
+    for scenario, candidate, _ in _answers():
+        model, machine, used = scenario.model, scenario.described_machine, candidate.plan.arrangement
+        work, divided = scenario.workload, used.parallelism
+        seconds = prediction_interval(candidate, scenario).decode_s_per_pass.low
         best = max(rate.high for rate in machine.processor.flops.values())
         on_device = 1.0 - used.cpu_share
         operations = model.linear_flops(tokens=work.sequences, head_tokens=work.sequences) * on_device
-        assert seconds >= operations / (best * devices) * 0.999
+        assert seconds >= operations / (best * divided.devices) * 0.999
         if not used.cpu_share:
             # a copy's weights are read once per pass by each copy; what one token needs is the least
             least_bytes = sum(g.count * g.layer.bytes_read(1) for g in model.groups)
-            bandwidth = machine.processor.memory_bytes_per_s.high * used.tensor
-            assert seconds >= least_bytes / bandwidth * 0.999 / used.pipeline
+            bandwidth = machine.processor.memory_bytes_per_s.high * divided.tensor
+            assert seconds >= least_bytes / bandwidth * 0.999 / divided.pipeline
         layers_bytes = sum(group.count * group.layer.size_bytes for group in model.groups)
         if used.expert_hit_rate is None and used.streamed_share:
             streamed = layers_bytes * used.streamed_share
             if machine.host is not None:
-                links = used.replicas if used.sharded else used.tensor
+                links = divided.replicas if divided.sharded else divided.tensor
                 assert seconds >= streamed / (machine.links["host"].bytes_per_s.high * links) * 0.999
             if used.source is Tier.DISK:
                 assert seconds >= streamed / machine.require_disk().bytes_per_s.high * 0.999
@@ -70,36 +110,36 @@ def nothing_is_faster_than_bytes_and_operations_allow() -> None:
 
 def overlapping_lies_between_the_longest_and_the_sum() -> None:
     """A pass with overlap takes at least the longest of its parts and at most all of them together."""
-    for _, item in _answers():
-        for cost in (item.prefill, item.decode):
+    for _, candidate, spent in _answers():
+        for cost in (spent.prefill, spent.decode):
             parts = (cost.device_s + cost.host_compute_s + cost.cold_s, cost.link_s, cost.disk_s)
             assert max(parts) * 0.999999 <= cost.total_s <= sum(parts) * 1.000001
-        if not item.arrangement.overlap:
+        if not candidate.plan.arrangement.overlap:
             assert math.isclose(cost.total_s, sum(parts), rel_tol=1e-9)
-        elif item.strategy == "overlap":
+        elif candidate.plan.strategy is Strategy.OVERLAP:
             assert math.isclose(cost.total_s, max(parts), rel_tol=1e-9)
 
 
 def what_is_loaded_takes_its_time_on_each_hop() -> None:
     """The seconds of host link and disk are the streamed bytes over their rates."""
-    for question, item in _answers():
-        used, machine = item.arrangement, question.machine
-        if item.strategy != "overlap" or used.kv_tier is Tier.HOST:
+    for scenario, candidate, spent in _answers():
+        used, machine = candidate.plan.arrangement, scenario.described_machine
+        if candidate.plan.strategy is not Strategy.OVERLAP or used.cache_on_host:
             continue
-        layers_bytes = sum(group.count * group.layer.size_bytes for group in question.model.groups)
+        layers_bytes = sum(group.count * group.layer.size_bytes for group in scenario.model.groups)
         streamed = layers_bytes * used.streamed_share
         share = PRESENT.link_share.expected
         if machine.host is not None:
-            rate = machine.rate("host", sharers=min(used.devices, machine.devices)).expected * share
-            assert math.isclose(item.decode.link_s, streamed / rate, rel_tol=0.01)
+            rate = machine.rate("host", sharers=min(used.parallelism.devices, machine.devices)).expected * share
+            assert math.isclose(spent.decode.link_s, streamed / rate, rel_tol=0.01)
         if used.source is Tier.DISK:
             assert math.isclose(
-                item.decode.disk_s, streamed / (machine.require_disk().bytes_per_s.expected * share), rel_tol=0.01
+                spent.decode.disk_s, streamed / (machine.require_disk().bytes_per_s.expected * share), rel_tol=0.01
             )
 
 
 def faster_parts_are_never_slower() -> None:
-    """Twice the memory, bandwidth, arithmetic or link never makes the best plan slower."""
+    """Twice the memory, bandwidth, arithmetic or link makes the best plan slower only for fewer moving parts."""
     for model in ("llama-3.1-70b", "mixtral-8x7b"):
         for place in ("rtx-4090", "4xa100-80"):
             machine = find_machine(place)
@@ -123,102 +163,86 @@ def faster_parts_are_never_slower() -> None:
                 ),
             ]
             for other in changed:
-                assert _best(find_model(model), other) <= before * 1.0001
+                assert _best(find_model(model), other) <= before / (1 - MARGIN) * 1.0001
 
 
 def more_tokens_never_shorten_a_pass() -> None:
     """A pass over more sequences, or longer ones, takes at least as long."""
-    machine = find_machine("8xh100")
-    for arrangement in (Arrangement(strategy="resident"), Arrangement(strategy="tensor", tensor=8)):
+    for width in (1, 8):
         times = []
         for sequences in (1, 2, 8, 32, 128, 512):
-            work = Workload(sequences=sequences, prompt_tokens=200, generate_tokens=100)
-            question = Question(model=find_model("mixtral-8x7b"), machine=machine, work=work)
-            times.append(evaluate(question, arrangement).decode_s_per_pass.expected)
+            scenario = _asked("mixtral-8x7b", "8xh100", sequences=sequences, prompt_tokens=200, generate_tokens=100)
+            times.append(_cost(scenario, _held(scenario, tensor=width)).decode_s_per_pass)
         assert times == sorted(times)
         assert times[-1] > 1.5 * times[0]
 
 
 def a_longer_context_is_read_every_pass() -> None:
     """The cache's bytes over the memory rate come on top: keys and values, of key-value heads only."""
-    model, machine = find_model("llama-3.1-70b@fp8"), find_machine("h200")
     times = []
     for prompt in (1000, 65000):
-        work = Workload(sequences=1, prompt_tokens=prompt, generate_tokens=2)
-        question = Question(model=model, machine=machine, work=work)
-        times.append(evaluate(question, Arrangement(strategy="resident")).decode_s_per_pass.expected)
+        scenario = _asked("llama-3.1-70b@fp8", "h200", sequences=1, prompt_tokens=prompt, generate_tokens=2)
+        times.append(_cost(scenario, _held(scenario)).decode_s_per_pass)
     cache_s = 64000 * 327_680 / (4.8e12 * PRESENT.attention_share.expected)
     assert math.isclose(times[1] - times[0], cache_s, rel_tol=0.02)
 
 
 def splitting_by_width_costs_an_exchange() -> None:
     """Eight devices are faster than one, and slower than an eighth: partial results are added up twice per layer."""
-    question = Question(model=find_model("llama-3-8b"), machine=find_machine("8xa100-80"), work=Workload())
-    one = evaluate(question, Arrangement(strategy="resident"))
-    eight = evaluate(question, Arrangement(strategy="tensor", tensor=8))
-    assert eight.decode_s_per_pass.expected < one.decode_s_per_pass.expected
-    assert eight.decode_s_per_pass.expected > 1.5 * one.decode.device_s / 8
-    long = Question(
-        model=find_model("llama-3-8b"),
-        machine=find_machine("8xa100-80"),
-        work=Workload(sequences=1, prompt_tokens=8000, generate_tokens=2),
-    )
+    scenario = _asked("llama-3-8b", "8xa100-80")
+    one = _cost(scenario, _held(scenario))
+    eight = _cost(scenario, _held(scenario, tensor=8))
+    assert eight.decode_s_per_pass < one.decode_s_per_pass
+    assert eight.decode_s_per_pass > 1.5 * one.decode.device_s / 8
+    long = _asked("llama-3-8b", "8xa100-80", sequences=1, prompt_tokens=8000, generate_tokens=2)
     carried = 8000 * 4096 * 2
     volume_s = 2 * 32 * 2 * carried * 7 / 8 / find_machine("8xa100-80").links["scale_up"].bytes_per_s.expected
-    found = evaluate(long, Arrangement(strategy="tensor", tensor=8)).prefill.communication_s
-    assert volume_s * 0.99 < found < volume_s * 3
-    alone = evaluate(long, Arrangement(strategy="resident")).prefill_s.expected
-    split = evaluate(long, Arrangement(strategy="tensor", tensor=8)).prefill
-    assert alone / 8 * 0.9 < split.total_s - split.communication_s < alone / 8 * 1.3
+    split = _cost(long, _held(long, tensor=8)).prefill
+    assert volume_s * 0.99 < split.communication_s < volume_s * 3
+    alone_s = _cost(long, _held(long)).prefill_s
+    assert alone_s / 8 * 0.9 < split.total_s - split.communication_s < alone_s / 8 * 1.3
 
 
 def stages_do_not_cut_the_latency_of_one_token() -> None:
     """One token passes all stages: never less than one big device, and a hand-over more per stage."""
-    question = Question(model=find_model("llama-3-8b"), machine=find_machine("8xa100-80"), work=Workload())
-    one = evaluate(question, Arrangement(strategy="resident")).decode_s_per_pass.expected
-    eight = evaluate(question, Arrangement(strategy="pipeline", pipeline=8)).decode_s_per_pass.expected
-    assert one < eight < 1.2 * one
-    work = Workload(sequences=64, prompt_tokens=1000, generate_tokens=10)
-    many = Question(model=find_model("llama-3-8b"), machine=find_machine("8xa100-80"), work=work)
-    alone = evaluate(many, Arrangement(strategy="pipeline", pipeline=8)).prefill_s.expected
-    filled = evaluate(many, Arrangement(strategy="pipeline", pipeline=8, micro_batches=8)).prefill_s.expected
-    assert 0.2 < filled / alone < 0.35, "8 micro-batches through 8 stages: 15 steps of a 64th"
-    handed_over_s = 64 * 1000 * 4096 * 2 / many.machine.links["scale_up"].bytes_per_s.expected
-    spent_s = evaluate(many, Arrangement(strategy="pipeline", pipeline=8)).prefill.communication_s
-    assert 8 * handed_over_s < spent_s < 8 * handed_over_s * 1.2
+    scenario = _asked("llama-3-8b", "8xa100-80")
+    one_s = _cost(scenario, _held(scenario)).decode_s_per_pass
+    eight_s = _cost(scenario, _held(scenario, pipeline=8)).decode_s_per_pass
+    assert one_s < eight_s < 1.2 * one_s
+    many = _asked("llama-3-8b", "8xa100-80", sequences=64, prompt_tokens=1000, generate_tokens=10)
+    whole = _cost(many, _held(many, pipeline=8))
+    filled_s = _cost(many, _held(many, pipeline=8, micro_batches=8)).prefill_s
+    assert 0.2 < filled_s / whole.prefill_s < 0.35, "8 micro-batches through 8 stages: 15 steps of a 64th"
+    handed_over_s = 64 * 1000 * 4096 * 2 / many.described_machine.links["scale_up"].bytes_per_s.expected
+    assert 8 * handed_over_s < whole.prefill.communication_s < 8 * handed_over_s * 1.2
 
 
 def devices_that_share_an_uplink_get_less_each() -> None:
     """Sixteen devices of one computer pull together no more than its uplink gives."""
     machine = find_machine("dgx-2")
     assert machine.rate("host", sharers=16).expected * 16 <= machine.links["bridge"].bytes_per_s.expected * 1.0001
-    work = Workload(sequences=64, generate_tokens=10)
-    question = Question(model=find_model("opt-175b"), machine=machine, work=work)
-    seconds = {}
-    for devices in (1, 4, 16):
-        arrangement = Arrangement(
-            strategy="sharded", source=Tier.HOST, slots=2, resident_share=0.0, replicas=devices, sharded=devices > 1
-        )
-        seconds[devices] = evaluate(question, arrangement).decode.link_s
+    scenario = _asked("opt-175b", "dgx-2", sequences=64, generate_tokens=10)
+    seconds = {devices: _cost(scenario, _sharded(scenario, devices)).decode.link_s for devices in (1, 4, 16)}
     assert seconds[1] / seconds[4] < 4
     assert 349e9 / 48e9 * 0.99 < seconds[16] < 349e9 / 25e9
 
 
 def memory_of_all_devices_is_the_whole() -> None:
     """Split by width, the devices together hold the weights once, and each its own work space."""
-    model, machine = find_model("llama-3.1-70b"), find_machine("8xa100-80")
-    whole = memory_need(model, machine, Arrangement(strategy="resident"), WORK)
-    part = memory_need(model, machine, Arrangement(strategy="tensor", tensor=8), WORK)
+    scenario = Scenario.described(find_model("llama-3.1-70b"), find_machine("8xa100-80"), WORK)
+    model = scenario.model
+    whole = described_memory(scenario, _held(scenario)).device
+    part = described_memory(scenario, _held(scenario, tensor=8)).device
     assert math.isclose(part.weights_bytes * 8, whole.weights_bytes, rel_tol=1e-6)
     assert math.isclose(whole.weights_bytes, model.weights_bytes, rel_tol=1e-6)
     assert math.isclose(part.kv_cache_bytes * 8, whole.kv_cache_bytes, rel_tol=1e-6)
     assert math.isclose(whole.kv_cache_bytes, 8 * 300 * 327_680, rel_tol=1e-6)
-    sixteen = memory_need(model, find_machine("2x8xa100-80"), Arrangement(strategy="tensor", tensor=16), WORK)
+    two_nodes = scenario.on(find_machine("2x8xa100-80"))
+    sixteen = described_memory(two_nodes, _held(scenario, tensor=16)).device
     assert math.isclose(sixteen.kv_cache_bytes, part.kv_cache_bytes, rel_tol=1e-6), "8 key-value heads: no further"
-    streamed = Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.5)
-    need = memory_need(model, machine, streamed, WORK)
-    assert math.isclose(need.weights_bytes + need.host_bytes, model.weights_bytes, rel_tol=0.01)
-    assert need.slots_bytes > 2 * 1.5e9
+    need = described_memory(scenario, arranged(model.num_layers, resident=model.num_layers // 2))
+    assert math.isclose(need.device.weights_bytes + need.host.weights_bytes, model.weights_bytes, rel_tol=0.01)
+    assert need.device.slots_bytes > 2 * 1.5e9
 
 
 def known_sizes() -> None:
@@ -256,41 +280,33 @@ def units_mean_what_they_say() -> None:
 def known_times() -> None:
     """Decodes that everybody measures: 70B in 8 bits on an H200, 8B on an H100, 405B on eight H200, Mixtral."""
     for model, place, strategy, low_ms, high_ms in (
-        ("llama-3.1-70b@fp8", "h200", "resident", 15, 27),
-        ("llama-3-8b", "h100", "resident", 5, 9),
-        ("llama-3.1-405b@fp8", "8xh200", "tensor", 14, 40),
-        ("mixtral-8x7b", "2xa100-80", "tensor", 5, 16),
-        ("llama-3-8b@q4_k_m", "rtx-4090", "resident", 4, 11),
+        ("llama-3.1-70b@fp8", "h200", Strategy.RESIDENT, 15, 27),
+        ("llama-3-8b", "h100", Strategy.RESIDENT, 5, 9),
+        ("llama-3.1-405b@fp8", "8xh200", Strategy.TENSOR, 14, 40),
+        ("mixtral-8x7b", "2xa100-80", Strategy.TENSOR, 5, 16),
+        ("llama-3-8b@q4_k_m", "rtx-4090", Strategy.RESIDENT, 4, 11),
     ):
-        work = Workload(sequences=1, prompt_tokens=100, generate_tokens=100)
-        question = Question(model=find_model(model), machine=find_machine(place), work=work)
-        item = compare(question, only=strategy)[strategy]
-        assert isinstance(item, Answer), (model, place)
-        assert low_ms < item.decode_s_per_pass.expected * 1e3 < high_ms, (model, item.decode_s_per_pass)
+        scenario = _asked(model, place, sequences=1, prompt_tokens=100, generate_tokens=100)
+        seconds = plan_strategy(scenario, strategy).prediction.decode_s_per_pass
+        assert low_ms < seconds * 1e3 < high_ms, (model, seconds)
 
 
 def known_prefill() -> None:
     """Two operations per parameter and token at 50 to 100 % of the matrix rate: 8,000 tokens of 8B on an H100."""
-    work = Workload(sequences=1, prompt_tokens=8000, generate_tokens=2)
-    question = Question(model=find_model("llama-3-8b"), machine=find_machine("h100"), work=work)
-    seconds = evaluate(question, Arrangement(strategy="resident")).prefill_s.expected
+    scenario = _asked("llama-3-8b", "h100", sequences=1, prompt_tokens=8000, generate_tokens=2)
+    seconds = _cost(scenario, _held(scenario)).prefill_s
     least_s = 2 * 7.5e9 * 8000 / 989e12
     assert least_s * 1.2 < seconds < least_s * 2.5
 
 
 def known_streaming() -> None:
     """GPT-3's size over PCI Express 3: half a minute per token; break-even near 10,000 tokens for 16-bit weights."""
-    machine = find_machine("1xv100-32@dgx-2")
-    work = Workload(sequences=64, prompt_tokens=4, generate_tokens=10)
-    question = Question(model=find_model("opt-175b"), machine=machine, work=work)
-    item = compare(question, only="overlap")["overlap"]
-    assert isinstance(item, Answer)
-    assert 25 < item.decode_s_per_pass.expected < 36
-    report = break_even_report(question)
+    scenario = _asked("opt-175b", "1xv100-32@dgx-2", sequences=64, prompt_tokens=4, generate_tokens=10)
+    assert 25 < plan_strategy(scenario, Strategy.OVERLAP).prediction.decode_s_per_pass < 36
+    report = break_even(scenario, None)
     assert report is not None
     assert 4_000 < report.tokens_per_pass.expected < 11_000
-    mixture = Question(model=find_model("mixtral-8x7b"), machine=machine, work=work)
-    mixed = break_even_report(mixture)
+    mixed = break_even(replace(scenario, model=find_model("mixtral-8x7b")), None)
     assert mixed is not None
     assert 3.2 < mixed.tokens_per_pass.expected / report.tokens_per_pass.expected < 4.1
 
@@ -305,13 +321,16 @@ def few_tokens_use_few_experts() -> None:
 
 def the_price_is_the_rent_of_the_time() -> None:
     """Dollars per million tokens: devices x rent x seconds over tokens."""
-    question = Question(model=find_model("llama-3-8b"), machine=find_machine("h100"), work=WORK)
-    item = evaluate(question, Arrangement(strategy="resident"))
-    found = price(question.machine, item, WORK).usd_per_million_tokens
-    rent = question.machine.processor.rent_usd_per_h
+    scenario = Scenario.described(find_model("llama-3-8b"), find_machine("h100"), WORK)
+    machine, candidate = scenario.described_machine, plan_strategy(scenario, Strategy.RESIDENT)
+    total_s = prediction_interval(candidate, scenario).total_s
+    found = price(machine, candidate.plan, total_s, binds=candidate.prediction.binds).usd_per_million_tokens
+    rent = machine.processor.rent_usd_per_h
     assert found is not None
     assert rent is not None
-    assert math.isclose(found.expected, rent.expected / 3600 * item.total_s.expected / 800 * 1e6, rel_tol=1e-9)
+    cost = _cost(scenario, candidate.plan.arrangement)
+    seconds = cost.prefill.total_s + 99 * cost.decode.total_s
+    assert math.isclose(found.expected, rent.expected / 3600 * seconds / 800 * 1e6, rel_tol=1e-9)
 
 
 def loads_are_hidden_or_added() -> None:
@@ -320,17 +339,17 @@ def loads_are_hidden_or_added() -> None:
     layers_bytes = sum(group.count * group.layer.size_bytes for group in model.groups)
     share = PRESENT.link_share.expected
     link_s = layers_bytes / (machine.links["host"].bytes_per_s.expected * share)
-    for source in (Tier.HOST, Tier.DISK):
-        disk_s = layers_bytes / (machine.require_disk().bytes_per_s.expected * share) * (source is Tier.DISK)
+    for source in (Placement.HOST, Placement.DISK):
+        disk_s = layers_bytes / (machine.require_disk().bytes_per_s.expected * share) * (source is Placement.DISK)
         for sequences in (1, 16384):
             work = Workload(sequences=sequences, prompt_tokens=64, generate_tokens=8)
-            question = Question(model=model, machine=machine, work=work)
-            stay = evaluate(question, Arrangement(strategy="resident")).decode.device_s
-            way = Arrangement(strategy="overlap", source=source, slots=2, resident_share=0.0)
-            hidden = evaluate(question, way).decode.total_s
-            added = evaluate(question, replace(way, strategy="sequential", overlap=False)).decode.total_s
+            scenario = Scenario.described(model, machine, work)
+            stay = _cost(scenario, _held(scenario)).decode.device_s
+            way = _streamed(scenario, source)
+            hidden = _cost(scenario, way).decode.total_s
+            added = _cost(scenario, way._replace(slots=1)).decode.total_s
             assert math.isclose(hidden, max(stay, link_s, disk_s), rel_tol=0.01)
-            first = evaluate(question, way).prefill
+            first = _cost(scenario, way).prefill
             ends_s = first.total_s - max(first.device_s, first.link_s, first.disk_s)
             layer_s = (first.device_s + first.link_s + first.disk_s) / model.num_layers
             assert 0 < ends_s < layer_s * 1.5, "the first layer's loading, or the last one's computing and the head"
@@ -344,20 +363,60 @@ def what_travels_besides_weights_is_counted() -> None:
     machine = find_machine("8xa100-80")
     link = machine.links["host"].bytes_per_s.expected * PRESENT.link_share.expected
     mixture = find_model("mixtral-8x7b")
-    question = Question(model=mixture, machine=machine, work=Workload())
-    missed = evaluate(question, Arrangement(strategy="experts", source=Tier.HOST, expert_hit_rate=0.5)).decode
+    scenario = Scenario.described(mixture, machine, Workload())
+    missed = _cost(scenario, _held(scenario)._replace(expert_hit_rate=0.5)).decode
     used_bytes = sum(group.count * 2 * group.layer.expert_bytes for group in mixture.groups)
     assert math.isclose(missed.cold_s, used_bytes / 2 / link, rel_tol=0.01), "2 experts a layer, every other one missed"
     model = find_model("llama-3.1-70b")
-    work = Workload(sequences=8, prompt_tokens=4000, generate_tokens=2)
-    question = Question(model=model, machine=machine, work=work)
-    away = evaluate(question, Arrangement(strategy="resident", kv_tier=Tier.HOST)).decode
+    scenario = Scenario.described(model, machine, Workload(sequences=8, prompt_tokens=4000, generate_tokens=2))
+    away = _cost(scenario, _held(scenario)._replace(cache_on_host=True)).decode
+    here = _cost(scenario, _held(scenario)).decode
     assert math.isclose(away.link_s, 8 * 4001 * 327_680 / link, rel_tol=0.01)
-    way = Arrangement(strategy="sharded", source=Tier.HOST, slots=2, resident_share=0.0, replicas=8, sharded=True)
+    assert away.attention_s == here.attention_s > 0, "wherever it waits, it is read from the device's memory"
     layers_bytes = sum(group.count * group.layer.size_bytes for group in model.groups)
     pulled_s = layers_bytes / 8 / (machine.rate("host", sharers=8).expected * PRESENT.link_share.expected)
     gathered_s = layers_bytes * 7 / 8 / machine.links["scale_up"].bytes_per_s.expected
-    assert math.isclose(evaluate(question, way).decode.link_s, pulled_s + gathered_s, rel_tol=0.02)
+    assert math.isclose(_cost(scenario, _sharded(scenario, 8)).decode.link_s, pulled_s + gathered_s, rel_tol=0.02)
+
+
+def a_cache_on_the_host_never_wins_where_it_fits_on_the_device() -> None:
+    """Wherever it waits, it is read from the device's memory, and the way there is not shorter than none."""
+    found = [(scenario, candidate) for scenario, candidate, _ in _answers()]
+    # A link a tenth as fast as the device's memory carries a cache within a pass: only its reading could be forgotten.
+    for prompt_tokens in (1000, 4000, 16000):
+        near = _asked("llama-3.1-70b@fp8", "gh200", sequences=2, prompt_tokens=prompt_tokens, generate_tokens=100)
+        found += [(near, item) for item in compare(near).values() if isinstance(item, Candidate)]
+    kept = 0
+    for scenario, candidate in found:
+        used = candidate.plan.arrangement
+        other = used._replace(cache_on_host=not used.cache_on_host)
+        if used.cache_on_host:
+            assert lack_of(scenario, other) is not None, (scenario.model.name, candidate.plan.strategy)
+        elif scenario.described_machine.host is not None and not used.cpu_share and used.parallelism.pipeline == 1:
+            kept += 1
+            there_s = predict(described_plan(scenario, candidate.plan.strategy, other), scenario).total_s
+            assert there_s >= candidate.prediction.total_s * (1 - 1e-9)
+    assert kept > 80
+
+
+def more_moving_parts_must_pay() -> None:
+    """What is recommended is 2 % faster than anything simpler, and nothing is faster by more than 2 %."""
+    scenarios = {id(scenario): scenario for scenario, _, _ in _answers()}
+    close = _asked("mixtral-8x7b", "dgx-2", sequences=64, prompt_tokens=1000, generate_tokens=200)
+    for scenario in (*scenarios.values(), close):
+        compared = [item for item in compare(scenario).values() if isinstance(item, Candidate)]
+        best = recommended({item.plan.strategy: item for item in compared})
+        assert best is not None
+        for item in compared:
+            assert best.prediction.total_s * 0.98 <= item.prediction.total_s * (1 + 1e-9)
+            if moving_parts(item.plan) < moving_parts(best.plan):
+                assert best.prediction.total_s < 0.98 * item.prediction.total_s
+    best = recommended(compare(close))
+    assert best is not None
+    assert best.plan.strategy is Strategy.TENSOR
+    in_two_directions = plan_strategy(close, Strategy.TENSOR_2D)
+    one_way = plan_strategy(close, Strategy.TENSOR)
+    assert 0.98 < in_two_directions.prediction.total_s / one_way.prediction.total_s < 1, "else this shows nothing"
 
 
 def a_window_keeps_no_more_than_its_tokens() -> None:
@@ -368,9 +427,9 @@ def a_window_keeps_no_more_than_its_tokens() -> None:
 
 
 def _best(model: Model, machine: Machine) -> float:
-    best = fastest(compare(Question(model=model, machine=machine, work=WORK)))
+    best = recommended(compare(Scenario.described(model, machine, WORK)))
     assert best is not None
-    return best.total_s.expected
+    return best.prediction.total_s
 
 
 GATES: tuple[Callable[[], None], ...] = (
@@ -393,5 +452,7 @@ GATES: tuple[Callable[[], None], ...] = (
     what_is_loaded_takes_its_time_on_each_hop,
     overlapping_lies_between_the_longest_and_the_sum,
     nothing_is_faster_than_bytes_and_operations_allow,
+    a_cache_on_the_host_never_wins_where_it_fits_on_the_device,
+    more_moving_parts_must_pay,
     faster_parts_are_never_slower,
 )

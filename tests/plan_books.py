@@ -5,8 +5,9 @@ from __future__ import annotations
 from headrace.model.layout import align_up
 from headrace.planning.memory import CACHE_LAYERS_ON_DEVICE, MemoryAccount
 from headrace.planning.placements import CPU_SLOT_COUNTS, SLOT_COUNTS
-from headrace.planning.plan import EmbeddingPlacement, Placement, Plan, Strategy
+from headrace.planning.plan import EmbeddingPlacement, Placement, Plan
 from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
 from planning_scenarios import CPU, DEVICE, DISK, HOST
 
 
@@ -46,13 +47,13 @@ def check_books(scenario: Scenario, plan: Plan) -> None:
     assert (table is EmbeddingPlacement.HEAD) == (spec.tied and set(heads) == {DEVICE})
     assert table is not EmbeddingPlacement.RESIDENT or set(places) == {DEVICE}
     if table is EmbeddingPlacement.RESIDENT:
-        assert plan.memory.embedding_bytes >= spec.embedding.size_bytes
+        assert plan.memory.embedding_bytes >= spec.table_bytes
     else:
         assert plan.memory.embedding_bytes == 0
     assert (host.embedding_bytes > 0) == (table is EmbeddingPlacement.HOST)
     if table is EmbeddingPlacement.ROWS:
         free_bytes = plan.host_budget_bytes - host.total_bytes
-        assert free_bytes < align_up(spec.embedding.size_bytes), "rows are read only where there is no room for them"
+        assert free_bytes < align_up(spec.table_bytes), "rows are read only where there is no room for them"
 
 
 def check_cache(scenario: Scenario, plan: Plan, cpu_layers: int) -> None:

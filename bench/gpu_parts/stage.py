@@ -18,9 +18,10 @@ from headrace.inference.calibration import calibrate
 from headrace.inference.skeleton import read_transformers_config
 from headrace.machine.machine import Machine
 from headrace.planning.load_options import make_options
-from headrace.planning.plan import Placement, Plan, Strategy
+from headrace.planning.plan import Placement, Plan
 from headrace.planning.planner import plan_strategy
 from headrace.planning.prediction import Prediction
+from headrace.planning.strategies import Strategy
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import Device
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cli_checkpoints import write_model
 from headrace.accuracy.history import RunRecord, accuracy, learn
-from headrace.cli.history_file import VARIABLE, history_path, read_history
+from headrace.accuracy.history_file import VARIABLE, history_path, read_history
 from headrace.cli.main import main
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.machine.machine_file import machine_to_toml
@@ -172,11 +172,13 @@ def test_a_plan_says_what_was_learned(
     machine.write_text(machine_to_toml(computer(curves, read_bytes_per_s=1.5e9)))
     ask = ["plan", str(tmp_path / "model"), "--machine", str(machine), "--json"]
     assert main(ask) == 0
-    learned = capsys.readouterr()
-    assert "learned from 3 runs: the disk reads 3.00 GB/s (probed: 1.50 GB/s)" in learned.err
-    assert json.loads(learned.out)["machine"]["read_bytes_per_s"] == 3e9
+    lesson = "learned from 3 runs: the disk reads 3.00 GB/s (probed: 1.50 GB/s) (--no-learned keeps the file's)"
+    learned = json.loads(capsys.readouterr().out)
+    assert lesson in learned["notes"]
+    assert learned["machine"]["read_bytes_per_s"] == 3e9
     assert main([*ask, "--no-learned"]) == 0
     kept = capsys.readouterr()
+    assert lesson not in json.loads(kept.out)["notes"]
     assert kept.err == ""
     assert json.loads(kept.out)["machine"]["read_bytes_per_s"] == 1.5e9
 

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from headrace.cli.pass_chart import HEIGHT, WIDTH, pass_chart
-from headrace.planning.break_even import break_even_report
-from headrace.planning.comparison import Question, compare, fastest
+from headrace.planning.answer import PlanAnswer
+from headrace.planning.planner import compare
+from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Workload
 from planning_examples import dense_model, server
 
 LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)
 
 
-def chart_of(question: Question) -> str:
-    best = fastest(compare(question))
-    assert best is not None
-    return pass_chart(question, best, break_even_report(question))
+def answer_on(*, devices: int, only: Strategy | None = None) -> PlanAnswer:
+    scenario = Scenario.described(LARGE, server(devices=devices), Workload(generate_tokens=100))
+    return PlanAnswer(scenario=scenario, compared=compare(scenario, only))
 
 
 def test_it_is_small_and_marks_break_even() -> None:
-    text = chart_of(Question(model=LARGE, machine=server(devices=1), work=Workload(generate_tokens=100)))
+    answer = answer_on(devices=1, only=Strategy.OVERLAP)
+    assert answer.break_even is not None
+    text = pass_chart(answer)
     lines = text.splitlines()
     assert len(lines) == HEIGHT + 2
     assert max(len(line) for line in lines[1:]) <= WIDTH + 20
-    assert "| break-even, 1" in lines[0]
+    assert f"| break-even, {answer.break_even.tokens_per_pass.expected:,.0f} tokens" in lines[0]
     assert text.endswith("\n")
 
 
 def test_a_resident_model_is_drawn_beside_its_streamed_self() -> None:
-    text = chart_of(Question(model=LARGE, machine=server(devices=8), work=Workload(generate_tokens=100)))
+    text = pass_chart(answer_on(devices=8))
     assert "# tensor" in text
     assert "o streamed from host" in text
     first = next(line for line in text.splitlines() if "o" * 20 in line)

@@ -13,18 +13,18 @@ from headrace.economics.fleet import Bill, Fleet, FleetAsked, Stock, plan_fleet
 from headrace.economics.service import Promise, best_service
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.quantity import Quantity
-from headrace.planning.comparison import Question
+from headrace.planning.scenario import Scenario
 from headrace.planning.workload import Workload
 from planning_cases import exact, made_up_machine, made_up_model
 
 WORK = Workload(sequences=1, prompt_tokens=500, generate_tokens=500)
-QUESTION = Question(model=made_up_model(), machine=made_up_machine(), work=WORK)
+SCENARIO = Scenario.described(made_up_model(), made_up_machine(), WORK)
 OFFLINE = Promise()
 
 
-def fleet(question: Question = QUESTION, **changes: Any) -> Fleet:
+def fleet(scenario: Scenario = SCENARIO, **changes: Any) -> Fleet:
     asked = FleetAsked(
-        question=question, copies=8e9, tokens_per_s=10.0, promise=Promise(tokens_per_s=10.0), training_tokens=1e12
+        scenario=scenario, copies=8e9, tokens_per_s=10.0, promise=Promise(tokens_per_s=10.0), training_tokens=1e12
     )
     return plan_fleet(replace(asked, **changes))
 
@@ -41,7 +41,7 @@ def test_devices_are_wanted_tokens_over_what_a_device_writes() -> None:
 
 
 def test_one_copy_takes_a_whole_group_of_devices() -> None:
-    made = fleet(replace(QUESTION, model=made_up_model(layers=256)), copies=1, tokens_per_s=1.0)
+    made = fleet(replace(SCENARIO, model=made_up_model(layers=256)), copies=1, tokens_per_s=1.0)
     assert made.devices.low == made.devices.expected == made.service.devices >= 2
     assert isinstance(made.rented, Bill)
     assert made.rented.usd_per_year.expected == pytest.approx(made.service.devices * 2.0 * 8760)
@@ -63,17 +63,17 @@ def test_a_faster_promise_means_a_smaller_batch_and_more_devices() -> None:
 
 def test_the_batch_is_the_largest_that_keeps_the_promise_or_pays() -> None:
     promise = Promise(tokens_per_s=60.0)
-    best = best_service(QUESTION, promise)
-    other = best_service(QUESTION, promise, sequences=best.sequences // 2)
+    best = best_service(SCENARIO, promise)
+    other = best_service(SCENARIO, promise, sequences=best.sequences // 2)
     assert other.tokens_per_s_per_device.expected <= best.tokens_per_s_per_device.expected
-    assert best.answer.decode_s_per_pass.expected <= 1 / 60
-    assert best.answer.memory.device_bytes <= QUESTION.device_bytes
+    assert best.candidate.prediction.decode_s_per_pass <= 1 / 60
+    assert best.candidate.plan.memory.total_bytes <= SCENARIO.budget_bytes
 
 
 def test_a_late_first_token_is_not_accepted() -> None:
-    best = best_service(QUESTION, Promise(first_token_s=0.2))
-    assert best.answer.prefill_s.expected <= 0.2
-    assert best.sequences < best_service(QUESTION, OFFLINE).sequences
+    best = best_service(SCENARIO, Promise(first_token_s=0.2))
+    assert best.candidate.prediction.prefill_s <= 0.2
+    assert best.sequences < best_service(SCENARIO, OFFLINE).sequences
 
 
 def test_dollars_follow_rent_devices_and_speed() -> None:
@@ -100,10 +100,10 @@ def test_power_is_below_the_rated_one_and_the_site_takes_more() -> None:
 
 
 def test_a_fleet_that_streams_draws_anything_between_idle_and_full() -> None:
-    large = replace(QUESTION, model=made_up_model(layers=3000))
+    large = replace(SCENARIO, model=made_up_model(layers=3000))
     made = fleet(large, promise=OFFLINE, sequences=8)
     assert made.device_power_w is not None
-    assert made.service.answer.binds in {"host link", "disk"}
+    assert made.service.candidate.prediction.binds in {"link", "disk"}
     assert made.device_power_w.high / made.device_power_w.low > 5
 
 
@@ -121,31 +121,32 @@ def test_share_of_the_stock_and_the_crossover() -> None:
 
 
 def test_without_training_tokens_twenty_per_parameter_are_assumed() -> None:
-    assert fleet(training_tokens=None).training_tokens == pytest.approx(20 * QUESTION.model.parameters)
+    assert fleet(training_tokens=None).training_tokens == pytest.approx(20 * SCENARIO.model.parameters)
 
 
 def test_a_model_larger_than_a_device_is_spread_and_weights_are_not_shared_for_nothing() -> None:
-    made = fleet(replace(QUESTION, model=made_up_model(layers=256)))  # 104 GB
+    made = fleet(replace(SCENARIO, model=made_up_model(layers=256)))  # 104 GB
     assert made.devices_per_copy_of_weights >= 2
     assert made.private_devices == 2 * 8e9
 
 
 def test_what_does_not_fit_names_the_smallest_change() -> None:
-    alone = replace(QUESTION, model=made_up_model(layers=256), machine=made_up_machine(devices=1, host_bytes=10e9))
-    alone = replace(alone, machine=replace(alone.machine, disk=replace(alone.machine.require_disk(), size_bytes=1e9)))
+    machine = made_up_machine(devices=1, host_bytes=10e9)
+    machine = replace(machine, disk=replace(machine.require_disk(), size_bytes=1e9))
+    alone = replace(SCENARIO, model=made_up_model(layers=256)).on(machine)
     with pytest.raises(MachineError, match=r"fits in no way(.|\n)*2 of these devices instead of 1"):
         fleet(alone)
 
 
 def test_what_is_too_slow_says_how_fast_it_is_and_what_would_do() -> None:
-    with pytest.raises(MachineError, match=r"100000 tokens/s per reader were asked for, \d+ is the most.*lower --slo"):
+    with pytest.raises(MachineError, match=r"100000 tokens/s per reader .* and \d+ is the most.*lower --slo"):
         fleet(promise=Promise(tokens_per_s=1e5))
 
 
 def test_an_unknown_rent_is_said_and_the_rest_reckoned() -> None:
     machine = made_up_machine()
     machine = replace(machine, processor=replace(machine.processor, rent_usd_per_h=None, power_w=None))
-    made = fleet(replace(QUESTION, machine=machine))
+    made = fleet(SCENARIO.on(machine))
     assert isinstance(made.rented, str)
     assert "no rent" in made.rented
     assert isinstance(made.owned, str)
@@ -157,18 +158,18 @@ def test_an_unknown_rent_is_said_and_the_rest_reckoned() -> None:
 def test_counts_and_rates_that_cannot_be_meant_are_refused(value: float) -> None:
     for name in ("copies", "tokens_per_s", "training_tokens"):
         changed: dict[str, Any] = {name: value}
-        with pytest.raises(InvalidRequestError, match="cannot be meant"):
+        with pytest.raises(InvalidRequestError, match="must be more than 0 and finite"):
             fleet(**changed)
-    with pytest.raises(InvalidRequestError, match="cannot be meant"):
+    with pytest.raises(InvalidRequestError, match="must be more than 0 and finite"):
         Promise(tokens_per_s=value)
-    with pytest.raises(InvalidRequestError, match="cannot be meant"):
+    with pytest.raises(InvalidRequestError, match="must be more than 0 and finite"):
         Promise(first_token_s=value)
 
 
 def test_a_dear_device_makes_a_dear_page() -> None:
     machine = made_up_machine()
     dear = replace(machine, processor=replace(machine.processor, rent_usd_per_h=exact(4.0)))
-    one, two = fleet().rented, fleet(replace(QUESTION, machine=dear)).rented
+    one, two = fleet().rented, fleet(SCENARIO.on(dear)).rented
     assert isinstance(one, Bill)
     assert isinstance(two, Bill)
     assert two.usd_per_750_words.expected == pytest.approx(2 * one.usd_per_750_words.expected)
@@ -176,5 +177,5 @@ def test_a_dear_device_makes_a_dear_page() -> None:
 
 def test_a_fleet_is_sized_in_under_two_seconds() -> None:
     began = time.process_time()
-    fleet(replace(QUESTION, machine=made_up_machine(nodes=9)))
+    fleet(SCENARIO.on(made_up_machine(nodes=9)))
     assert time.process_time() - began < 2.0

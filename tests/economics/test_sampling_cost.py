@@ -12,9 +12,9 @@ from headrace.machine.engine import PRESENT
 from headrace.machine.machine import Machine, Processor
 from headrace.machine.quantity import Quantity
 from headrace.model.model import Layer, LayerGroup, Model
-from headrace.planning.arrangement import Arrangement
-from headrace.planning.cost import WorkCost, work_cost
+from headrace.planning.closed_form import WorkCost, work_cost
 from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.plan import arranged
 from headrace.planning.workload import Speculation, Workload
 
 WORK = Workload(sequences=1, prompt_tokens=512, generate_tokens=128)
@@ -60,9 +60,9 @@ def predictor(*, flops: float = 1e15) -> Callable[[Workload, Speculation | None]
         ),
         devices=1,
     )
-    resident = Arrangement(strategy="resident")
+    resident = arranged(model.num_layers)
     constants = quantities(machine, PRESENT, resident, weight_format="bf16")
-    rates = MachineRates.of({name: constant.expected for name, constant in constants.items()})
+    rates = MachineRates.expected(constants)
     return lambda work, drafts: work_cost(model, machine, resident, work, rates, speculation=drafts)
 
 

@@ -65,7 +65,7 @@ STRATEGY_CONTRACT: dict[str, Any] = {
     "prefill_s": 1.0,
     "decode_s_per_pass": 1.0,
     "tokens_per_s": 1.0,
-    "memory_bytes": {"host": 1, "disk": 1},
+    "memory_bytes": {"device": 1, "host": 1, "disk": 1},
     "binds": "disk",
     "usd_per_750_words": None,
     "usd_per_million_tokens": None,

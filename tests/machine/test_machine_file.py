@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from headrace.planning.memory_need import usable_bytes
 
 from headrace.cli.main import main
 from headrace.errors import MachineError
@@ -15,7 +16,6 @@ from headrace.machine.machine import Tier
 from headrace.machine.machine_file import machine_from_toml, machine_to_toml
 from headrace.machine.measured import measured_accelerator
 from headrace.machine.unit_text import read_number, read_quantity, write_number
-from headrace.planning.memory_need import usable_bytes
 from machine.test_measured_machine import ACCELERATOR, CURVE, MACHINE, WITH_GPU
 from measured_machines import arithmetic, computer
 

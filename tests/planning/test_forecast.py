@@ -21,9 +21,9 @@ from headrace.planning.jobs.forecast import (
     longest_first,
 )
 from headrace.planning.jobs.packing import Need
-from headrace.planning.plan import Strategy
 from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Workload
 from planning_scenarios import model
 

@@ -61,9 +61,10 @@ class Mutant(NamedTuple):
     new: str
 
 
-COST, SHAPE = "headrace.planning.cost", "headrace.model.model"
+COST, SHAPE = "headrace.planning.closed_form", "headrace.model.model"
 CONFIG, RATES = "headrace.model.from_config", "headrace.planning.machine_rates"
-COLLECTIVES = "headrace.planning.collectives"
+COLLECTIVES, MEMORY = "headrace.planning.collectives", "headrace.planning.memory"
+PLANNER = "headrace.planning.planner"
 MUTANTS = (
 
     Mutant("GiB for GB", "headrace.units", '"GB": 10**9', '"GB": 2**30'),
@@ -86,30 +87,33 @@ MUTANTS = (
     Mutant("sequence as a maximum", COST, "total_s = device_s + link_s + disk_s", "total_s = max(device_s, link_s, disk_s)"),
     Mutant("disk forgotten", COST, "load_s = max(link_s, disk_s)\n", "load_s = link_s\n"),
     Mutant("uplinks not shared", "headrace.machine.machine", "link.bytes_per_s.times(1 / sharers)", "link.bytes_per_s.times(1.0)"),
-    Mutant("hand-overs of stages forgotten", COST, "communication_s += arrangement.pipeline * hop_s", "communication_s += 0 * hop_s"),
-    Mutant("stages work on one token together", COST, "    prefill_s, decode_s = prefill.total_s, decode.total_s\n", "    prefill_s, decode_s = prefill.total_s / arrangement.pipeline, decode.total_s / arrangement.pipeline\n"),
+    Mutant("hand-overs of stages forgotten", COST, "communication_s += arrangement.parallelism.pipeline * hop_s", "communication_s += 0 * hop_s"),
+    Mutant("stages work on one token together", COST, "    prefill_s, decode_s = prefill.total_s, decode.total_s\n", "    prefill_s, decode_s = prefill.total_s / arrangement.parallelism.pipeline, decode.total_s / arrangement.parallelism.pipeline\n"),
     Mutant("micro-batches free", COST, "prefill_s += (batches - 1) *", "prefill_s += 0 *"),
-    Mutant("cache split beyond its heads", COST, "return max(1, min(width, layer.kv_heads or 1))", "return width"),
+    Mutant("cache split beyond its heads", MEMORY, "return max(1, min(width, layer.kv_heads or 1))", "return width"),
     Mutant("cache not read", COST, "max(scores_s, cache_s)", "scores_s"),
     Mutant("window ignored", SHAPE, "return min(context_tokens, self.window_tokens) if self.window_tokens else context_tokens", "return context_tokens"),
     Mutant("weights not split", COST, "layer.bytes_read(carried.tokens) / width", "layer.bytes_read(carried.tokens)"),
     Mutant("arithmetic not split", COST, "carried.tokens / width / rates.flops", "carried.tokens / rates.flops"),
     Mutant("bandwidth efficiency inverted", RATES, 'memory * values["engine.memory_share"]', 'memory / values["engine.memory_share"]'),
     Mutant("arithmetic at twice the peak", RATES, 'values["processor.flops"] *', '2.5 * values["processor.flops"] *'),
-    Mutant("residents not held", "headrace.planning.memory_need", "held_bytes = layers_bytes * held_share", "held_bytes = 0.0"),
-    Mutant("slots without memory", "headrace.planning.memory_need", "arrangement.slots * largest_bytes / width if", "0.0 * largest_bytes / width if"),
-    Mutant("cache counted once for all sequences", "headrace.planning.memory_need", "        * sequences\n", "        * 1\n"),
+    Mutant("residents not held", MEMORY, "held_bytes = layers_bytes * resident_share", "held_bytes = 0.0"),
+    Mutant("slots without memory", MEMORY, "arrangement.slots * largest_bytes / width if", "0.0 * largest_bytes / width if"),
+    Mutant("cache counted once for all sequences", MEMORY, "        * sequences\n", "        * 1\n"),
     Mutant("rent per second", "headrace.planning.price", 'v["usd_per_h"] / 3600 / v', 'v["usd_per_h"] / v'),
-    Mutant("prefill not paid", "headrace.planning.price", "seconds, devices, processor = answer.total_s", "seconds, devices, processor = answer.decode_s_per_pass"),
+    Mutant("prefill not paid", COST, "total_s=prefill_s + passes * decode_s", "total_s=passes * decode_s"),
     Mutant("a gathered part instead of all others'", COLLECTIVES, "(devices - 1) / devices * size_bytes / bytes_per_s\n\n\ndef ring_all_reduce", "1 / devices * size_bytes / bytes_per_s\n\n\ndef ring_all_reduce"),
     Mutant("all-reduce without its second half", COLLECTIVES, "return 2.0 * ring_all_gather", "return 1.0 * ring_all_gather"),
     Mutant("exchange only hands out", COLLECTIVES, "return 2.0 * latency_s + 2.0 * (devices - 1)", "return 2.0 * latency_s + 1.0 * (devices - 1)"),
     Mutant("messages weigh nothing", COLLECTIVES, "return latency_s + size_bytes / bytes_per_s", "return latency_s"),
-    Mutant("sharded devices gather nothing", COST, "if arrangement.sharded and parts > 1:", "if False:"),
-    Mutant("sharded devices pull everything", COST, "arrangement.replicas if arrangement.sharded else arrangement.tensor\n", "arrangement.tensor\n"),
+    Mutant("sharded devices gather nothing", COST, "if arrangement.parallelism.sharded and parts > 1:", "if False:"),
+    Mutant("sharded devices pull everything", COST, "arrangement.parallelism.replicas if arrangement.parallelism.sharded else arrangement.parallelism.tensor\n", "arrangement.parallelism.tensor\n"),
     Mutant("missed experts are free", COST, "layer.expert_bytes * missed", "layer.expert_bytes * 0"),
     Mutant("hits counted as misses", COST, "missed = 1.0 - arrangement.expert_hit_rate", "missed = 1.0"),
-    Mutant("a cache on the host is free", COST, "if arrangement.kv_tier is Tier.HOST:", "if False:"),
+    Mutant("a cache on the host is free", COST, "    if arrangement.cache_on_host:", "    if False:"),
+    Mutant("a cache on the host is not read", COST, "cache_s = layer_cache_bytes(layer, model, carried) /", "cache_s = (not arrangement.cache_on_host) * layer_cache_bytes(layer, model, carried) /"),
+    Mutant("more moving parts need not pay", PLANNER, "MARGIN = 0.02", "MARGIN = 0.0"),
+    Mutant("a split in two directions counts as one", PLANNER, "            divided.two_dimensional,\n", ""),
     Mutant("disk counted twice", COST, "link_bytes / rates.storage_bytes_per_s if", "2 * link_bytes / rates.storage_bytes_per_s if"),
     Mutant("link efficiency forgotten", RATES, 'get("engine.link_share", 1.0)', "1.0"),
     Mutant("tied head counted twice", SHAPE, "(0 if self.tied else self.head_bytes)", "self.head_bytes"),

@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from headrace.errors import BudgetError
 from headrace.planning.infeasible import minimum_bytes, refuse_below_minimum
 from headrace.planning.memory import MemoryAccount
-from headrace.planning.plan import Strategy
 from headrace.planning.planner import plan_strategy
 from headrace.planning.rates import LayerTimes
 from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import RUNNABLE, Strategy
 from headrace.planning.workload import Workload
 from plan_books import check_books
 from planning_scenarios import (
@@ -97,7 +97,7 @@ def test_the_smallest_budget_works_and_one_byte_less_does_not(scenario: Scenario
     assert refused.value.required_bytes == required_bytes
 
 
-@pytest.mark.parametrize("strategy", [*Strategy, None])
+@pytest.mark.parametrize("strategy", [*RUNNABLE, None])
 def test_the_host_must_hold_the_ring_at_least(strategy: Strategy | None) -> None:
     spec = model([700] * 3)
     scenario = dataclasses.replace(budgets(accelerator_scenario(spec), 1.2, 0.0), allow_cpu=True)

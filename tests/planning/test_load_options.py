@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 
+from headrace.dtypes import STORED_BYTES
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.model.stored_model import StoredModel, build_stored_model
 from headrace.planning.load_options import Options, compute_dtypes, make_options, reserve_bytes, work_seconds
-from headrace.planning.plan import Strategy
+from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Workload
 
 
-def small_model(*, context_tokens: int) -> StoredModel:
-    """One layer of one matrix, a head, 16 bit."""
+def small_model(*, context_tokens: int, dtype: str = "BF16") -> StoredModel:
+    """One layer of one matrix, and a head."""
     shapes = {
         "model.embed_tokens.weight": (8, 4),
         "model.layers.0.mlp.up_proj.weight": (8, 4),
         "lm_head.weight": (8, 4),
     }
     entries = {
-        name: TensorEntry(name, "BF16", shape, 0, 64 * number, 64)
+        name: TensorEntry(name, dtype, shape, 0, 128 * number, STORED_BYTES[dtype] * math.prod(shape))
         for number, (name, shape) in enumerate(shapes.items())
     }
     raw = {
@@ -82,7 +83,7 @@ def test_texts_become_numbers() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"strategy": "magic"}, "unknown strategy 'magic'; choose auto, resident, sequential, overlap"),
+        ({"strategy": "magic"}, "cannot run with strategy 'magic'; choose auto, resident, sequential, overlap"),
         ({"dtype": "int8"}, "unsupported dtype 'int8'"),
         ({"max_tokens": 65}, "65 tokens of context .* can do 2 to 64"),
         ({"max_tokens": 1}, "1 tokens of context"),
@@ -113,9 +114,9 @@ def test_dtypes_to_compare() -> None:
     model = small_model(context_tokens=64)
     assert compute_dtypes(model, None) == ("bfloat16", "float32")
     assert compute_dtypes(model, "float16") == ("float16",)
-    assert compute_dtypes(dataclasses.replace(model, stored_dtype="F32"), None) == ("float32",)
+    assert compute_dtypes(small_model(context_tokens=64, dtype="F32"), None) == ("float32",)
     with pytest.raises(MachineError, match="stored as I8"):
-        compute_dtypes(dataclasses.replace(model, stored_dtype="I8"), "float32")
+        compute_dtypes(small_model(context_tokens=64, dtype="I8"), "float32")
 
 
 def test_the_seconds_of_work() -> None:

@@ -10,8 +10,8 @@ import pytest
 from headrace.model.layout import PAGE_BYTES, align_up
 from headrace.model.model import LayerGroup
 from headrace.model.stored_model import StoredBlock
-from headrace.planning.memory import LIBRARY_WORK_SPACE_BYTES, Arrangement, MemoryAccount
-from headrace.planning.plan import EmbeddingPlacement
+from headrace.planning.memory import LIBRARY_WORK_SPACE_BYTES, MemoryAccount
+from headrace.planning.plan import Arrangement, EmbeddingPlacement
 from headrace.planning.planner import compare, plan_fastest
 from headrace.planning.scenario import Scenario
 from headrace.planning.workload import Workload

@@ -11,9 +11,9 @@ from headrace.errors import BudgetError
 from headrace.model.layout import PAGE_BYTES
 from headrace.planning.infeasible import minimum_bytes
 from headrace.planning.memory import MemoryAccount
-from headrace.planning.plan import Strategy
 from headrace.planning.planner import plan_strategy
 from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
 from planning_scenarios import (
     DEVICE,
     DISK,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from headrace.dtypes import DTYPES
 from headrace.errors import InvalidRequestError
-from headrace.planning.plan import EmbeddingPlacement, Placement, Plan, Strategy, TierMemory
+from headrace.planning.plan import EmbeddingPlacement, Placement, Plan, TierMemory
+from headrace.planning.strategies import RUNNABLE
 from headrace.planning.workload import Workload
 
 sizes = st.integers(0, 2**62)
@@ -23,7 +24,7 @@ workloads = st.builds(
 )
 plans = st.builds(
     Plan,
-    strategy=st.sampled_from(Strategy),
+    strategy=st.sampled_from(RUNNABLE),
     device=st.sampled_from(["cpu", "cuda:0"]),
     placements=st.lists(st.sampled_from(Placement), max_size=30).map(tuple),
     slots=st.integers(0, 9),
@@ -46,9 +47,13 @@ def test_counts_add_up(plan: Plan) -> None:
     assert plan.workload.context_tokens == plan.workload.prompt_tokens + plan.workload.generate_tokens
     held = plan.bytes_by_tier
     if plan.uses_host_memory:
-        assert held == {"device": 0, "host": plan.memory.total_bytes}
+        assert held == {"device": 0, "host": plan.memory.total_bytes, "disk": plan.disk_bytes}
     else:
-        assert held == {"device": plan.memory.total_bytes, "host": plan.host_memory.total_bytes}
+        assert held == {
+            "device": plan.memory.total_bytes,
+            "host": plan.host_memory.total_bytes,
+            "disk": plan.disk_bytes,
+        }
 
 
 def test_every_purpose_of_memory_counts_once() -> None:

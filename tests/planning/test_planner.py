@@ -14,14 +14,15 @@ from headrace.errors import BudgetError
 from headrace.model.layout import PAGE_BYTES, align_up
 from headrace.planning import planner
 from headrace.planning.infeasible import minimum_bytes
-from headrace.planning.memory import Arrangement, MemoryAccount
+from headrace.planning.memory import MemoryAccount
 from headrace.planning.pass_times import LowerBound
 from headrace.planning.placements import CPU_SLOT_COUNTS, stores
-from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Strategy
-from headrace.planning.planner import compare, plan_fastest, plan_strategy
+from headrace.planning.plan import TRAVELLING, Arrangement, EmbeddingPlacement, Placement
+from headrace.planning.planner import MARGIN, compare, plan_fastest, plan_strategy
 from headrace.planning.prediction import Candidate
 from headrace.planning.rates import LayerTimes
 from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import RUNNABLE, Strategy
 from headrace.planning.workload import Workload
 from plan_books import check_books
 from planning_scenarios import (
@@ -37,6 +38,7 @@ from planning_scenarios import (
     cpu_scenarios,
     cpu_workloads,
     everything_bytes,
+    fastest,
     host_without_blocks_bytes,
     model,
     planned,
@@ -80,7 +82,7 @@ def fill_then_stream(scenario: Scenario) -> list[Arrangement]:
 @given(cpu_scenarios() | accelerator_scenarios(host_cache=False))
 @settings(max_examples=90, deadline=None)
 def test_the_planner_is_never_slower_than_filling_memory_and_streaming_the_rest(scenario: Scenario) -> None:
-    plan, prediction = planned(scenario)
+    plan, prediction = fastest(scenario)
     for simple in fill_then_stream(scenario):
         assert prediction.total_s <= prediction_s(scenario, plan, simple) * (1 + 1e-9)
 
@@ -103,14 +105,15 @@ def test_the_planner_is_never_slower_than_any_strategy_alone(scenario: Scenario)
     for strategy, alone in compare(scenario).items():
         if isinstance(alone, Candidate):
             assert alone.plan.strategy is strategy
-            assert prediction.total_s <= alone.prediction.total_s * (1 + 1e-9)
+            # But for the margin that a plan with fewer moving parts is allowed.
+            assert prediction.total_s * (1 - MARGIN) <= alone.prediction.total_s * (1 + 1e-9)
 
 
 @given(accelerator_scenarios(cpu=False))
 @fewest_examples
 def test_a_cpu_that_may_compute_makes_nothing_slower(scenario: Scenario) -> None:
-    _, without = planned(scenario)
-    _, allowed = planned(dataclasses.replace(scenario, allow_cpu=True))
+    _, without = fastest(scenario)
+    _, allowed = fastest(dataclasses.replace(scenario, allow_cpu=True))
     assert allowed.total_s <= without.total_s * (1 + 1e-9)
 
 
@@ -120,7 +123,7 @@ def test_more_memory_never_predicts_a_slower_run(scenario: Scenario, shares: lis
     least, most = minimum_bytes(scenario), everything_bytes(scenario)
     fastest_s = math.inf
     for share in sorted(shares):
-        _, prediction = plan_fastest(with_budget(scenario, int(least + share * (most - least))))
+        _, prediction = fastest(with_budget(scenario, int(least + share * (most - least))))
         assert prediction.total_s <= fastest_s * 1.01
         fastest_s = min(fastest_s, prediction.total_s)
 
@@ -145,7 +148,7 @@ def test_one_more_layer_of_memory_never_predicts_a_slower_run(
     budget_bytes = minimum_bytes(scenario) + int(first_budget * spec.blocks[0].read_bytes)
     fastest_s = math.inf
     while budget_bytes < everything_bytes(scenario):
-        _, prediction = plan_fastest(with_budget(scenario, budget_bytes))
+        _, prediction = fastest(with_budget(scenario, budget_bytes))
         assert prediction.total_s <= fastest_s * 1.01
         fastest_s = min(fastest_s, prediction.total_s)
         budget_bytes += spec.blocks[0].read_bytes
@@ -160,7 +163,7 @@ def test_more_of_the_devices_memory_never_predicts_a_slower_run(scenario: Scenar
     fastest_s = math.inf
     for share in sorted(shares):
         larger = dataclasses.replace(scenario, budget_bytes=least + int(share * most_bytes))
-        _, prediction = plan_fastest(larger)
+        _, prediction = fastest(larger)
         assert prediction.total_s <= fastest_s * 1.02
         fastest_s = min(fastest_s, prediction.total_s)
 
@@ -176,7 +179,7 @@ def test_more_of_the_hosts_memory_never_predicts_a_slower_run(
     fastest_s = math.inf
     for share in sorted(shares):
         larger = dataclasses.replace(scenario, host_budget_bytes=start_bytes + int(share * weights_bytes(scenario)))
-        _, prediction = plan_fastest(larger)
+        _, prediction = fastest(larger)
         assert prediction.total_s <= fastest_s * 1.02
         fastest_s = min(fastest_s, prediction.total_s)
 
@@ -199,7 +202,7 @@ def test_a_deep_model_gains_by_more_of_either_memory(
     scenario = budgets(accelerator_scenario(spec, allow_cpu=slower is not None), share, host_share).at(
         accelerator_rates(spec, disk_s=disk_s, link_s=link_s, cpu_layer=own)
     )
-    plan, prediction = plan_fastest(scenario)
+    plan, prediction = fastest(scenario)
     for simple in fill_then_stream(scenario):
         assert prediction.total_s <= prediction_s(scenario, plan, simple) * (1 + 1e-9)
     layer_bytes = align_up(MemoryAccount(scenario).block_bytes[0])
@@ -208,7 +211,7 @@ def test_a_deep_model_gains_by_more_of_either_memory(
         dataclasses.replace(scenario, host_budget_bytes=scenario.host_budget_bytes + layer_bytes),
         dataclasses.replace(scenario, host_budget_bytes=scenario.host_budget_bytes + 5 * layer_bytes),
     ):
-        assert plan_fastest(more).prediction.total_s <= prediction.total_s * 1.02
+        assert fastest(more).prediction.total_s <= prediction.total_s * 1.02
 
 
 @given(accelerator_scenarios(), strategies)
@@ -251,7 +254,7 @@ def best_of_everything(scenario: Scenario) -> float:
 @settings(max_examples=15, deadline=None)
 def test_on_a_cpu_the_planner_comes_close_to_trying_everything(scenario: Scenario) -> None:
     assume(len(scenario.model.blocks) <= 6)
-    _, prediction = planned(scenario)
+    _, prediction = fastest(scenario)
     assert prediction.total_s <= 1.05 * best_of_everything(scenario)
 
 
@@ -277,7 +280,7 @@ unlike = st.builds(model, st.lists(st.sampled_from([100, 700, 2500]), min_size=2
 @settings(max_examples=15, deadline=None)
 def test_on_an_accelerator_the_planner_comes_close_to_trying_everything(scenario: Scenario) -> None:
     """Layers of the CPU are chosen evenly, not by their size: only where they are alike."""
-    _, prediction = planned(scenario)
+    _, prediction = fastest(scenario)
     assert prediction.total_s <= 1.1 * best_of_everything(scenario)
 
 
@@ -298,7 +301,7 @@ def test_a_ranking_that_is_wrong_makes_no_plan_slower(monkeypatch: pytest.Monkey
         accelerator_rates(spec, disk_s=4.0, link_s=0.5, cpu_layer=slow)
     )
     monkeypatch.setattr(LowerBound, "total_s", lambda bound, arrangement: 0.0)
-    allowed, without = (plan_fastest(dataclasses.replace(scenario, allow_cpu=allow)) for allow in (True, False))
+    allowed, without = (fastest(dataclasses.replace(scenario, allow_cpu=allow)) for allow in (True, False))
     assert allowed.plan.cpu_blocks == 0
     assert allowed.prediction.total_s <= without.prediction.total_s * (1 + 1e-9)
 
@@ -354,7 +357,7 @@ def test_rows_are_taken_from_the_tied_head_only_where_all_of_it_stays() -> None:
     assert seen == {EmbeddingPlacement.HEAD, EmbeddingPlacement.ROWS}
 
 
-@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("strategy", RUNNABLE)
 def test_each_strategy_on_request(strategy: Strategy) -> None:
     spec = model([700] * 6)
     scenario = cpu_scenario(spec).at(rates_of(spec, load_per_compute=2.0))

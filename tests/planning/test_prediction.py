@@ -17,13 +17,13 @@ from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.model.stored_model import StoredModel, build_stored_model
 from headrace.planning.block_times import PassOverheads, block_times, distinct_rows
-from headrace.planning.memory import Arrangement
+from headrace.planning.measured_rates import cpu_rates
 from headrace.planning.pass_times import LowerBound
-from headrace.planning.plan import EmbeddingPlacement, Placement, Plan, Strategy, TierMemory
+from headrace.planning.plan import Arrangement, EmbeddingPlacement, Placement, Plan, TierMemory
 from headrace.planning.prediction import break_even_tokens, predict
-from headrace.planning.probed_rates import cpu_rates
 from headrace.planning.rates import LayerTimes, Rates
 from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
 from headrace.planning.timeline import Lane
 from headrace.planning.workload import Workload
 from measured_machines import computer
@@ -154,6 +154,7 @@ def test_a_resident_run_by_hand() -> None:
     assert prediction.load_s_per_pass == 0
     assert prediction.binds == "compute"
     assert prediction.break_even_tokens_per_pass == 0
+    assert prediction.timeline is not None
     assert {event.pass_index for event in prediction.timeline.events if event.lane is Lane.READ} == {0}
 
 

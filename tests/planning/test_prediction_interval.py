@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from headrace.planning.infeasible import minimum_bytes
-from headrace.planning.plan import Placement, Strategy
+from headrace.planning.plan import Placement
 from headrace.planning.planner import plan_fastest, plan_strategy
 from headrace.planning.prediction import (
     COMPUTE_RANGE,
@@ -20,6 +20,7 @@ from headrace.planning.prediction import (
 )
 from headrace.planning.rates import LayerTimes
 from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
 from planning.test_prediction import rates_of, scenario_of
 
 

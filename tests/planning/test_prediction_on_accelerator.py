@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from headrace.model.stored_model import StoredModel
-from headrace.planning.plan import EmbeddingPlacement, Strategy
+from headrace.planning.plan import EmbeddingPlacement
 from headrace.planning.planner import plan_strategy
 from headrace.planning.prediction import Prediction, predict
 from headrace.planning.rates import LayerTimes, Rates
+from headrace.planning.strategies import Strategy
 from headrace.planning.timeline import Lane
 from planning_scenarios import (
     CHUNK_BYTES,
@@ -83,7 +84,9 @@ def test_ring_and_chunks_are_those_simulated() -> None:
     """A larger ring lets the disk get further ahead of a slow link; larger chunks arrive later."""
     rates = accelerator_rates(SHORT, disk_s=3.0, link_s=9.0)
     few, many = (prediction_of(rates, "dddd", ring_chunks=chunks) for chunks in (2, 8))
-    first_reads = [next(e for e in found.timeline.events if e.lane is Lane.READ) for found in (few, many)]
+    assert few.timeline is not None
+    assert many.timeline is not None
+    first_reads = [next(e for e in line.events if e.lane is Lane.READ) for line in (few.timeline, many.timeline)]
     assert first_reads[0].end_s > 1.1 * first_reads[1].end_s
     whole = prediction_of(rates, "dddd", chunk_bytes=1 << 30)
     assert whole.prefill_s > few.prefill_s + 0.1

@@ -1,6 +1,6 @@
 """What runs learned: predicted beside measured, kept as one line per run; errors by stage; constants learned.
 
-Pure values: the command line reads and writes the file (`headrace.cli.history_file`).
+Pure values: the command line reads and writes the file (`headrace.accuracy.history_file`).
 """
 
 from __future__ import annotations

@@ -6,20 +6,22 @@ model that is not named, a computer that is not described leave the row out, wit
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
 from headrace.accuracy.published import Row
 from headrace.errors import HeadraceError
 from headrace.machine.catalogue import find_machine, with_parts
-from headrace.machine.engine import Engine, engine_named, engines
-from headrace.machine.machine import Machine, Tier
+from headrace.machine.engine import engine_named, engines
+from headrace.machine.machine import Machine
 from headrace.machine.quantity import Quantity
 from headrace.model.catalogue import named_model
 from headrace.model.formats import find_format, requantised
 from headrace.model.model import Model
-from headrace.planning.arrangement import Arrangement
-from headrace.planning.memory_need import memory_need, usable_bytes
+from headrace.planning.plan import Arrangement, Parallelism, Placement, arranged
+from headrace.planning.scenario import Scenario
+from headrace.planning.splits import device_fits, largest_share
 from headrace.planning.workload import Speculation, Workload
 
 _ON_HOSTS = Quantity(1.0, 0.5, 5.0, "how much of a host's memory rate its processors reach is known of few computers")
@@ -36,12 +38,8 @@ class Case:
 
     row: Row
     family: str
-    model: Model
-    machine: Machine
+    scenario: Scenario
     arrangement: Arrangement
-    engine: Engine
-    work: Workload
-    speculation: Speculation | None = None
     unstated: bool = False
     """something that matters is not stated by the source and was assumed: the interval is widened"""
     assumed_batch: bool = False
@@ -92,22 +90,24 @@ def case_of(row: Row) -> Case:
         unstated = True
     arrangement = _arrangement(row, model, machine, batch)
     machine = _with_room(machine, arrangement)
-    replicas = arrangement.replicas if row.per_device or arrangement.sharded else 1
+    replicas = arrangement.parallelism.replicas if row.per_device or arrangement.parallelism.sharded else 1
     work = Workload(sequences=batch * replicas, prompt_tokens=max(1, prompt), generate_tokens=max(1, generate))
     speculation = None
     if "speculative" in row.strategy:
         speculation = Speculation(draft_tokens=16, acceptance=0.85)
         unstated = True
-    arrangement = _filled(row, model, machine, arrangement, work)
+    scenario = Scenario.described(
+        replace(model, context_tokens=max(model.context_tokens, work.context_tokens + 1)),
+        machine,
+        work,
+        engine=engine,
+        speculation=speculation,
+    )
     return Case(
         row=row,
         family=family,
-        model=replace(model, context_tokens=max(model.context_tokens, work.context_tokens + 1)),
-        machine=machine,
-        arrangement=arrangement,
-        engine=engine,
-        work=work,
-        speculation=speculation,
+        scenario=scenario,
+        arrangement=_filled(row, scenario, arrangement),
         unstated=unstated or not stated,
         assumed_batch=assumed,
         estimate_only=_estimate_only(row, family, unstated=unstated or not stated, assumed=assumed),
@@ -326,102 +326,78 @@ def _batch(row: Row) -> tuple[int, bool]:
 
 
 def _arrangement(row: Row, model: Model, machine: Machine, batch: int) -> Arrangement:
-    strategy, count = row.strategy, row.num_devices or 1
+    name, count, layers = row.strategy, row.num_devices or 1, model.num_layers
     tier = row.weight_tier.lower()
-    source = Tier.DISK if re.search(r"nvme|disk|ssd|hdd", tier) and "cpu/ssd" not in tier else Tier.HOST
-    if machine.host is None and strategy.startswith(("stream", "partial")):
-        source = Tier.DISK
-    if strategy in {"resident", "cpu_resident"} and count == 1:
-        if tier in {"cpu", "ram"} and machine.host is not None:
-            return Arrangement(strategy="cpu", source=Tier.HOST, resident_share=0.0, cpu_share=1.0)
-        return Arrangement(strategy="resident")
-    if strategy.startswith("tensor"):
+    source = Placement.DISK if re.search(r"nvme|disk|ssd|hdd", tier) and "cpu/ssd" not in tier else Placement.HOST
+    if machine.host is None and name.startswith(("stream", "partial")):
+        source = Placement.DISK
+    held = arranged(layers)
+    mixture = any(group.layer.num_experts for group in model.groups)
+    if name in {"resident", "cpu_resident"} and count == 1:
+        return arranged(layers, cpu=layers) if tier in {"cpu", "ram"} and machine.host is not None else held
+    if name.startswith("tensor"):
         width = re.search(r"TP(\d+)", row.parallelism)
         n = int(width[1]) if width else count
-        return Arrangement(strategy="tensor", tensor=n, two_dimensional=strategy.endswith("2d"))
-    if strategy == "tp+pp" or (strategy == "pipeline" and count > 1):
+        return held._replace(parallelism=Parallelism(tensor=n, two_dimensional=name.endswith("2d")))
+    if name == "tp+pp" or (name == "pipeline" and count > 1):
         both = re.search(r"TP(\d+)xPP(\d+)", row.parallelism)
         stages = re.search(r"PP(\d+)", row.parallelism)
         width_n, depth = (int(both[1]), int(both[2])) if both else (1, int(stages[1]) if stages else count)
         batches = min(batch, depth) if row.metric == "throughput" or both else 1
-        return Arrangement(
-            strategy="pipeline" if width_n == 1 else "tensor+pipeline",
-            tensor=width_n,
-            pipeline=depth,
-            micro_batches=max(1, batches),
-        )
-    if strategy == "pipeline":
-        return Arrangement(strategy="resident")
-    if "bandwidth_centric" in strategy:
-        if "HBM" in strategy:
-            return Arrangement(strategy="sharded", replicas=count, sharded=True, resident_share=1.0)
-        return Arrangement(
-            strategy="sharded", source=source, slots=2, resident_share=0.0, replicas=count, sharded=count > 1
-        )
-    if strategy.startswith(("stream_sequential", "stream_overlap", "stream", "partial_resident")):
-        if "selectively" in row.notes and any(group.layer.num_experts for group in model.groups):
-            return Arrangement(strategy="experts", source=source, expert_hit_rate=0.0, overlap=False)
-        overlap = "sequential" not in strategy
-        kv = Tier.HOST if re.search(r"kv (?:offload|cache in cpu)", (row.engine + row.notes).lower()) else Tier.DEVICE
-        return Arrangement(
-            strategy="overlap" if overlap else "sequential",
-            source=source,
-            overlap=overlap,
-            slots=2 if overlap else 1,
-            resident_share=0.0,
-            kv_tier=kv,
-        )
-    if strategy == "partial_offload_cpu_compute":
-        return Arrangement(strategy="hybrid", source=Tier.HOST, slots=0, resident_share=0.5, cpu_share=0.5)
-    if strategy in {"moe_offload", "moe_cpu_compute"}:
-        if not any(group.layer.num_experts for group in model.groups):
+        return held._replace(parallelism=Parallelism(tensor=width_n, pipeline=depth, micro_batches=max(1, batches)))
+    if name == "pipeline":
+        return held
+    if "bandwidth_centric" in name:
+        if "HBM" in name:
+            return held._replace(parallelism=Parallelism(replicas=count, sharded=True))
+        return arranged(layers, resident=0, source=source, parallelism=Parallelism(replicas=count, sharded=count > 1))
+    if name.startswith(("stream_sequential", "stream_overlap", "stream", "partial_resident")):
+        if "selectively" in row.notes and mixture:
+            return held._replace(expert_hit_rate=0.0, expert_source=source)
+        on_host = re.search(r"kv (?:offload|cache in cpu)", (row.engine + row.notes).lower()) is not None
+        slots = 1 if "sequential" in name else 2
+        return arranged(layers, resident=0, source=source, slots=slots, cache_on_host=on_host)
+    if name == "partial_offload_cpu_compute":
+        return arranged(layers, cpu=layers)
+    if name in {"moe_offload", "moe_cpu_compute"}:
+        if not mixture:
             raise Excluded("no mixture of experts")
-        if strategy == "moe_cpu_compute":
-            return Arrangement(strategy="hybrid", source=Tier.HOST, slots=0, resident_share=0.5, cpu_share=0.5)
-        return Arrangement(strategy="experts", source=Tier.HOST, expert_hit_rate=0.0)
-    if strategy == "resident" or strategy.endswith("speculative"):
-        return Arrangement(strategy="resident")
-    raise Excluded(f"the strategy {strategy!r} is none that is planned")
+        return arranged(layers, cpu=layers) if name == "moe_cpu_compute" else held._replace(expert_hit_rate=0.0)
+    if name == "resident" or name.endswith("speculative"):
+        return held
+    raise Excluded(f"the strategy {name!r} is none that is planned")
 
 
 def _with_room(machine: Machine, arrangement: Arrangement) -> Machine:
     """Give a machine the links that the row's arrangement needs and its description lacks."""
-    if arrangement.devices_per_copy > 1 and machine.devices > 1 and "scale_up" not in machine.links:
+    if arrangement.parallelism.devices_per_copy > 1 and machine.devices > 1 and "scale_up" not in machine.links:
         rate = Quantity(12e9, 5e9, 25e9, "assumed: device to device over the host's bus")
         machine = with_parts(machine, scale_up=rate)
-    if arrangement.devices_per_copy > machine.devices and "network" not in machine.links:
+    if arrangement.parallelism.devices_per_copy > machine.devices and "network" not in machine.links:
         machine = with_parts(machine, network=Quantity(1e9, 0.1e9, 10e9, "assumed: an ordinary network"))
     return machine
 
 
-def _filled(row: Row, model: Model, machine: Machine, arrangement: Arrangement, work: Workload) -> Arrangement:
+def _filled(row: Row, scenario: Scenario, arrangement: Arrangement) -> Arrangement:
     """Decide what stays on the device where the source leaves that to the software."""
+    model = scenario.model
+    layers = model.num_layers
     if row.strategy == "partial_resident":
-        held = re.search(r"gpu(\d+(?:\.\d+)?)B", row.weight_tier)
-        if held is not None:
-            share = min(0.99, float(held[1]) * 1e9 / model.parameters)
-            return replace(arrangement, resident_share=share)
-    room = usable_bytes(machine, Tier.DEVICE)
-    if arrangement.streamed_share > 0 and machine.host is not None:
-        alone = memory_need(model, machine, replace(arrangement, kv_tier=Tier.DEVICE), work)
-        if alone.device_bytes > room:
-            return replace(arrangement, kv_tier=Tier.HOST)
-    if arrangement.strategy == "hybrid":
-        low, high = 0.0, 1.0
-        for _ in range(20):
-            middle = (low + high) / 2
-            tried = replace(arrangement, resident_share=middle, cpu_share=1 - middle)
-            low, high = (
-                (middle, high) if memory_need(model, machine, tried, work).device_bytes <= room else (low, middle)
-            )
-        return replace(arrangement, resident_share=low, cpu_share=1 - low)
+        given = re.search(r"gpu(\d+(?:\.\d+)?)B", row.weight_tier)
+        if given is not None:
+            share = min(0.99, float(given[1]) * 1e9 / model.parameters)
+            source = Placement.DISK if Placement.DISK in arrangement.placements else Placement.HOST
+            kept = min(layers - 1, math.floor(share * layers))
+            return arranged(layers, resident=kept, source=source, slots=arrangement.slots)
+    streams = arrangement.streamed_share > 0 and scenario.described_machine.host is not None
+    if streams and not device_fits(scenario, arrangement._replace(cache_on_host=False)):
+        return arrangement._replace(cache_on_host=True)
+    if row.strategy in {"partial_offload_cpu_compute", "moe_cpu_compute"}:
+        kept = 0
+        while kept < layers and device_fits(scenario, arranged(layers, cpu=layers - kept - 1)):
+            kept += 1
+        return arranged(layers, cpu=layers - kept)
     if arrangement.expert_hit_rate is not None:
-        low, high = 0.0, 1.0
-        for _ in range(20):
-            middle = (low + high) / 2
-            tried = replace(arrangement, expert_hit_rate=middle)
-            low, high = (
-                (middle, high) if memory_need(model, machine, tried, work).device_bytes <= room else (low, middle)
-            )
-        return replace(arrangement, expert_hit_rate=low)
+        share = largest_share(lambda share: arrangement._replace(expert_hit_rate=share), scenario)
+        return arrangement._replace(expert_hit_rate=share)
     return arrangement

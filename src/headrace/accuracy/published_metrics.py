@@ -10,11 +10,10 @@ from headrace.accuracy.published import Row
 from headrace.accuracy.published_case import FAMILIES, Case, Excluded, case_of, family_of, is_fitted, machine_of
 from headrace.accuracy.published_operations import operation_of
 from headrace.errors import HeadraceError
-from headrace.machine.machine import Tier
 from headrace.machine.quantity import Interval, Quantity, interval_of
-from headrace.planning.cost import WorkCost, pass_cost, work_cost
+from headrace.planning.closed_form import WorkCost, pass_cost, work_cost
 from headrace.planning.machine_rates import MachineRates, quantities
-from headrace.planning.memory_need import memory_need, usable_bytes
+from headrace.planning.splits import device_fits
 from headrace.planning.workload import PassTokens, Workload
 
 _SERVED_LENGTH_SHARE = 0.9
@@ -86,8 +85,15 @@ def figure_of(case: Case) -> tuple[dict[str, Quantity], Callable[[Mapping[str, f
         raise Excluded(f"the unit {unit!r} is not known")
     if case.row.batch_text.startswith("max"):
         case = _filled_batch(case)
-    constants = dict(quantities(case.machine, case.engine, case.arrangement, weight_format=case.model.weight_format))
-    constants["engine.spread"] = case.engine.spread
+    constants = dict(
+        quantities(
+            case.scenario.described_machine,
+            case.scenario.engine,
+            case.arrangement,
+            weight_format=case.scenario.model.weight_format,
+        )
+    )
+    constants["engine.spread"] = case.scenario.engine.spread
     if case.unstated:
         constants["unstated"] = _UNSTATED_BATCH if case.assumed_batch else _UNSTATED
     if metric == "ttft_serving":
@@ -104,22 +110,27 @@ def figure_of(case: Case) -> tuple[dict[str, Quantity], Callable[[Mapping[str, f
 
 def _filled_batch(case: Case) -> Case:
     """As many sequences at once as memory holds: unlimited concurrency."""
-    room = usable_bytes(case.machine, Tier.DEVICE)
 
     def fits(sequences: int) -> bool:
-        work = replace(case.work, sequences=sequences)
-        return memory_need(case.model, case.machine, case.arrangement, work).device_bytes <= room
+        return device_fits(case.scenario.batch(sequences), case.arrangement)
 
     low, high = 1, _MOST_SEQUENCES
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     # Sequences end at different times: on the average a little less than all places are taken by full contexts.
-    return replace(case, work=replace(case.work, sequences=low), unstated=True)
+    return replace(case, scenario=case.scenario.batch(low), unstated=True)
 
 
 def _work(case: Case, rates: MachineRates) -> WorkCost:
-    return work_cost(case.model, case.machine, case.arrangement, case.work, rates, speculation=case.speculation)
+    return work_cost(
+        case.scenario.model,
+        case.scenario.described_machine,
+        case.arrangement,
+        case.scenario.workload,
+        rates,
+        speculation=case.scenario.speculation,
+    )
 
 
 def _throughput(case: Case, rates: MachineRates) -> float:
@@ -127,20 +138,22 @@ def _throughput(case: Case, rates: MachineRates) -> float:
     cost = _work(case, rates)
     if case.row.batch_text.startswith("max"):
         return _steady(case, rates)
-    copies = case.arrangement.devices if case.row.per_device else 1
-    return case.work.sequences * case.work.generate_tokens / copies / cost.total_s
+    copies = case.arrangement.parallelism.devices if case.row.per_device else 1
+    return case.scenario.workload.sequences * case.scenario.workload.generate_tokens / copies / cost.total_s
 
 
 def _steady(case: Case, rates: MachineRates) -> float:
     """Tokens per second where prompts come all the time: each decode pass carries its share of a prefill."""
     step_s = _served_step_s(case, rates)
-    return case.work.sequences / step_s
+    return case.scenario.workload.sequences / step_s
 
 
 def _served_step_s(case: Case, rates: MachineRates) -> float:
     """A decode pass of all sequences and the share of a prefill that comes with it on the average."""
     work = _served(case)
-    step_s = work_cost(case.model, case.machine, case.arrangement, work, rates).decode_s_per_pass
+    step_s = work_cost(
+        case.scenario.model, case.scenario.described_machine, case.arrangement, work, rates
+    ).decode_s_per_pass
     prefill_s = _prefill_s(case, rates, work.prompt_tokens)
     return step_s + work.sequences / work.generate_tokens * prefill_s
 
@@ -148,16 +161,16 @@ def _served_step_s(case: Case, rates: MachineRates) -> float:
 def _served(case: Case) -> Workload:
     drawn = 1.0 if case.row.batch_text.startswith("max") else _SERVED_LENGTH_SHARE
     return replace(
-        case.work,
-        prompt_tokens=max(1, round(case.work.prompt_tokens * drawn)),
-        generate_tokens=max(1, round(case.work.generate_tokens * drawn)),
+        case.scenario.workload,
+        prompt_tokens=max(1, round(case.scenario.workload.prompt_tokens * drawn)),
+        generate_tokens=max(1, round(case.scenario.workload.generate_tokens * drawn)),
     )
 
 
 def _prefill_s(case: Case, rates: MachineRates, tokens: int) -> float:
     """Prefill of one sequence beside running ones: its arithmetic; the weights are read by the pass anyhow."""
     carried = PassTokens(sequences=1, new_tokens=tokens, context_tokens=tokens)
-    cost = pass_cost(case.model, case.machine, case.arrangement, carried, rates)
+    cost = pass_cost(case.scenario.model, case.scenario.described_machine, case.arrangement, carried, rates)
     fixed_s = cost.overhead_s
     return max(0.0, cost.total_s - fixed_s)
 
@@ -165,8 +178,8 @@ def _prefill_s(case: Case, rates: MachineRates, tokens: int) -> float:
 def _first_token(case: Case, rates: MachineRates) -> float:
     work = _served(case)
     alone_s = pass_cost(
-        case.model,
-        case.machine,
+        case.scenario.model,
+        case.scenario.described_machine,
         case.arrangement,
         PassTokens(sequences=1, new_tokens=work.prompt_tokens, context_tokens=work.prompt_tokens),
         rates,
@@ -184,9 +197,9 @@ def _per_token_over_batch(case: Case, rates: MachineRates) -> float:
     cost = _work(case, rates)
     if "world_size" in case.row.notes or "world size" in case.row.notes:
         # Every device holds a copy of the batch, and the source counts all of them.
-        gather = case.model.weights_bytes / rates.peer_bytes_per_s
-        return (cost.decode_s_per_pass + gather) / case.work.sequences
-    return cost.total_s / case.work.generate_tokens / case.work.sequences
+        gather = case.scenario.model.weights_bytes / rates.peer_bytes_per_s
+        return (cost.decode_s_per_pass + gather) / case.scenario.workload.sequences
+    return cost.total_s / case.scenario.workload.generate_tokens / case.scenario.workload.sequences
 
 
 def _total(case: Case, rates: MachineRates) -> float:
@@ -198,7 +211,7 @@ def _prefill_latency(case: Case, rates: MachineRates) -> float:
 
 
 def _prefill_rate(case: Case, rates: MachineRates) -> float:
-    return case.work.sequences * case.work.prompt_tokens / _work(case, rates).prefill_s
+    return case.scenario.workload.sequences * case.scenario.workload.prompt_tokens / _work(case, rates).prefill_s
 
 
 def _decode_latency(case: Case, rates: MachineRates) -> float:
@@ -206,11 +219,12 @@ def _decode_latency(case: Case, rates: MachineRates) -> float:
 
 
 def _decode_total(case: Case, rates: MachineRates) -> float:
-    return _work(case, rates).decode_s_per_pass * case.work.generate_tokens
+    return _work(case, rates).decode_s_per_pass * case.scenario.workload.generate_tokens
 
 
 def _single_stream(case: Case, rates: MachineRates) -> float:
-    one = replace(case, work=replace(case.work, sequences=1), arrangement=replace(case.arrangement, micro_batches=1))
+    undivided = replace(case.arrangement.parallelism, micro_batches=1)
+    one = replace(case, scenario=case.scenario.batch(1), arrangement=case.arrangement._replace(parallelism=undivided))
     return _work(one, rates).tokens_per_s
 
 

@@ -13,7 +13,7 @@ from headrace.machine.machine import Machine
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.model.catalogue import named_model
 from headrace.planning.collectives import all_reduce
-from headrace.planning.cost import cache_parts
+from headrace.planning.memory import cache_parts
 
 _WIDTH = 12288
 """of GPT-3, whose layer the published parts are of"""

@@ -9,8 +9,8 @@ import typer
 
 from headrace.accuracy.history import accuracy as accuracy_of
 from headrace.accuracy.history import as_json as stages_json
+from headrace.accuracy.history_file import VARIABLE, history_path, read_history
 from headrace.cli.command import Command
-from headrace.cli.history_file import VARIABLE, history_path, read_history
 from headrace.cli.options import JsonOption, existing_file
 from headrace.cli.output import Output, table
 

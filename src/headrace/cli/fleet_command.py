@@ -19,8 +19,8 @@ from headrace.machine.catalogue import find_machine
 from headrace.machine.quantity import Quantity
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
-from headrace.planning.comparison import Question
 from headrace.planning.price import Terms
+from headrace.planning.scenario import Scenario
 from headrace.planning.workload import Workload
 
 EXAMPLES = (
@@ -92,10 +92,10 @@ def fleet(
     if weights is not None:
         found = requantised(found, weights)
     asked = FleetAsked(
-        question=Question(
-            model=found,
-            machine=place,
-            work=Workload(sequences=batch or 1, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens),
+        scenario=Scenario.described(
+            found,
+            place,
+            Workload(sequences=batch or 1, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens),
         ),
         copies=parse_count(copies, option="--copies"),
         tokens_per_s=rate,

@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from headrace import __version__
-from headrace.cli.machine_plan import how
 from headrace.cli.output import Output, table, three_digits
+from headrace.cli.plan_report import how
 from headrace.economics.fleet import HUMAN_USD_PER_PAGE, Bill, Fleet, FleetAsked
 from headrace.machine.quantity import Interval
 from headrace.units import format_seconds
@@ -16,7 +16,7 @@ from headrace.units import format_seconds
 
 def fleet_json(asked: FleetAsked, made: Fleet) -> dict[str, Any]:
     """Build the object that `headrace fleet --json` prints."""
-    model, machine, service = asked.question.model, asked.question.machine, made.service
+    model, machine, service = asked.scenario.model, asked.scenario.described_machine, made.service
     return {
         "model": {"name": model.name, "parameters": model.parameters, "weights_bytes": round(model.weights_bytes)},
         "machine": {"name": machine.name, "processor": machine.processor.name, "devices": machine.num_devices},
@@ -25,17 +25,17 @@ def fleet_json(asked: FleetAsked, made: Fleet) -> dict[str, Any]:
             "tokens_per_s": asked.tokens_per_s,
             "slo_tokens_per_s": asked.promise.tokens_per_s,
             "slo_first_token_s": asked.promise.first_token_s,
-            "prompt_tokens": asked.question.work.prompt_tokens,
-            "generate_tokens": asked.question.work.generate_tokens,
+            "prompt_tokens": asked.scenario.workload.prompt_tokens,
+            "generate_tokens": asked.scenario.workload.generate_tokens,
         },
         "service": {
-            "strategy": service.answer.strategy,
-            "how": how(service.answer),
-            "binds": service.answer.binds,
+            "strategy": service.candidate.plan.strategy.value,
+            "how": how(service.candidate.plan),
+            "binds": service.candidate.prediction.binds,
             "batch": service.sequences,
             "batch_devices": service.devices,
             "reader_tokens_per_s": _ends(service.reader_tokens_per_s),
-            "first_token_s": _ends(service.answer.prefill_s),
+            "first_token_s": _ends(service.interval.prefill_s),
             "tokens_per_s_per_device": _ends(service.tokens_per_s_per_device),
             "prompt_tokens_per_s_per_device": _ends(service.prompt_tokens_per_s_per_device),
         },
@@ -95,15 +95,15 @@ def _bill(bill: Bill | str) -> dict[str, Any]:
 
 def show_fleet(output: Output, asked: FleetAsked, made: Fleet) -> None:
     """Print the sizes, the bills, and what they compare with."""
-    service, machine = made.service, asked.question.machine
-    answer = service.answer
+    service, machine = made.service, asked.scenario.described_machine
+    plan, predicted = service.candidate
     output.text(
-        f"{large(asked.copies)} {'copy' if asked.copies == 1 else 'copies'} of {asked.question.model.name} at "
+        f"{large(asked.copies)} {'copy' if asked.copies == 1 else 'copies'} of {asked.scenario.model.name} at "
         f"{asked.tokens_per_s:g} tokens/s each, on {machine.name}\n"
-        f"{answer.strategy} ({how(answer)}), a batch of {service.sequences:,} on {counted(service.devices)}: "
+        f"{plan.strategy.value} ({how(plan)}), a batch of {service.sequences:,} on {counted(service.devices)}: "
         f"{three_digits(service.tokens_per_s_per_device.expected)} tokens/s per device, "
         f"{three_digits(service.reader_tokens_per_s.expected)} for each reader, first token after "
-        f"{format_seconds(answer.prefill_s.expected)}; waits for {answer.binds}\n"
+        f"{format_seconds(predicted.prefill_s)}; waits for {predicted.binds}\n"
     )
     rows = [
         ("devices", *_span(made.devices)),

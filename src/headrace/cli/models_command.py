@@ -11,6 +11,7 @@ from headrace.cli.options import JsonOption
 from headrace.cli.output import Output, table, three_digits
 from headrace.model.catalogue import ModelEntry, find_model, model_entries
 from headrace.model.model import Model
+from headrace.planning.answer_json import model_json
 from headrace.units import format_bytes
 
 EXAMPLES = ("headrace models", "headrace models deepseek-v3", "headrace models 'gpt-3*1000' --json")
@@ -40,39 +41,6 @@ def models(
 def entry_json(entry: ModelEntry) -> dict[str, Any]:
     """Describe a catalogue entry: its layers and the names that it goes by."""
     return {**model_json(entry.model()), "name": entry.name, "aliases": list(entry.aliases)}
-
-
-def model_json(model: Model) -> dict[str, Any]:
-    """Describe a model: sizes in bytes, parameters, the groups of equal layers."""
-    return {
-        "name": model.name,
-        "parameters": model.parameters,
-        "active_parameters": model.active_parameters,
-        "weights_bytes": round(model.weights_bytes),
-        "weight_format": model.weight_format,
-        "num_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "vocab_size": model.vocab_size,
-        "context_tokens": model.context_tokens,
-        "kv_cache_bytes_per_token": round(model.kv_bytes_per_token()),
-        "layers": [
-            {
-                "count": group.count,
-                "parameters": group.layer.parameters,
-                "active_parameters": group.layer.active_parameters,
-                "size_bytes": round(group.layer.size_bytes),
-                "num_experts": group.layer.num_experts,
-                "experts_per_token": group.layer.experts_per_token,
-                "attention_heads": group.layer.query_heads,
-                "key_value_heads": group.layer.kv_heads,
-                "kv_elements_per_token": group.layer.kv_elements_per_token,
-                "window_tokens": group.layer.window_tokens,
-            }
-            for group in model.groups
-        ],
-        "source": model.source,
-        "notes": list(model.notes),
-    }
 
 
 def _show_all(output: Output) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from headrace.machine.machine import Tier
-from headrace.planning.arrangement import Arrangement
-from headrace.planning.break_even import BreakEvenReport
-from headrace.planning.comparison import Answer, Question
-from headrace.planning.cost import pass_cost
+from headrace.planning.answer import PlanAnswer
+from headrace.planning.closed_form import pass_cost
 from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.plan import Arrangement, Placement, arranged
+from headrace.planning.scenario import Scenario
 from headrace.planning.workload import PassTokens
 from headrace.units import format_seconds
 
@@ -18,17 +17,19 @@ WIDTH, HEIGHT = 64, 10
 _LEAST_TOKENS, _MOST_TOKENS = 1.0, 2.0**17
 
 
-def pass_chart(question: Question, best: Answer, report: BreakEvenReport | None) -> str:
+def pass_chart(answer: PlanAnswer) -> str:
     """Draw what a pass takes when it carries more tokens: as recommended, and streamed where there is a source.
 
     A flat line means that further tokens are free. `|` marks break-even. Lines end with a newline.
     """
-    curves: dict[str, Callable[[float], float]] = {"#": _seconds(question, best.arrangement)}
-    labels = [f"# {best.strategy}"]
-    if report is not None and best.arrangement.streamed_share < 1e-9:
-        streamed = Arrangement(strategy="overlap", source=report.source, slots=2, resident_share=0.0)
-        curves["o"] = _seconds(question, streamed)
-        labels.append(f"o streamed from {report.source.value}")
+    scenario, best, report = answer.scenario, answer.best, answer.break_even
+    assert best is not None
+    curves: dict[str, Callable[[float], float]] = {"#": _seconds(scenario, best.plan.arrangement)}
+    labels = [f"# {best.plan.strategy.value}"]
+    if report is not None and not best.plan.streamed_blocks:
+        source = Placement(report.source.value)
+        curves["o"] = _seconds(scenario, arranged(scenario.model.num_layers, resident=0, source=source))
+        labels.append(f"o streamed from {source.value}")
     tokens = [_LEAST_TOKENS * (_MOST_TOKENS / _LEAST_TOKENS) ** (column / (WIDTH - 1)) for column in range(WIDTH)]
     values = {mark: [curve(count) for count in tokens] for mark, curve in curves.items()}
     least = min(min(series) for series in values.values())
@@ -58,15 +59,15 @@ def pass_chart(question: Question, best: Answer, report: BreakEvenReport | None)
     return "\n".join(lines) + "\n"
 
 
-def _seconds(question: Question, arrangement: Arrangement) -> Callable[[float], float]:
+def _seconds(scenario: Scenario, arrangement: Arrangement) -> Callable[[float], float]:
     """Return the time of a pass over so many tokens, each with this work's context before it."""
-    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.model.weight_format)
-    rates = MachineRates.of({name: constant.expected for name, constant in constants.items()})
-    context = question.work.context_tokens
-    held_on_device = arrangement.kv_tier is Tier.DEVICE
+    model, machine = scenario.model, scenario.described_machine
+    constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
+    rates = MachineRates.expected(constants)
+    context = 1 if arrangement.cache_on_host else scenario.workload.context_tokens
 
     def of(tokens: float) -> float:
-        carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=context if held_on_device else 1)
-        return pass_cost(question.model, question.machine, arrangement, carried, rates).total_s
+        carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=context)
+        return pass_cost(model, machine, arrangement, carried, rates).total_s
 
     return of

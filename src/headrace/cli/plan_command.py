@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from headrace.accuracy.history import learn
+from headrace import __version__
 from headrace.cli.command import Command
 from headrace.cli.dependencies import require_run_libraries
-from headrace.cli.history_file import read_history
-from headrace.cli.machine_plan import MachineAsked, plan_for_machine
 from headrace.cli.options import (
     CacheOnHostOption,
     CpuBlocksOption,
@@ -22,19 +21,13 @@ from headrace.cli.options import (
     ReadLimitOption,
 )
 from headrace.cli.output import Output
-from headrace.errors import InvalidRequestError, near_names
-from headrace.inference.model_source import resolve_model
-from headrace.machine.catalogue import find_machine
-from headrace.machine.machine import Machine
-from headrace.model.catalogue import find_model
-from headrace.model.formats import requantised
-from headrace.planning.plan import Strategy
-from headrace.planning.strategies import STRATEGIES
-from headrace.planning.workload import Speculation, Workload
-from headrace.units import parse_size
-
-if TYPE_CHECKING:
-    from headrace.cli.planning_case import Asked
+from headrace.cli.plan_report import show_plan
+from headrace.cli.trace_file import check_writable, write_trace
+from headrace.inference.plan_api import ModelChanges, plan_answer, request_of
+from headrace.planning.answer import PlanAnswer
+from headrace.planning.answer_json import answer_json
+from headrace.planning.prediction import timeline_of
+from headrace.planning.strategies import Strategy
 
 EXAMPLES = (
     "headrace plan ./my-model --memory 4GiB",
@@ -89,7 +82,7 @@ def plan(
     prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")] = 16,
     generate_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="New tokens of each sequence.")] = 32,
     strategy: Annotated[
-        str, typer.Option(metavar="NAME", help=f"auto: compare all. Or one of: {', '.join(STRATEGIES)}.")
+        str, typer.Option(metavar="NAME", help=f"auto: compare all. Or one of: {', '.join(Strategy)}.")
     ] = "auto",
     weights: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="Weights in another format: fp16, fp8, int8, int4, q4_k_m, ...")
@@ -123,6 +116,12 @@ def plan(
             "latency against devices.",
         ),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the predicted timeline in the Chrome trace format (opens in Perfetto)."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict every way to run a model, before running it.
@@ -130,194 +129,60 @@ def plan(
     Names the fastest way that fits, what it waits for, the tokens per pass below which more tokens are free, and what
     would help.
     """
-    workload = Workload(sequences=batch, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens)
-    _check_strategy(strategy)
     if plot is not None:
         from headrace.cli.plot import check_plot_path
 
         check_plot_path(plot)
+    if trace is not None:
+        check_writable(trace, option="--trace")
     output = Output(as_json=as_json)
-    described = None if machine is None else _describe(machine)
-    extras = {
-        "--weights": weights,
-        "--kv-bits": kv_bits,
-        "--draft-tokens": draft_tokens,
-        "--expert-hit-rate": expert_hit_rate,
-        "--sampling": sampling,
-    }
-    wanted = [name for name, value in extras.items() if value is not None]
-    if _is_checkpoint(model) and (described is None or described.is_calibrated) and not wanted:
-        from headrace.cli.planning_case import Asked  # not at the top: `--help` would wait for the planner
-
-        asked = Asked(
-            memory=memory,
-            workload=workload,
-            strategy=None if strategy == "auto" else _runtime_strategy(strategy),
-            dtype=None if dtype is DtypeChoice.AUTO else dtype.value,
-            read_limit=read_limit,
-            device=device,
-            host_memory=host_memory,
-            cpu_blocks=cpu_blocks,
-            cache_on_host=cache_on_host,
-        )
-        if described is not None and learned:
-            described, taught_by_runs = learn(described, read_history())
-            for sentence in taught_by_runs:
-                output.note(f"{sentence} (--no-learned keeps the file's)")
-        _plan_checkpoint(model, described, asked, origin=machine or "", plot=plot, output=output)
-        return
-    _refuse_for_shapes(
-        described,
-        dtype=dtype is not DtypeChoice.AUTO,
-        read_limit=read_limit is not None,
+    request = request_of(
+        memory=memory,
+        host_memory=host_memory,
         device=device,
+        batch=batch,
+        prompt_tokens=prompt_tokens,
+        generate_tokens=generate_tokens,
+        strategy=strategy,
+        dtype=dtype.value,
+        read_limit=read_limit,
         cpu_blocks=cpu_blocks,
         cache_on_host=cache_on_host,
+        draft_tokens=draft_tokens,
+        acceptance=acceptance,
+        expert_hit_rate=expert_hit_rate,
     )
+    changes = ModelChanges(weights=weights, kv_bits=kv_bits)
     with output.reserved():
-        if described is None:
-            require_run_libraries(f"measuring this machine (or name one: --machine 8xh100; {', '.join(wanted)})")
-            with output.to_stderr.status("measuring this machine ..."):
-                described = _measure_here(device)
-        if described.is_calibrated:
-            described = described.on("auto" if machine is None else device, origin=machine or "")
-        found = find_model(model)
-        if weights is not None:
-            found = requantised(found, weights)
-        if kv_bits is not None:
-            found = found.with_kv_element_bytes(kv_bits / 8)
-        drafts = None if draft_tokens is None else Speculation(draft_tokens=draft_tokens, acceptance=acceptance)
-        plan_for_machine(
-            output,
-            MachineAsked(
-                model=found,
-                machine=described,
-                work=workload,
-                memory_bytes=None if memory is None else parse_size(memory),
-                host_memory_bytes=None if host_memory is None else parse_size(host_memory),
-                strategy=None if strategy == "auto" else strategy,
-                speculation=drafts,
-                expert_hit_rate=expert_hit_rate,
-                sampling=sampling,
-                plot=plot,
-            ),
-        )
-
-
-def _plan_checkpoint(
-    model: str,
-    described: Machine | None,
-    asked: Asked,
-    *,
-    origin: str,
-    plot: Path | None,
-    output: Output,
-) -> None:
-    from headrace.cli.plan_report import plan_json, recommended, show_plan
-    from headrace.planning.planner import compare
-
-    with output.reserved():
-        if described is not None:
-            from headrace.cli.planning_case import from_description
-
-            case = from_description(resolve_model(model), asked, described, origin=origin)
-        else:
-            require_run_libraries("measuring this machine (without --machine FILE)")
-            directory = resolve_model(model)
-            with output.to_stderr.status("measuring the disk and one layer ..."):
-                from headrace.cli.planning_case import measured_here
-
-                case = measured_here(directory, asked)
-        compared = compare(case.scenario, asked.strategy)
-        best = recommended(compared)
-        if plot is not None and best is None:
-            output.note(f"--plot {plot}: nothing fits, so there is nothing to draw")
-        elif plot is not None and best is not None:
-            from headrace.cli.plot import draw_checkpoint_plan
-
-            draw_checkpoint_plan(plot, case, best)
-        if output.as_json:
-            output.json(plan_json(case, compared, best))
-        else:
-            show_plan(output, case, compared, best)
-
-
-def _describe(text: str) -> Machine:
-    """A machine file, or a name from the catalogue."""
-    path = Path(text).expanduser()
-    if not path.is_file() and (path.suffix == ".toml" or "/" in text):
-        raise InvalidRequestError(f"--machine {text}: there is no such file")
-    return find_machine(text)
-
-
-def _is_checkpoint(model: str) -> bool:
-    """Whether MODEL is a directory with weights, or a hub id that is to be fetched: what the runtime can run."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return any(path.glob("*.safetensors")) or not (path / "config.json").is_file()
-    if path.is_file():
-        return False
-    return "/" in model and not _known(model)
-
-
-def _known(model: str) -> bool:
-    try:
-        find_model(model)
-    except Exception:
-        return False
-    return True
-
-
-def _check_strategy(name: str) -> None:
-    if name != "auto" and name not in STRATEGIES:
-        raise InvalidRequestError(
-            f"--strategy {name}: there is no such strategy; {near_names(name, STRATEGIES)}known: auto, "
-            + ", ".join(STRATEGIES)
-        )
-
-
-def _runtime_strategy(name: str) -> Strategy:
-    if name not in {item.value for item in Strategy}:
-        raise InvalidRequestError(
-            f"--strategy {name}: a checkpoint on one computer runs as {', '.join(Strategy)}; for other strategies name "
-            "a machine that can do them (--machine 8xh100)"
-        )
-    return Strategy(name)
-
-
-def _refuse_for_shapes(
-    described: Machine | None,
-    *,
-    dtype: bool,
-    read_limit: bool,
-    device: str,
-    cpu_blocks: bool,
-    cache_on_host: bool,
-) -> None:
-    """Refuse what only the runtime's own planner heeds, where a model is planned by its shape."""
-    compared_anyhow = "here what the host computes, and keys and values that wait there, are compared anyhow"
-    for name, given, instead in (
-        ("--dtype", dtype, "here use --weights, or a machine file with that link"),
-        ("--read-limit", read_limit, "here use --weights, or a machine file with that link"),
-        ("--cpu-blocks", cpu_blocks, compared_anyhow),
-        ("--cache-on-host", cache_on_host, compared_anyhow),
-    ):
-        if given:
-            raise InvalidRequestError(
-                f"{name} applies to a checkpoint on the machine at hand or on one that `headrace probe` measured; "
-                f"{instead}"
+        if machine is None:
+            require_run_libraries("measuring this machine (or name one: --machine 8xh100)")
+        with _measuring(output) if machine is None else contextlib.nullcontext():
+            answer = plan_answer(
+                model, machine=machine, request=request, changes=changes, sampling=sampling, learned=learned
             )
-    if described is not None and not described.is_calibrated and device != "auto":
-        raise InvalidRequestError(
-            f"--device {device} applies to the machine at hand or to one that `headrace probe` measured; "
-            f"{described.name} computes on its own devices"
-        )
+        _draw(output, answer, plot=plot, trace=trace)
+        if output.as_json:
+            output.json(answer_json(answer, version=__version__))
+        else:
+            show_plan(output, answer)
 
 
-def _measure_here(device: str) -> Machine:
-    from headrace.inference.api import probe
+def _measuring(output: Output) -> contextlib.AbstractContextManager[object]:
+    return output.to_stderr.status("measuring the disk and one layer ...")
 
-    return probe(device=device)
+
+def _draw(output: Output, answer: PlanAnswer, *, plot: Path | None, trace: Path | None) -> None:
+    """Write the pictures and the timeline that were asked for."""
+    best = answer.best
+    for option, path in (("--plot", plot), ("--trace", trace)):
+        if path is not None and best is None:
+            output.note(f"{option} {path}: nothing fits, so there is nothing to draw")
+    if plot is not None and (best is not None or not answer.scenario.is_calibrated):
+        from headrace.cli.plot import draw_plan
+
+        draw_plan(plot, answer)
+    if trace is not None and best is not None:
+        write_trace(trace, predicted=timeline_of(best, answer.scenario))
 
 
 PLAN = Command("plan", plan, EXAMPLES)

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import DependencyError, InvalidRequestError
-from headrace.planning.break_even import break_even_report
-from headrace.planning.comparison import Question
 from headrace.planning.curves import Curve, against_devices, against_size, against_tokens
 from headrace.units import format_bytes
 
 if TYPE_CHECKING:
-    from headrace.cli.planning_case import PlanningCase
-    from headrace.planning.prediction import Candidate
+    from headrace.planning.answer import PlanAnswer
+    from headrace.planning.scenario import Scenario
 
 _FORMATS = (".png", ".svg")
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8a5fb5", "#c98a1b", "#4d4d4d", "#17a2a2")
@@ -33,31 +31,34 @@ def check_plot_path(path: Path) -> None:
     _matplotlib()
 
 
-def draw_plan(path: Path, question: Question) -> None:
-    """Draw the three panels for a model's shape on a described machine."""
+def draw_plan(path: Path, answer: PlanAnswer) -> None:
+    """Draw a measured machine's two panels (tokens per pass, memory), or a described one's three."""
     check_plot_path(path)
+    scenario = answer.scenario
+    if scenario.is_calibrated:
+        _draw_measured(path, answer)
+        return
     figure, axes = _figure(3)
-    _tokens_panel(axes[0], question)
-    _size_panel(axes[1], question)
-    _devices_panel(axes[2], question)
-    work = question.work
+    _tokens_panel(axes[0], answer)
+    _size_panel(axes[1], scenario)
+    _devices_panel(axes[2], scenario)
+    work = scenario.workload
     figure.suptitle(
-        f"{question.model.name} on {question.machine.name}: {work.sequences} x ({work.prompt_tokens} + "
+        f"{scenario.model.name} on {answer.machine_name}: {work.sequences} x ({work.prompt_tokens} + "
         f"{work.generate_tokens}) tokens"
     )
     _save(figure, path)
 
 
-def draw_checkpoint_plan(path: Path, case: PlanningCase, best: Candidate) -> None:
-    """Draw two panels for a checkpoint on a measured machine: against tokens per pass, and against memory."""
+def _draw_measured(path: Path, answer: PlanAnswer) -> None:
     from headrace.errors import BudgetError
     from headrace.planning.planner import plan_fastest
     from headrace.planning.prediction import predict
     from headrace.planning.workload import Workload
 
-    check_plot_path(path)
+    scenario, best = answer.scenario, answer.best
+    assert best is not None
     figure, axes = _figure(2)
-    scenario = case.scenario
     model = scenario.model
     counts = [2**power for power in range(15)]
     load_s = best.prediction.load_s_per_pass
@@ -88,32 +89,32 @@ def draw_checkpoint_plan(path: Path, case: PlanningCase, best: Candidate) -> Non
     axes[1].set_ylabel("seconds per pass")
     axes[1].set_ylim(bottom=0)
     axes[1].legend(fontsize=8)
-    where = case.machine["name"] if device == "cpu" else f"{device} of {case.machine['name']}"
+    where = answer.machine_name if device == "cpu" else f"{device} of {answer.machine_name}"
     figure.suptitle(f"{model.name} in {format_bytes(scenario.budget_bytes)} on {where}")
     _save(figure, path)
 
 
-def _tokens_panel(axis: Any, question: Question) -> None:
-    for colour, curve in zip(_COLOURS, against_tokens(question), strict=False):
+def _tokens_panel(axis: Any, answer: PlanAnswer) -> None:
+    for colour, curve in zip(_COLOURS, against_tokens(answer.scenario), strict=False):
         _line(axis, curve, colour)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("tokens per pass")
     axis.set_ylabel("seconds per pass")
     axis.set_title("more tokens are free up to break-even", fontsize=10)
-    report = break_even_report(question)
+    report = answer.break_even
     if report is not None:
         _mark_break_even(axis, report.tokens_per_pass.expected)
     axis.legend(fontsize=7)
 
 
-def _size_panel(axis: Any, question: Question) -> None:
-    curve = against_size(question)
+def _size_panel(axis: Any, scenario: Scenario) -> None:
+    curve = against_size(scenario)
     _line(axis, Curve(name="this model, scaled", points=curve.points), _COLOURS[0], marker="o")
-    own = [point for point in curve.points if point[0] == question.model.parameters]
+    own = [point for point in curve.points if point[0] == scenario.model.parameters]
     if own:
         axis.plot([own[0][0]], [own[0][1].expected], marker="*", color=_COLOURS[1], markersize=12, linestyle="none")
-        axis.annotate(question.model.name, (own[0][0], own[0][1].expected), fontsize=8, xytext=(6, -12),
+        axis.annotate(scenario.model.name, (own[0][0], own[0][1].expected), fontsize=8, xytext=(6, -12),
                       textcoords="offset points")  # fmt: skip
     if not curve.points:
         axis.text(0.5, 0.5, "no rent is known of these devices", ha="center", transform=axis.transAxes, fontsize=9)
@@ -122,11 +123,11 @@ def _size_panel(axis: Any, question: Question) -> None:
         axis.set_yscale("log")
     axis.set_xlabel("parameters")
     axis.set_ylabel("dollars per 750 words")
-    axis.set_title(f"on as many {question.machine.processor.name} as it takes", fontsize=10)
+    axis.set_title(f"on as many {scenario.described_machine.processor.name} as it takes", fontsize=10)
 
 
-def _devices_panel(axis: Any, question: Question) -> None:
-    curves = against_devices(question)
+def _devices_panel(axis: Any, scenario: Scenario) -> None:
+    curves = against_devices(scenario)
     for colour, curve in zip(_COLOURS, curves, strict=False):
         _line(axis, curve, colour, marker="o")
     if curves:

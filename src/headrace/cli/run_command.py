@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from headrace.accuracy.history_file import add_to_history
 from headrace.cli.command import Command
-from headrace.cli.history_file import add_to_history
 from headrace.cli.options import (
     CacheOnHostOption,
     CpuBlocksOption,
@@ -27,6 +27,7 @@ from headrace.cli.options import (
 )
 from headrace.cli.output import Output
 from headrace.cli.prompt import read_prompts
+from headrace.cli.run_record import record_of
 from headrace.cli.run_report import draft_summary, run_json, run_summary, run_table
 from headrace.cli.run_session import DEFAULT_DRAFT_TOKENS, DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
 from headrace.cli.sampling import Sampling
@@ -185,11 +186,11 @@ def show_run(request: RunRequest, output: Output, *, trace: Path | None = None) 
     output.note(run_table(result), run_summary(result))
     if result.drafted is not None:
         output.note(draft_summary(result.drafted))
-    remark = add_to_history(request, result)
+    remark = add_to_history(record_of(request, result))
     if remark is not None:
         output.note(remark)
     if trace is not None:
-        write_trace(trace, measured=result.handle.timeline(), predicted=result.handle.prediction.timeline)
+        write_trace(trace, measured=result.handle.timeline(), predicted=result.handle.predicted_timeline())
         output.note(f"trace: {trace} (open it in Perfetto)")
     return result
 

@@ -21,9 +21,10 @@ def check_writable(path: Path, *, option: str) -> None:
         raise InvalidRequestError(f"{option} {path} cannot be written: {error.strerror}") from error
 
 
-def write_trace(path: Path, *, measured: Timeline, predicted: Timeline) -> None:
-    """Write both timelines, one over the other when the file is opened."""
+def write_trace(path: Path, *, predicted: Timeline, measured: Timeline | None = None) -> None:
+    """Write the timelines, one over the other when the file is opened."""
+    processes = [("predicted", predicted)] if measured is None else [("measured", measured), ("predicted", predicted)]
     try:
-        path.write_text(chrome_trace([("measured", measured), ("predicted", predicted)]), encoding="utf-8")
+        path.write_text(chrome_trace(processes), encoding="utf-8")
     except OSError as error:
         raise InvalidRequestError(f"--trace {path} cannot be written: {error.strerror}") from error

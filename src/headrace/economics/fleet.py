@@ -15,9 +15,9 @@ from headrace.errors import HeadraceError, InvalidRequestError
 from headrace.machine.machine import Processor
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.planning import price
-from headrace.planning.comparison import Question
 from headrace.planning.machine_rates import arithmetic_format
 from headrace.planning.price import DEFAULT_TERMS, HOURS_PER_YEAR, Terms
+from headrace.planning.scenario import Scenario
 
 H100_FLOPS = 989e12
 """dense 16-bit operations per second of an H100, the unit in which devices are added up"""
@@ -32,7 +32,7 @@ HUMAN_USD_PER_PAGE = Quantity(
     "to 0.50 $ per word",
 )
 _SECONDS_PER_DAY = 86_400.0
-_WAITS_FOR_LINKS = ("host link", "disk")
+_WAITS_FOR_LINKS = ("link", "disk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class Stock:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetAsked:
-    """What the fleet is for. `question.work.sequences` is not used: the batch is found, or `sequences` fixes it."""
+    """What the fleet is for. `scenario.workload.sequences` is not used: the batch is found, or `sequences` fixes it."""
 
-    question: Question
+    scenario: Scenario
     copies: float
     tokens_per_s: float
     """that each copy writes, on average"""
@@ -60,9 +60,11 @@ class FleetAsked:
     def __post_init__(self) -> None:
         for what, value in (("copies", self.copies), ("tokens per second", self.tokens_per_s)):
             if not 0 < value < 1e18:
-                raise InvalidRequestError(f"{value} {what} cannot be meant; it must be more than 0")
+                raise InvalidRequestError(f"{value} {what} is invalid; it must be more than 0 and finite")
         if self.training_tokens is not None and not 0 < self.training_tokens < 1e24:
-            raise InvalidRequestError(f"{self.training_tokens} training tokens cannot be meant; more than 0 are needed")
+            raise InvalidRequestError(
+                f"{self.training_tokens} training tokens is invalid; it must be more than 0 and finite"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +113,8 @@ class Fleet:
 
 def plan_fleet(asked: FleetAsked) -> Fleet:
     """Size it. Raises MachineError where the model does not fit or the promise cannot be kept."""
-    question = asked.question
-    service = best_service(question, asked.promise, sequences=asked.sequences)
+    scenario = asked.scenario
+    service = best_service(scenario, asked.promise, sequences=asked.sequences)
     rate = service.tokens_per_s_per_device
     wanted = asked.copies * asked.tokens_per_s
     devices = Interval(
@@ -120,21 +122,21 @@ def plan_fleet(asked: FleetAsked) -> Fleet:
         low=_whole(wanted / rate.high, service),
         high=_whole(wanted / rate.low, service),
     )
-    equivalents = price.scaled(devices, h100_equivalents(question.machine.processor))
-    work = question.work
+    equivalents = price.scaled(devices, h100_equivalents(scenario.described_machine.processor))
+    work = scenario.workload
     per_day = wanted * _SECONDS_PER_DAY * work.context_tokens / work.generate_tokens
-    training = asked.training_tokens or TOKENS_PER_PARAMETER * question.model.parameters
+    training = asked.training_tokens or TOKENS_PER_PARAMETER * scenario.model.parameters
     crossover = price.crossover_tokens(training)
-    reached = _inference_share(question, service)
+    reached = _inference_share(scenario, service)
     chips, site = _power(asked, service, devices)
-    rated = question.machine.processor.power_w
-    held = service.answer.arrangement
+    rated = scenario.described_machine.processor.power_w
+    held = service.candidate.plan
     return Fleet(
         service=service,
         devices=devices,
         copies_per_device=price.scaled(rate, 1 / asked.tokens_per_s),
-        devices_per_copy_of_weights=held.devices_per_copy,
-        private_devices=asked.copies * _fewest_devices(question, held.devices_per_copy),
+        devices_per_copy_of_weights=held.parallelism.devices_per_copy,
+        private_devices=asked.copies * _fewest_devices(scenario, held.parallelism.devices_per_copy),
         h100_equivalents=equivalents,
         stock_share=None if asked.stock is None else _share(equivalents, asked.stock.h100_equivalents),
         device_power_w=chips,
@@ -142,10 +144,10 @@ def plan_fleet(asked: FleetAsked) -> Fleet:
         joules_per_token=None
         if rated is None
         else price.joules_per_token(rated, rate, drawn_share=drawn_share(service)),
-        rented=_bill(lambda: _interval(price.rent_usd_per_h(question.machine.processor)), service, devices),
+        rented=_bill(lambda: _interval(price.rent_usd_per_h(scenario.described_machine.processor)), service, devices),
         owned=_bill(
             lambda: price.owned_usd_per_h(
-                question.machine.processor, terms=asked.terms, drawn_share=drawn_share(service)
+                scenario.described_machine.processor, terms=asked.terms, drawn_share=drawn_share(service)
             ),
             service,
             devices,
@@ -168,7 +170,7 @@ def h100_equivalents(processor: Processor) -> float:
 
 def drawn_share(service: Service) -> Quantity:
     """Share of the rated power that a device draws in this service."""
-    if service.answer.binds in _WAITS_FOR_LINKS:
+    if service.candidate.prediction.binds in _WAITS_FOR_LINKS:
         return price.STREAMING_POWER_SHARE
     return price.power_share(service.filled_share)
 
@@ -177,16 +179,16 @@ def _whole(devices: float, service: Service) -> float:
     return float(math.ceil(devices / service.devices * (1 - 1e-12)) * service.devices)
 
 
-def _inference_share(question: Question, service: Service) -> float:
-    work, flops = question.work, question.machine.processor.flops
+def _inference_share(scenario: Scenario, service: Service) -> float:
+    work, flops = scenario.workload, scenario.described_machine.processor.flops
     tokens = service.tokens_per_s_per_device.expected * work.context_tokens / work.generate_tokens
-    operations = price.FLOPS_PER_PARAMETER_INFERRED * question.model.active_parameters * tokens
-    return min(1.0, operations / flops[arithmetic_format(question.model.weight_format, flops)].expected)
+    operations = price.FLOPS_PER_PARAMETER_INFERRED * scenario.model.active_parameters * tokens
+    return min(1.0, operations / flops[arithmetic_format(scenario.model.weight_format, flops)].expected)
 
 
 def _power(asked: FleetAsked, service: Service, devices: Interval) -> tuple[Interval | None, Interval | None]:
     """Return the devices' power, and the site's with hosts and cooling."""
-    rated = asked.question.machine.processor.power_w
+    rated = asked.scenario.described_machine.processor.power_w
     if rated is None:
         return None, None
     constants = {
@@ -223,9 +225,9 @@ def _bill(reckon: Callable[[], Interval], service: Service, devices: Interval) -
     )
 
 
-def _fewest_devices(question: Question, most: int) -> int:
+def _fewest_devices(scenario: Scenario, most: int) -> int:
     """Fewest devices whose memory holds the weights (or those that stay, where the service streams)."""
-    return min(most, math.ceil(question.model.weights_bytes / question.device_bytes))
+    return min(most, math.ceil(scenario.model.weights_bytes / scenario.budget_bytes))
 
 
 def _share(amount: Interval, of: Quantity) -> Interval:

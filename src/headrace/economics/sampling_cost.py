@@ -22,7 +22,7 @@ _MOST = {"side by side": 10_000, "one after another": 1_000}
 
 
 class Times(Protocol):
-    """Seconds of a workload; `headrace.planning.cost.WorkCost` is one."""
+    """Seconds of a workload; `headrace.planning.closed_form.WorkCost` is one."""
 
     @property
     def prefill_s(self) -> float:

@@ -1,4 +1,4 @@
-"""`headrace.load`, `headrace.plan`, `headrace.probe`: from a model directory and a budget to a model that runs."""
+"""`headrace.load`, `headrace.probe`: from a model directory and a budget to a model that runs."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from headrace.errors import HeadraceError
 from headrace.inference.assembly import assemble
-from headrace.inference.calibration import calibrate
+from headrace.inference.calibration import calibrate, time_cpu_layer
 from headrace.inference.model_source import resolve_model
 from headrace.inference.skeleton import read_transformers_config
 from headrace.machine.machine import Machine
+from headrace.planning.infeasible import budget_for_everything
 from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.load_options import Options, make_options
 from headrace.planning.plan import Placement, Plan
-from headrace.planning.planner import compare, plan_fastest, plan_strategy
-from headrace.planning.prediction import Candidate, predict
+from headrace.planning.planner import plan_fastest, plan_strategy
+from headrace.planning.prediction import predict
 from headrace.planning.scenario import Scenario
+from headrace.planning.scenarios import PlanRequest
 from headrace.streaming.checkpoint import Checkpoint
+from headrace.streaming.cuda_device import list_gpus
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.device_budget import device_budget_bytes, host_budget_bytes, refuse_what_is_not_free
 from headrace.streaming.devices import open_device
@@ -132,49 +134,63 @@ def draft_length(scenario: Scenario, plan: Plan, most: int) -> DraftLength:
     return DraftLength(pass_s=pass_s, most=most)
 
 
-def plan(
-    model: str | Path,
-    *,
-    memory: str | int | None = None,
-    batch: int = 1,
-    prompt_tokens: int = 16,
-    generate_tokens: int = 32,
-    strategy: str = "auto",
-    dtype: str = "auto",
-    read_limit: str | float | None = None,
-    device: str | Device = "auto",
-    host_memory: str | int | None = None,
-    cpu_blocks: bool = False,
-    cache_on_host: bool = False,
-) -> dict[str, Candidate | HeadraceError]:
-    """Predict every strategy for this model on this machine: strategy name -> plan and prediction, or why not.
+class PlannedHere(NamedTuple):
+    """A scenario of this machine, measured with a model, what was found in sentences, and the accelerator's name."""
 
-    `device`, `host_memory`, `cpu_blocks` and `cache_on_host` mean what they do to `load`.
+    scenario: Scenario
+    notes: tuple[str, ...]
+    accelerator: str
+
+
+def calibrated_for_planning(directory: Path, request: PlanRequest) -> PlannedHere:
+    """Measure this machine with the model in `directory`, on the device that a run would take.
+
+    Raises BudgetError where less is free than was asked for, as a run does.
     """
-    computing = open_device(device)
-    checkpoint = Checkpoint(resolve_model(model), cut_head=computing.uses_host_memory)
+    device = open_device(request.device)
+    checkpoint = Checkpoint(directory, cut_head=device.uses_host_memory)
     try:
         options = make_options(
             checkpoint.model,
-            memory=memory,
-            default_budget_bytes=lambda: device_budget_bytes(computing),
-            host_memory=host_memory,
-            default_host_budget_bytes=None if computing.uses_host_memory else host_budget_bytes,
-            cpu_blocks=cpu_blocks,
-            cache_on_host=cache_on_host,
-            strategy=strategy,
-            dtype=dtype,
-            batch=batch,
-            prompt_tokens=prompt_tokens,
-            max_tokens=prompt_tokens + generate_tokens,
-            read_limit=read_limit,
+            memory=request.memory_bytes,
+            default_budget_bytes=lambda: device_budget_bytes(device),
+            dtype=request.dtype or "auto",
+            batch=request.workload.sequences,
+            prompt_tokens=request.workload.prompt_tokens,
+            max_tokens=request.workload.context_tokens,
+            read_limit=request.read_limit_bytes_per_s,
+            host_memory=request.host_memory_bytes,
+            default_host_budget_bytes=None if device.uses_host_memory else host_budget_bytes,
+            cpu_blocks=request.cpu_blocks,
+            cache_on_host=request.cache_on_host,
         )
-        refuse_what_is_not_free(computing, options.budget_bytes, options.host_budget_bytes)
+        if not device.uses_host_memory:
+            refuse_what_is_not_free(device, options.budget_bytes, options.host_budget_bytes)
         config = read_transformers_config(checkpoint.directory)
-        scenario, _ = calibrate(checkpoint, options, config, computing)
-        return {strategy.value: item for strategy, item in compare(scenario, options.strategy).items()}
+        scenario, notes = calibrate(checkpoint, options, config, device)
+        if not device.uses_host_memory:
+            scenario, notes = _with_cpu_layer(checkpoint, options, config, scenario, notes)
+        names = {f"cuda:{gpu.number}": gpu.name for gpu in list_gpus()}
+        name = "" if device.uses_host_memory else names.get(device.name, device.name)
+        return PlannedHere(scenario, notes, name)
     finally:
         checkpoint.close()
+
+
+def _with_cpu_layer(
+    checkpoint: Checkpoint, options: Options, config: Any, scenario: Scenario, notes: tuple[str, ...]
+) -> tuple[Scenario, tuple[str, ...]]:
+    """Time a layer on the CPU as well where not everything fits on the device, to know what the CPU could add."""
+    rates = scenario.known_rates
+    if options.cpu_blocks:
+        if rates.cpu_layer is None:
+            notes = (*notes, "--cpu-blocks: the host's budget does not even hold a layer to try, so none is planned")
+        return scenario, notes
+    enough_bytes = budget_for_everything(scenario)
+    if enough_bytes is not None and enough_bytes <= scenario.budget_bytes:
+        return scenario, notes
+    layer = time_cpu_layer(checkpoint, options, config, scenario)
+    return scenario.at(replace(rates, cpu_layer=layer)), notes
 
 
 def probe(directory: str | Path = ".", device: str | Device = "auto") -> Machine:

@@ -23,8 +23,9 @@ from headrace.inference.skeleton import HOST, attach_generation_config, build_sk
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.model.stored_model import StoredBlock, StoredModel
 from headrace.planning.load_options import Options
-from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan, Strategy
+from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan
 from headrace.planning.prediction import Candidate
+from headrace.planning.strategies import Strategy
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device

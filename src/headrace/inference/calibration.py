@@ -16,8 +16,8 @@ from headrace.model.model import WORK_SPACE_CONSTANT_BYTES
 from headrace.model.stored_model import StoredModel
 from headrace.planning.infeasible import minimum_bytes, refuse_below_minimum
 from headrace.planning.load_options import Options, compute_dtypes, work_seconds
+from headrace.planning.measured_rates import host_exchange
 from headrace.planning.memory import MemoryAccount
-from headrace.planning.probed_rates import host_exchange
 from headrace.planning.rates import LayerTimes, Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.workload import Packed

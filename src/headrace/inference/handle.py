@@ -17,7 +17,7 @@ from headrace.inference.kv_cache import build_cache
 from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.memory import cache_bytes, cache_sides
 from headrace.planning.plan import Placement, Plan
-from headrace.planning.prediction import Prediction
+from headrace.planning.prediction import Candidate, Prediction, timeline_of
 from headrace.planning.scenario import Scenario
 from headrace.planning.timeline import Timeline
 from headrace.streaming.checkpoint import Checkpoint
@@ -163,6 +163,10 @@ class Handle:
             f"{format_bytes(self.plan.budget_bytes)}{free} ({first_line}). Other processes may have taken what was "
             "free at the start; send a smaller batch or shorter prompts, or load again with less --memory"
         )
+
+    def predicted_timeline(self) -> Timeline:
+        """What the plan's first passes were predicted to do."""
+        return timeline_of(Candidate(self.plan, self.prediction), self.scenario)
 
     def timeline(self) -> Timeline:
         """What was read, computed and waited for so far."""

@@ -24,6 +24,10 @@ from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.compute_curve import UNMEASURED, Arithmetic, ComputeCurve
 from headrace.machine.quantity import Quantity
 
+DEVICE_RESERVE_SHARE = 0.06
+"""of a device's memory, kept by its driver, the libraries' own buffers and fragmentation"""
+HOST_RESERVE_SHARE = 0.1
+
 
 class Tier(StrEnum):
     """Where bytes may lie."""
@@ -253,6 +257,16 @@ class Machine:
             return self
         links = {name: link for name, link in self.links.items() if name == "network"}
         return replace(self, processor=self.host.cpu(self.name), host=None, links=links, others=())
+
+    def usable_bytes(self, tier: Tier) -> float:
+        """What a tier offers: memory less a reserve; a disk without a stated size holds anything."""
+        if tier is Tier.DEVICE:
+            return self.processor.memory_bytes * (1 - DEVICE_RESERVE_SHARE)
+        if tier is Tier.HOST:
+            return 0.0 if self.host is None else self.host.memory_bytes * (1 - HOST_RESERVE_SHARE)
+        if self.disk is None:
+            return 0.0
+        return math.inf if self.disk.size_bytes is None else self.disk.size_bytes
 
     def path(self, name: str) -> tuple[Link, ...]:
         """The link of this name, its uplink, that one's uplink, and so on. Raises MachineError for a cycle."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
+from headrace.dtypes import DTYPES
 from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, RowSlice, product_slices
 from headrace.model.layout import align_up
 
@@ -194,6 +195,10 @@ class Model:
         """The same model with its cache in another format."""
         return replace(self, kv_element_bytes=element_bytes)
 
+    def plain(self) -> Model:
+        """The same model without a place on disk, of which no checkpoint needs to exist."""
+        return Model(**{item.name: getattr(self, item.name) for item in fields(Model)})
+
     # -- as blocks --------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -224,6 +229,12 @@ class Model:
             module_parameters=widest * self.hidden_size,
             fused_parameters=layer.num_experts * layer.expert_parameters,
         )
+
+    @property
+    def stored_dtype(self) -> str:
+        """Safetensors name of a 16- or 32-bit weight format; the name of any other format as it is."""
+        own = (dtype.stored_name for dtype in DTYPES.values() if dtype.short_name == self.weight_format)
+        return next(own, self.weight_format)
 
     @property
     def table_parameters(self) -> int:

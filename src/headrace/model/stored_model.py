@@ -59,8 +59,6 @@ class StoredModel(Model):
     """A model of a checkpoint, its bytes those of its tensors, its cache what the runtime keeps."""
 
     architecture: Architecture
-    stored_dtype: str
-    """safetensors name of the dtype that most bytes are in"""
     layer_tensors: tuple[tuple[TensorEntry, ...], ...]
     head: TensorEntry
     """the embedding where tied"""
@@ -77,6 +75,11 @@ class StoredModel(Model):
         layers = [_layer_block(number, layer, tensors) for number, (layer, tensors) in enumerate(pairs)]
         largest_bytes = max(block.size_bytes for block in layers) if self.cut_head else self.head.size_bytes
         return (*layers, *_head_blocks(self.head, len(layers), largest_bytes))
+
+    @cached_property
+    def stored_dtype(self) -> str:
+        """Safetensors name of the dtype that most bytes of the layers are in."""
+        return _prevailing_dtype([entry for tensors in self.layer_tensors for entry in tensors])
 
     @property
     def weights_bytes(self) -> int:
@@ -158,7 +161,6 @@ def build_stored_model(name: str, raw: Mapping[str, Any], index: TensorIndex, *,
     return StoredModel(
         **vars(sized),
         architecture=architecture,
-        stored_dtype=_prevailing_dtype(in_layers),
         layer_tensors=tuple(tuple(tensors) for tensors in layers),
         head=head or embedding,
         cut_head=cut_head,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from headrace.errors import MachineError
-from headrace.model.stored_model import StoredModel
+from headrace.model.model import Model
 from headrace.planning.memory import cache_bytes, offloads_cache
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement
 from headrace.planning.rates import Rates
@@ -70,9 +70,7 @@ class PassOverheads(NamedTuple):
     further_pass_s: float
 
     @classmethod
-    def of(
-        cls, model: StoredModel, work: Workload, rates: Rates, embedding: EmbeddingPlacement | None
-    ) -> PassOverheads:
+    def of(cls, model: Model, work: Workload, rates: Rates, embedding: EmbeddingPlacement | None) -> PassOverheads:
         """Add the rows that a pass looks up one by one, on the disk or the host; None counts no rows."""
         row_s = {EmbeddingPlacement.ROWS: rates.row_s, EmbeddingPlacement.HOST: rates.host_row_s}.get(
             embedding or EmbeddingPlacement.HEAD, 0.0
@@ -104,7 +102,7 @@ def block_times(
     """
     model, rates = scenario.model, scenario.known_rates
     work = scenario.workload if workload is None else workload
-    prefill_tokens, decode_tokens = work.sequences * work.prompt_tokens, work.sequences
+    prefill_tokens, decode_tokens = work.sequences * work.prompt_tokens, work.sequences * scenario.tokens_checked
     parameters = [block.active_parameters for block in model.blocks if block.head_rows is None]
     mean_parameters = sum(parameters) / len(parameters)
     caches: tuple[int, ...] = ()

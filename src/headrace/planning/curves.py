@@ -1,4 +1,4 @@
-"""Curves behind the pictures: one thing varied, the rest of the question kept.
+"""Curves behind the pictures: one thing varied, the rest of the scenario kept.
 
 Points that do not fit are left out. Every point has its low and high end.
 """
@@ -9,21 +9,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from headrace.errors import HeadraceError
-from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Interval, interval_of
 from headrace.model.scaling import scaled
-from headrace.planning.arrangement import Arrangement
-from headrace.planning.comparison import Answer, Question, answer
-from headrace.planning.cost import pass_cost
+from headrace.planning.break_even import fastest_source
+from headrace.planning.closed_form import pass_cost
 from headrace.planning.machine_rates import MachineRates, quantities
-from headrace.planning.memory_need import usable_bytes
+from headrace.planning.plan import Arrangement, arranged
+from headrace.planning.planner import plan_strategy
+from headrace.planning.prediction import prediction_interval
 from headrace.planning.price import price
+from headrace.planning.scenario import Scenario
+from headrace.planning.splits import with_devices
+from headrace.planning.strategies import Strategy
 from headrace.planning.workload import PassTokens
 
-MOST_TOKENS = 1 << 17
+MAX_TOKENS = 1 << 17
 SIZE_FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 DEVICE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
-_MOST_DEVICES = 1 << 17
+_MAX_DEVICES = 1 << 17
+_ON_ONE_DEVICE = (Strategy.RESIDENT, Strategy.OVERLAP)
+_ON_MANY = (Strategy.PIPELINE, Strategy.TENSOR, Strategy.TENSOR_2D, Strategy.TENSOR_OVERLAP, Strategy.SHARDED)
+_HOLDING = (Strategy.RESIDENT, Strategy.TENSOR, Strategy.TENSOR_PIPELINE, Strategy.PIPELINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,105 +40,88 @@ class Curve:
     points: tuple[tuple[float, Interval], ...]
 
 
-def against_tokens(question: Question, *, steps: int = 35) -> list[Curve]:
+def against_tokens(scenario: Scenario, *, steps: int = 35) -> list[Curve]:
     """Seconds per pass against tokens per pass: streamed with and without overlap, and resident where that fits."""
     ways: list[tuple[str, Arrangement]] = []
-    source = _source(question)
+    layers, source = scenario.model.num_layers, fastest_source(scenario)
     if source is not None:
-        streamed = Arrangement(strategy="overlap", source=source, slots=2, resident_share=0.0)
+        streamed = arranged(layers, resident=0, source=source)
         ways.append((f"streamed from {source.value}, overlapped", streamed))
-        in_turn = replace(streamed, strategy="sequential", overlap=False, slots=1)
-        ways.append((f"streamed from {source.value}, in turn", in_turn))
-    held = answer(question, "resident")
-    if isinstance(held, Answer):
-        ways.append(("resident on one device", Arrangement(strategy="resident")))
-    split = answer(question, "tensor")
-    if isinstance(split, Answer):
-        ways.append((f"split over {split.arrangement.tensor} devices", replace(split.arrangement, replicas=1)))
-    return [Curve(name=name, points=tuple(_passes(question, arrangement, steps=steps))) for name, arrangement in ways]
+        ways.append((f"streamed from {source.value}, in turn", streamed._replace(slots=1)))
+    for strategy in (Strategy.RESIDENT, Strategy.TENSOR):
+        try:
+            held = plan_strategy(scenario, strategy).plan.arrangement
+        except HeadraceError:
+            continue
+        width = held.parallelism.tensor
+        name = f"split over {width} devices" if width > 1 else "resident on one device"
+        ways.append((name, held._replace(parallelism=replace(held.parallelism, replicas=1))))
+    return [Curve(name=name, points=tuple(_passes(scenario, arrangement, steps=steps))) for name, arrangement in ways]
 
 
-def against_size(question: Question) -> Curve:
+def against_size(scenario: Scenario) -> Curve:
     """Dollars per 750 words against parameters: the model scaled, each on the fewest of these devices that hold it."""
     points = []
     for factor in SIZE_FACTORS:
-        model = scaled(question.model, factor)
-        found = _cheapest(replace(question, model=model))
+        model = scaled(scenario.model, factor)
+        found = _cheapest(replace(scenario, model=model))
         if found is not None:
             points.append((float(model.parameters), found))
     return Curve(name="dollars per 750 words", points=tuple(points))
 
 
-def against_devices(question: Question) -> list[Curve]:
+def against_devices(scenario: Scenario) -> list[Curve]:
     """Seconds per token of one sequence's batch against the number of devices, by strategy."""
     curves: dict[str, list[tuple[float, Interval]]] = {}
     for count in DEVICE_COUNTS:
-        machine = with_devices(question.machine, count)
+        machine = with_devices(scenario.described_machine, count)
         if machine is None:
             continue
-        asked = replace(question, machine=machine)
-        for strategy in ("resident", "pipeline", "tensor", "tensor-2d", "tensor+overlap", "sharded", "overlap"):
-            if (strategy in {"resident", "overlap"}) != (count == 1):
+        asked = scenario.on(machine)
+        for strategy in _ON_ONE_DEVICE if count == 1 else _ON_MANY:
+            try:
+                found = plan_strategy(asked, strategy)
+            except HeadraceError:
                 continue
-            found = answer(asked, strategy)
-            if isinstance(found, Answer) and (count == 1 or found.arrangement.devices == count):
-                curves.setdefault(strategy, []).append((float(count), found.decode_s_per_pass))
+            if count == 1 or found.plan.parallelism.devices == count:
+                seconds = prediction_interval(found, asked).decode_s_per_pass
+                curves.setdefault(strategy.value, []).append((float(count), seconds))
     return [Curve(name=name, points=tuple(points)) for name, points in curves.items()]
 
 
-def with_devices(machine: Machine, count: int) -> Machine | None:
-    """Give a machine `count` devices: in one node as far as its node goes, then in whole nodes; None where neither."""
-    in_node = machine.devices
-    if count <= in_node:
-        return replace(machine, devices=count, nodes=1)
-    if machine.nodes == 1 and in_node == 1 and "scale_up" in machine.links and count <= 8:
-        return replace(machine, devices=count)
-    if count % in_node or "network" not in machine.links:
-        return None
-    return replace(machine, nodes=count // in_node)
-
-
-def _passes(question: Question, arrangement: Arrangement, *, steps: int) -> Iterator[tuple[float, Interval]]:
-    constants = quantities(question.machine, question.engine, arrangement, weight_format=question.model.weight_format)
+def _passes(scenario: Scenario, arrangement: Arrangement, *, steps: int) -> Iterator[tuple[float, Interval]]:
+    model, machine = scenario.model, scenario.described_machine
+    constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
     for step in range(steps):
-        tokens = MOST_TOKENS ** (step / (steps - 1))
+        tokens = MAX_TOKENS ** (step / (steps - 1))
         carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=1)
         yield (
             tokens,
             interval_of(
                 constants,
-                lambda values, carried=carried: (  # type: ignore[misc]
-                    pass_cost(question.model, question.machine, arrangement, carried, MachineRates.of(values)).total_s
+                lambda values, carried=carried: (
+                    pass_cost(model, machine, arrangement, carried, MachineRates.of(values)).total_s  # type: ignore[misc]
                 ),
             ),
         )
 
 
-def _cheapest(question: Question) -> Interval | None:
-    """The least price of the strategies that run on as many devices as it takes."""
+def _cheapest(scenario: Scenario) -> Interval | None:
+    """The lowest price of the strategies that run on as many devices as it takes."""
     best: Interval | None = None
     count = 1
-    while count <= _MOST_DEVICES:
-        machine = with_devices(question.machine, count)
-        if machine is not None:
-            asked = replace(question, machine=machine)
-            for strategy in ("resident", "tensor", "tensor+pipeline", "pipeline"):
-                try:
-                    found = answer(asked, strategy)
-                except HeadraceError:
-                    continue
-                if isinstance(found, Answer):
-                    usd = price(machine, found, question.work).usd_per_750_words
-                    if usd is not None and (best is None or usd.expected < best.expected):
-                        best = usd
-            if best is not None:
-                return best
+    while count <= _MAX_DEVICES and best is None:
+        machine = with_devices(scenario.described_machine, count)
+        for strategy in _HOLDING if machine is not None else ():
+            assert machine is not None
+            asked = scenario.on(machine)
+            try:
+                found = plan_strategy(asked, strategy)
+            except HeadraceError:
+                continue
+            total_s = prediction_interval(found, asked).total_s
+            usd = price(machine, found.plan, total_s, binds=found.prediction.binds).usd_per_750_words
+            if usd is not None and (best is None or usd.expected < best.expected):
+                best = usd
         count *= 2
     return best
-
-
-def _source(question: Question) -> Tier | None:
-    machine, needed = question.machine, question.model.weights_bytes
-    if machine.host is not None and question.host_bytes >= needed and "host" in machine.links:
-        return Tier.HOST
-    return Tier.DISK if usable_bytes(machine, Tier.DISK) >= needed else None

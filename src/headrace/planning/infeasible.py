@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
-from headrace.errors import BudgetError
-from headrace.planning.memory import Arrangement, MemoryAccount
+from headrace.errors import BudgetError, HeadraceError
+from headrace.machine.machine import Tier
+from headrace.model.formats import NARROWER_FORMATS, requantised
+from headrace.planning.memory import MemoryAccount, described_memory
 from headrace.planning.placements import smallest_arrangements
-from headrace.planning.plan import Strategy
+from headrace.planning.plan import Arrangement
 from headrace.planning.scenario import Scenario
+from headrace.planning.splits import candidates
+from headrace.planning.strategies import RUNNABLE, Strategy
 from headrace.units import format_bytes
+
+
+class Infeasible(NamedTuple):
+    """Why a strategy has no plan, and the smallest change that would do."""
+
+    strategy: Strategy
+    why_not: str
+    required_bytes: int | None = None
+    """per device, where memory is what lacks"""
 
 
 def minimum_bytes(scenario: Scenario, strategy: Strategy | None = None) -> int:
@@ -81,7 +95,7 @@ def _smallest(account: MemoryAccount, strategy: Strategy | None) -> _Smallest | 
         strategy = Strategy.SEQUENTIAL
     found = [
         _Smallest(one, arrangement, account.device(arrangement).total_bytes)
-        for one in ((strategy,) if strategy is not None else Strategy)
+        for one in ((strategy,) if strategy is not None else RUNNABLE)
         for arrangement in smallest_arrangements(account, one)
     ]
     return min(found, key=lambda smallest: smallest.device_bytes, default=None)
@@ -91,7 +105,7 @@ def _more_on_the_host(account: MemoryAccount, strategy: Strategy | None) -> str:
     """With which host memory the device's budget would be enough, if with any."""
     needed = [
         account.host(arrangement).total_bytes
-        for one in ((strategy,) if strategy is not None else Strategy)
+        for one in ((strategy,) if strategy is not None else RUNNABLE)
         for arrangement in smallest_arrangements(account, one, ignore_host_budget=True)
         if account.device(arrangement).total_bytes <= account.scenario.budget_bytes
     ]
@@ -104,3 +118,123 @@ def budget_for_everything(scenario: Scenario) -> int | None:
         return minimum_bytes(replace(scenario, allow_cpu=False, allow_host_cache=False), Strategy.RESIDENT)
     except BudgetError:
         return None
+
+
+# -- a described machine ------------------------------------------------------------------------------------------
+
+
+class Lack(NamedTuple):
+    """What an arrangement lacks."""
+
+    text: str
+    required_bytes: float = math.inf
+    """per device; infinite where a device's memory is not what lacks"""
+
+
+def lack_of(scenario: Scenario, arrangement: Arrangement) -> Lack | None:
+    """The memory that this arrangement needs and does not have; None where it fits."""
+    need = described_memory(scenario, arrangement)
+    disk_bytes = scenario.described_machine.usable_bytes(Tier.DISK)
+    for where, needed, offered in (
+        ("each device", need.device.total_bytes, scenario.budget_bytes),
+        ("host memory", need.host.total_bytes, scenario.host_budget_bytes),
+        ("the disk", need.disk_bytes, disk_bytes),
+    ):
+        if needed > offered:
+            text = f"{where} would hold {format_bytes(needed)} and may hold {format_bytes(offered)}"
+            return Lack(text, needed if where == "each device" else math.inf)
+    return None
+
+
+def described_refusal(scenario: Scenario, strategy: Strategy, lacking: list[Lack]) -> BudgetError:
+    """Say what lacks least, and the smallest change of batch, devices or precision that would fit."""
+    if not lacking:
+        return BudgetError(_not_applicable(scenario, strategy))
+    lack = min(lacking, key=lambda each: each.required_bytes)
+    change = _smallest_change(scenario, strategy)
+    required = None if lack.required_bytes == math.inf else math.ceil(lack.required_bytes)
+    return BudgetError(f"{lack.text}. {change}" if change else lack.text, required_bytes=required)
+
+
+def _not_applicable(scenario: Scenario, strategy: Strategy) -> str:
+    machine = scenario.described_machine
+    if strategy is Strategy.EXPERTS:
+        return f"{scenario.model.name} has no routed experts"
+    if strategy in (Strategy.CPU, Strategy.HYBRID) and machine.host is None:
+        return f"{machine.name} computes where its weights lie already"
+    streams = strategy in (Strategy.SEQUENTIAL, Strategy.OVERLAP, Strategy.TENSOR_OVERLAP)
+    if streams and not machine.links and machine.disk is None:
+        return f"{machine.name} describes no disk and no host memory to stream from"
+    if strategy is Strategy.SHARDED and scenario.workload.sequences < 2:
+        return "each device works on sequences of its own; raise --batch to 2"
+    if strategy is Strategy.TENSOR_2D:
+        return f"needs 16 devices or more whose number divides the heads; {machine.name} has {machine.num_devices}"
+    if strategy in _OVER_DEVICES or strategy in (Strategy.TENSOR_OVERLAP, Strategy.SHARDED):
+        return f"needs more devices than the {machine.num_devices} of {machine.name}, or another number of them"
+    return f"does not apply to {scenario.model.name} on {machine.name}"
+
+
+_OVER_DEVICES = (Strategy.TENSOR, Strategy.PIPELINE, Strategy.TENSOR_PIPELINE, Strategy.TENSOR_2D)
+
+
+def _smallest_change(scenario: Scenario, strategy: Strategy) -> str:
+    """Find the smallest of a few changes that would make a strategy fit: batch, devices, precision."""
+    batch = _largest_batch(scenario, strategy)
+    if batch:
+        return f"Reduce --batch to {batch}"
+    found = []
+    devices = _fewest_devices(scenario, strategy)
+    if devices:
+        found.append(f"use {devices} devices")
+    precision = _widest_format(scenario, strategy)
+    if precision:
+        found.append(f"use --weights {precision}")
+    if not found:
+        return "No smaller batch, no more of these devices (up to 128 times as many) and no fewer bits would fit"
+    return ", or ".join(found).capitalize()
+
+
+def _fits(scenario: Scenario, strategy: Strategy) -> bool:
+    return any(lack_of(scenario, option) is None for option in candidates(scenario, strategy))
+
+
+def _largest_batch(scenario: Scenario, strategy: Strategy) -> int:
+    """The largest batch below the one asked for that fits; 0 where none does."""
+    if scenario.workload.sequences == 1 or not _fits(scenario.batch(1), strategy):
+        return 0
+    low, high = 1, scenario.workload.sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _fits(scenario.batch(middle), strategy) else (low, middle)
+    return low
+
+
+def _fewest_devices(scenario: Scenario, strategy: Strategy) -> int:
+    if strategy not in _OVER_DEVICES:
+        return 0
+    machine = scenario.described_machine
+    for doublings in range(1, 8):
+        larger = (
+            replace(machine, nodes=machine.nodes * 2**doublings)
+            if "network" in machine.links
+            else replace(machine, devices=machine.devices * 2**doublings)
+        )
+        try:
+            if _fits(scenario.on(larger), strategy):
+                return larger.num_devices
+        except HeadraceError:
+            return 0
+    return 0
+
+
+def _widest_format(scenario: Scenario, strategy: Strategy) -> str:
+    """The widest of a few narrower weight formats with which the strategy fits."""
+    for name in NARROWER_FORMATS:
+        try:
+            narrower = requantised(scenario.model, name)
+        except HeadraceError:
+            continue
+        fewer = narrower.weights_bytes < scenario.model.weights_bytes * 0.95
+        if fewer and _fits(replace(scenario, model=narrower), strategy):
+            return name
+    return ""

@@ -12,8 +12,8 @@ from headrace.dtypes import DTYPES, STORED_DTYPES
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.machine import Machine
-from headrace.model.stored_model import StoredModel
-from headrace.planning.plan import Strategy
+from headrace.model.model import Model
+from headrace.planning.strategies import RUNNABLE, Strategy
 from headrace.planning.workload import Workload
 from headrace.units import parse_rate, parse_size
 
@@ -69,7 +69,7 @@ def reserve_bytes(free_bytes: int) -> int:
 
 
 def make_options(
-    model: StoredModel,
+    model: Model,
     *,
     memory: str | int | None,
     default_budget_bytes: Callable[[], int],
@@ -105,9 +105,8 @@ def make_options(
                 raise InvalidRequestError(
                     f"{name} is for an accelerator (--device cuda); the CPU has one memory, which --memory bounds"
                 )
-    if strategy != "auto" and strategy not in {item.value for item in Strategy}:
-        names = ", ".join(item.value for item in Strategy)
-        raise InvalidRequestError(f"unknown strategy {strategy!r}; choose auto, {names}")
+    if strategy not in ("auto", *RUNNABLE):
+        raise InvalidRequestError(f"cannot run with strategy {strategy!r}; choose auto, {', '.join(RUNNABLE)}")
     if dtype != "auto" and dtype not in DTYPES:
         raise InvalidRequestError(f"unsupported dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
     longest = model.context_tokens
@@ -156,16 +155,18 @@ def _host_budget(host_memory: str | int | None, default_bytes: Callable[[], int]
     return default_bytes() if host_memory is None else host_memory
 
 
-def compute_dtypes(model: StoredModel, wanted: str | None) -> tuple[str, ...]:
+def compute_dtypes(model: Model, wanted: str | None) -> tuple[str, ...]:
     """The dtypes to compare: the one that is wanted, or the stored one and float32.
 
     Raises MachineError where the weights are stored in a dtype that is not computed with.
     """
-    if model.stored_dtype not in STORED_DTYPES:
-        raise MachineError(f"{model.name} is stored as {model.stored_dtype}, which no machine file has measurements of")
-    return (
-        (wanted,) if wanted is not None else tuple(dict.fromkeys((STORED_DTYPES[model.stored_dtype].name, "float32")))
-    )
+    stored = model.stored_dtype
+    if stored not in STORED_DTYPES and stored != model.weight_format:
+        raise MachineError(f"{model.name} is stored as {stored}, which no machine file has measurements of")
+    if wanted is not None:
+        return (wanted,)
+    own = STORED_DTYPES[stored].name if stored in STORED_DTYPES else "bfloat16"
+    return tuple(dict.fromkeys((own, "float32")))
 
 
 def work_seconds(curve: ComputeCurve, work: Workload) -> float:

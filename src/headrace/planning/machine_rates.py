@@ -16,7 +16,7 @@ from headrace.machine.engine import Engine
 from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Quantity
 from headrace.model.formats import known_format
-from headrace.planning.arrangement import Arrangement
+from headrace.planning.plan import Arrangement
 
 _ATTENTION_FLOPS_SHARE = 0.5
 """of the matrix rate, in the products of attention proper; estimate"""
@@ -49,6 +49,11 @@ class MachineRates:
     peer_latency_s: float = 0.0
     network_bytes_per_s: float = math.inf
     network_latency_s: float = 0.0
+
+    @classmethod
+    def expected(cls, constants: Mapping[str, Quantity]) -> MachineRates:
+        """Rates at the constants' expected values."""
+        return cls.of({name: constant.expected for name, constant in constants.items()})
 
     @classmethod
     def of(cls, values: Mapping[str, float]) -> MachineRates:
@@ -114,34 +119,34 @@ def quantities(
     }
     if known_format(weight_format).packed:
         found["engine.quantised_share"] = engine.quantised_share
-    if machine.host is not None and (arrangement.cpu_share or arrangement.kv_tier is Tier.HOST):
+    if machine.host is not None and (arrangement.cpu_share or arrangement.cache_on_host):
         found["host.flops"] = machine.host.flops
         found["host.flops_share"] = _HOST_FLOPS_SHARE
         found["host.memory_bytes_per_s"] = machine.host.memory_bytes_per_s
         found["host.memory_share"] = _HOST_MEMORY_SHARE
     streams = arrangement.streamed_share > 0 or arrangement.expert_hit_rate is not None
-    if streams or arrangement.kv_tier is Tier.HOST:
+    if streams or arrangement.cache_on_host:
         found["engine.link_share"] = engine.link_share
         found["engine.overlaps_copies"] = Quantity.of(float(engine.overlaps_copies), "how the engine is written")
         if arrangement.source is Tier.DISK:
             found["link.storage"] = machine.require_disk().bytes_per_s
             found["engine.overlaps_hops"] = Quantity.of(float(engine.overlaps_hops), "how the engine is written")
         if machine.host is not None:
-            sharers = min(arrangement.devices, machine.devices)
+            sharers = min(arrangement.parallelism.devices, machine.devices)
             found["link.host"] = _link(machine, "host", sharers=sharers)
             found["link.host.latency"] = machine.links["host"].latency_s
-    split = arrangement.tensor if not arrangement.sharded else arrangement.replicas
-    if max(split, arrangement.pipeline) > 1:
+    split = arrangement.parallelism.tensor if not arrangement.parallelism.sharded else arrangement.parallelism.replicas
+    if max(split, arrangement.parallelism.pipeline) > 1:
         if machine.devices > 1:
             found["link.scale_up"] = _link(machine, "scale_up")
             found["link.scale_up.latency"] = machine.links["scale_up"].latency_s
-        if max(split, arrangement.devices_per_copy) > machine.devices:
+        if max(split, arrangement.parallelism.devices_per_copy) > machine.devices:
             found["link.network"] = _link(machine, "network")
             found["link.network.latency"] = machine.links["network"].latency_s
-        if arrangement.tensor > 1:
+        if arrangement.parallelism.tensor > 1:
             found["engine.split_overhead_s"] = engine.split_overhead_s
             found["engine.exchange_excess"] = engine.exchange_excess
-            if arrangement.tensor > machine.devices:
+            if arrangement.parallelism.tensor > machine.devices:
                 found["engine.across_overhead_s"] = engine.across_overhead_s
     return found
 

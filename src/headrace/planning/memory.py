@@ -7,22 +7,28 @@ and nothing where nothing is left: its rows can always be read from the checkpoi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 from headrace.dtypes import DTYPES
+from headrace.machine.machine import Tier
 from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, product_slices
 from headrace.model.layout import PAGE_BYTES, align_device, align_up
-from headrace.model.stored_model import StoredModel
+from headrace.model.model import Layer, Model
 from headrace.planning.plan import (
     TRAVELLING,
+    Arrangement,
     EmbeddingPlacement,
     Placement,
     TierMemory,
 )
 from headrace.planning.scenario import Scenario
 from headrace.planning.workload import Workload
+
+_PREFILL_CHUNK_TOKENS = 4096
+"""engines prefill longer prompts in chunks, so the activations of no more tokens are held at once"""
 
 LIBRARY_WORK_SPACE_BYTES = 64 << 20
 """What an accelerator's matrix libraries keep for themselves, outside of tensors."""
@@ -32,25 +38,14 @@ CACHE_LAYERS_ON_DEVICE = 3
 is laid out for attention"""
 
 
-class Arrangement(NamedTuple):
-    """Where each block lives, how many slots there are, and on which side of the link keys and values wait."""
-
-    placements: tuple[Placement, ...]
-    slots: int
-    cache_on_host: bool = False
-
-    @property
-    def travelling(self) -> int:
-        """Blocks that pass through slots."""
-        return sum(placement in TRAVELLING for placement in self.placements)
-
-
 class ArrangedMemory(NamedTuple):
-    """An arrangement's memory on both sides, and where the embedding's rows come from in what is left."""
+    """An arrangement's memory in every tier, and where the embedding's rows come from in what is left."""
 
     device: TierMemory
     host: TierMemory
     embedding: EmbeddingPlacement
+    disk_bytes: int = 0
+    """of weights that stay on the disk"""
 
 
 class CacheSides(NamedTuple):
@@ -169,6 +164,13 @@ class MemoryAccount:
         """What the device holds whichever blocks stay, with all keys and values."""
         return self.device(Arrangement((Placement.DISK,) * len(self.block_bytes), 0)).total_bytes
 
+    def disk_bytes(self, placements: Sequence[Placement], embedding: EmbeddingPlacement) -> int:
+        """Bytes of weights that stay on the disk: blocks, and a table that is read row by row."""
+        rows = embedding is EmbeddingPlacement.ROWS and not self._model.tied
+        pairs = zip(self._model.blocks, placements, strict=True)
+        on_disk = sum(block.size_bytes for block, placement in pairs if placement is Placement.DISK)
+        return on_disk + (self._model.table_bytes if rows else 0)
+
     def slot_bytes(self, placements: Sequence[Placement]) -> int:
         """A slot holds the largest block that travels."""
         pairs = zip(self.block_bytes, placements, strict=True)
@@ -249,14 +251,14 @@ class MemoryAccount:
         return align_device(self._model.table_parameters * self._element_bytes)
 
 
-def cache_bytes(model: StoredModel, work: Workload, compute_dtype: str, *, tokens: int) -> tuple[int, ...]:
+def cache_bytes(model: Model, work: Workload, compute_dtype: str, *, tokens: int) -> tuple[int, ...]:
     """Keys and values of each block when every sequence has `tokens`; a sliding window keeps no more than itself."""
     bytes_per_element = work.sequences * DTYPES[compute_dtype].size_bytes
     return tuple(block.kv_elements(tokens) * bytes_per_element for block in model.blocks)
 
 
 def cache_sides(
-    model: StoredModel, of_blocks: Sequence[int], placements: Sequence[Placement], *, on_host: bool
+    model: Model, of_blocks: Sequence[int], placements: Sequence[Placement], *, on_host: bool
 ) -> CacheSides:
     """Where keys and values lie (`of_blocks`, bytes of each): with what computes the layer.
 
@@ -282,3 +284,89 @@ def offloads_cache(block: Block) -> bool:
 
 def _buffer_bytes(largest: int) -> int:
     return align_up(largest) + 2 * PAGE_BYTES if largest else 0
+
+
+# -- a described machine: what an engine holds --------------------------------------------------------------------
+
+
+def described_memory(scenario: Scenario, arrangement: Arrangement) -> ArrangedMemory:
+    """Bytes per device, per node's host memory and per node's disk: weights that stay, slots, cache and work space."""
+    model, machine, work = scenario.model, scenario.described_machine, scenario.workload
+    divided = arrangement.parallelism
+    layers_bytes = sum(group.count * group.layer.size_bytes for group in model.groups)
+    largest_bytes = max(group.layer.size_bytes for group in model.groups)
+    ends_bytes = model.weights_bytes - layers_bytes
+    table_bytes = model.embedding_bytes if not model.tied else 0.0
+    width, stages = divided.tensor, divided.pipeline
+    resident_share, cpu_share = arrangement.resident_share, arrangement.cpu_share
+    held_bytes = layers_bytes * resident_share
+    if arrangement.expert_hit_rate is not None:
+        experts_bytes = sum(g.count * g.layer.num_experts * g.layer.expert_bytes for g in model.groups)
+        held_bytes = (layers_bytes - experts_bytes) * resident_share + experts_bytes * arrangement.expert_hit_rate
+    streams = arrangement.streamed_share > 0 or arrangement.expert_hit_rate is not None
+    # Where layers travel, the input table stays where they come from: a pass needs only some of its rows.
+    kept_ends = ends_bytes - (table_bytes if streams or cpu_share else 0.0)
+    whole_layers = math.ceil(model.num_layers / stages) * stages / model.num_layers
+
+    sequences = math.ceil(work.sequences / divided.replicas)
+    cache = _split_cache_bytes(model, sequences, work.context_tokens, width) / stages * (1.0 - cpu_share)
+    tokens = min(sequences * work.prompt_tokens / divided.micro_batches, _PREFILL_CHUNK_TOKENS)
+    tokens = max(tokens, sequences / divided.micro_batches)
+    space = tokens * (model.hidden_size * 8 + _inner_width(model) * 2 / width) * model.activation_bytes
+    space += sequences / divided.micro_batches * model.vocab_size * 4.0 / width
+
+    copies = max(1, min(divided.devices, machine.devices) // divided.devices_per_copy)
+    away = model.weights_bytes - held_bytes - kept_ends
+    host = disk = ring = host_cache = 0.0
+    if arrangement.source is Tier.HOST:
+        host = max(0.0, away)
+    elif arrangement.source is Tier.DISK:
+        disk = model.weights_bytes
+        ring = arrangement.slots * largest_bytes if machine.host is not None else 0.0
+        host = layers_bytes * cpu_share
+    if arrangement.cache_on_host:
+        host_cache = cache * width * stages * copies
+        cache = CACHE_LAYERS_ON_DEVICE * cache / model.num_layers * stages
+    elif cpu_share:
+        host_cache = model.kv_cache_bytes(sequences=sequences, context_tokens=work.context_tokens) * cpu_share
+    return ArrangedMemory(
+        device=TierMemory(
+            weights_bytes=math.ceil(held_bytes * whole_layers / (width * stages) + kept_ends / width),
+            slots_bytes=math.ceil(arrangement.slots * largest_bytes / width if streams else 0.0),
+            kv_cache_bytes=math.ceil(cache),
+            work_space_bytes=math.ceil(space),
+        ),
+        host=TierMemory(
+            weights_bytes=math.ceil(host), ring_bytes=math.ceil(ring), kv_cache_bytes=math.ceil(host_cache)
+        ),
+        embedding=EmbeddingPlacement.ROWS if streams or cpu_share else EmbeddingPlacement.RESIDENT,
+        disk_bytes=math.ceil(disk),
+    )
+
+
+def cache_parts(layer: Layer, width: int) -> int:
+    """Into how many parts width parallelism splits a layer's cache: no more than it has key-value heads."""
+    return max(1, min(width, layer.kv_heads or 1))
+
+
+def _split_cache_bytes(model: Model, sequences: float, context_tokens: float, width: int) -> float:
+    """Return the cache on one of `width` devices: key-value heads are not split further than they go."""
+    return sum(
+        group.count
+        * sequences
+        * group.layer.cached_tokens(context_tokens)
+        * group.layer.kv_elements_per_token
+        * model.kv_element_bytes
+        / cache_parts(group.layer, width)
+        for group in model.groups
+    )
+
+
+def _inner_width(model: Model) -> float:
+    """Return the widest row that a layer's feed-forward holds for a token."""
+    widest = 4.0 * model.hidden_size
+    for group in model.groups:
+        layer = group.layer
+        active = layer.feed_forward_parameters + layer.experts_per_token * layer.expert_parameters
+        widest = max(widest, active / max(1, model.hidden_size))
+    return widest

@@ -6,9 +6,9 @@ from collections import Counter
 from typing import NamedTuple
 
 from headrace.planning.block_times import BlockTimes, PassOverheads, block_times
-from headrace.planning.memory import Arrangement
-from headrace.planning.plan import TRAVELLING, Placement, Strategy
+from headrace.planning.plan import TRAVELLING, Arrangement, Placement
 from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
 
 
 def least_s(read_s: float, compute_s: float, read_slowdown: float, compute_slowdown: float) -> float:

@@ -13,9 +13,10 @@ import bisect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from headrace.planning.memory import Arrangement, MemoryAccount
-from headrace.planning.plan import Placement, Strategy
+from headrace.planning.memory import MemoryAccount
+from headrace.planning.plan import Arrangement, Placement, spread_evenly
 from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
 
 SLOT_COUNTS = (2, 3, 4, 6, 8)
 CPU_SLOT_COUNTS = (2, 3, 4)
@@ -49,11 +50,6 @@ def keep_largest(sizes: Sequence[int], number: int) -> tuple[bool, ...]:
 
 
 SPREAD_RULES: tuple[SpreadRule, ...] = (evenly, first, keep_largest, last)
-
-
-def spread_evenly(count: int, number: int) -> tuple[bool, ...]:
-    """Choose `number` of `count` in a row at even distances, the last one among them."""
-    return tuple((index + 1) * number // count > index * number // count for index in range(count))
 
 
 def resident_choices(sizes: Sequence[int], number: int) -> Iterator[tuple[bool, ...]]:

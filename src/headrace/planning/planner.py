@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from headrace.errors import BudgetError
-from headrace.planning.infeasible import refusal
-from headrace.planning.memory import Arrangement, MemoryAccount
+from headrace.errors import BudgetError, MachineError
+from headrace.planning.infeasible import Infeasible, Lack, described_refusal, lack_of, refusal
+from headrace.planning.memory import MemoryAccount, described_memory
 from headrace.planning.pass_times import LowerBound
 from headrace.planning.placements import (
     SPREAD_RULES,
@@ -33,9 +33,11 @@ from headrace.planning.placements import (
     stores,
     two_slots_bytes,
 )
-from headrace.planning.plan import TRAVELLING, Placement, Plan, Strategy
+from headrace.planning.plan import TRAVELLING, Arrangement, Placement, Plan
 from headrace.planning.prediction import Candidate, predict
 from headrace.planning.scenario import Scenario
+from headrace.planning.splits import candidates
+from headrace.planning.strategies import RUNNABLE, Strategy
 
 BLOCKS_SIMULATED = 1000
 """Plans of so many blocks in all are simulated in a round, but MIN_SIMULATED plans in any case."""
@@ -48,6 +50,9 @@ ROUNDS_OF_VARIATION = 2
 RESIDENTS_VARIED = 5
 """numbers of residents that are tried in variations: the best arrangement's own, and so many less one below that"""
 
+MARGIN = 0.02
+"""by which a plan with more moving parts must be faster to be recommended"""
+
 _SAME = 1 - 1e-9
 """Times that differ by less are equal: of equals the first, that is the simplest, is taken."""
 
@@ -57,28 +62,37 @@ def plan_strategy(scenario: Scenario, strategy: Strategy) -> Candidate:
 
     Raises BudgetError, with the smallest budget of the device or of the host that would do, when none fits.
     """
+    if not scenario.is_calibrated or strategy not in RUNNABLE:
+        return _described(scenario, strategy)
     return _plan_strategy(_account(scenario), strategy)
 
 
 def plan_fastest(scenario: Scenario) -> Candidate:
-    """Return the fastest plan of any strategy; raises BudgetError when not even the smallest fits."""
+    """Return the recommended plan of what the runtime runs; raises BudgetError when not even the smallest fits."""
     account = _account(scenario)
-    found = [_Search(account, strategy).best() for strategy in Strategy]
-    best = _fastest(candidate for candidate in found if candidate is not None)
+    found = [_Search(account, strategy).best() for strategy in RUNNABLE]
+    best = simplest_of_the_fast(candidate for candidate in found if candidate is not None)
     if best is None:
         raise refusal(account, None)
     return best
 
 
-def compare(scenario: Scenario, only: Strategy | None = None) -> dict[Strategy, Candidate | BudgetError]:
-    """Every strategy's fastest plan, or the error that says why there is none."""
-    account = _account(scenario)
-    found: dict[Strategy, Candidate | BudgetError] = {}
-    for strategy in Strategy if only is None else (only,):
+Compared = Mapping[Strategy, Candidate | Infeasible]
+
+
+def compare(scenario: Scenario, only: Strategy | None = None) -> Compared:
+    """Every strategy's fastest plan, or why there is none; on measured hardware of those that the runtime runs."""
+    strategies = RUNNABLE if scenario.is_calibrated else tuple(Strategy)
+    account = _account(scenario) if scenario.is_calibrated else None
+    found: dict[Strategy, Candidate | Infeasible] = {}
+    for strategy in strategies if only is None else (only,):
         try:
-            found[strategy] = _plan_strategy(account, strategy)
+            if account is not None and strategy in RUNNABLE:
+                found[strategy] = _plan_strategy(account, strategy)
+            else:
+                found[strategy] = _described(scenario, strategy)
         except BudgetError as error:
-            found[strategy] = error
+            found[strategy] = Infeasible(strategy, str(error), error.required_bytes)
     return found
 
 
@@ -93,6 +107,89 @@ def _plan_strategy(account: MemoryAccount, strategy: Strategy) -> Candidate:
     best = _Search(account, strategy).best()
     if best is None:
         raise refusal(account, strategy)
+    return best
+
+
+def recommended(compared: Compared) -> Candidate | None:
+    """The fastest by the time of the whole work: a plan with more moving parts must win by more than MARGIN."""
+    return simplest_of_the_fast(item for item in compared.values() if isinstance(item, Candidate))
+
+
+def simplest_of_the_fast(candidates: Iterable[Candidate]) -> Candidate | None:
+    """The fastest, where more moving parts, and then more devices, are worth it."""
+    best: Candidate | None = None
+    for item in sorted(candidates, key=lambda each: (moving_parts(each.plan), each.plan.parallelism.devices)):
+        if best is None or item.prediction.total_s < best.prediction.total_s * _needed(item.plan, best.plan):
+            best = item
+    return best
+
+
+def _needed(plan: Plan, other: Plan) -> float:
+    """Share of the other plan's time that this one may take at most, to be preferred."""
+    return _SAME if moving_parts(plan) == moving_parts(other) else 1 - MARGIN
+
+
+def moving_parts(plan: Plan) -> int:
+    """Things that a plan does beyond computing with resident weights."""
+    divided = plan.parallelism
+    return sum(
+        (
+            Placement.HOST in plan.placements,
+            Placement.DISK in plan.placements,
+            Placement.CPU in plan.placements,
+            plan.cache_on_host,
+            plan.expert_hit_rate is not None,
+            divided.tensor > 1,
+            divided.two_dimensional,
+            divided.pipeline > 1,
+            divided.sharded,
+        )
+    )
+
+
+def described_plan(scenario: Scenario, strategy: Strategy, arrangement: Arrangement) -> Plan:
+    """The plan of an arrangement on a described machine."""
+    memory = described_memory(scenario, arrangement)
+    return Plan(
+        strategy=strategy,
+        device=scenario.device,
+        placements=arrangement.placements,
+        slots=arrangement.slots,
+        slot_bytes=math.ceil(memory.device.slots_bytes / max(1, arrangement.slots)),
+        embedding=memory.embedding,
+        compute_dtype=scenario.model.weight_format,
+        memory=memory.device,
+        budget_bytes=scenario.budget_bytes,
+        host_memory=memory.host,
+        host_budget_bytes=scenario.host_budget_bytes,
+        workload=scenario.workload,
+        streamed_bytes_per_pass=math.ceil(
+            arrangement.streamed_share * sum(group.count * group.layer.size_bytes for group in scenario.model.groups)
+        ),
+        cache_on_host=arrangement.cache_on_host,
+        parallelism=arrangement.parallelism,
+        expert_hit_rate=arrangement.expert_hit_rate,
+        expert_source=arrangement.expert_source,
+        disk_bytes=memory.disk_bytes,
+    )
+
+
+def _described(scenario: Scenario, strategy: Strategy) -> Candidate:
+    """The best arrangement of a described machine by its closed form."""
+    found, lacking = [], []
+    for arrangement in candidates(scenario, strategy):
+        lack = lack_of(scenario, arrangement)
+        if lack is not None:
+            lacking.append(lack)
+            continue
+        plan = described_plan(scenario, strategy, arrangement)
+        try:
+            found.append(Candidate(plan, predict(plan, scenario)))
+        except MachineError as error:
+            lacking.append(Lack(str(error)))
+    best = simplest_of_the_fast(found)
+    if best is None:
+        raise described_refusal(scenario, strategy, lacking)
     return best
 
 
@@ -263,6 +360,7 @@ class _Search:
             chunk_bytes=scenario.chunk_bytes,
             ring_chunks=scenario.ring_chunks,
             cache_on_host=arrangement.cache_on_host,
+            disk_bytes=account.disk_bytes(placements, memory.embedding),
         )
 
 

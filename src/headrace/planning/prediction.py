@@ -1,18 +1,26 @@
-"""From a plan and a scenario to times: the one function behind every estimate that headrace shows."""
+"""From a plan and a scenario to times: the one function behind every estimate that headrace shows.
+
+Where rates were measured, a plan of one device is simulated; a described machine's, and every plan over several
+devices, has a closed form. Both are functions of constants with ranges, so that each prediction has an interval.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.planning.block_times import PassOverheads, block_times
-from headrace.planning.plan import Placement, Plan, Strategy
+from headrace.planning.closed_form import work_cost
+from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.plan import Placement, Plan
 from headrace.planning.scenario import Scenario
+from headrace.planning.simulation.many_devices import simulate_work
 from headrace.planning.simulation.one_copy import PassSchedule, simulate
+from headrace.planning.strategies import RUNNABLE, Strategy
 from headrace.planning.timeline import Timeline
 
 DECODE_PASSES_SIMULATED = 5
@@ -32,15 +40,19 @@ class Prediction:
     tokens_per_s: float
     total_s: float
     binds: str
-    """what a decode pass waits for: `disk`, `link`, `compute` (the device's), `cpu`, or `both` in sequence"""
+    """what a decode pass waits for most: `disk`, `link`, `compute` or a part of it, `cpu`, or `both` in sequence"""
     load_s_per_pass: float
     """the longer of the disk's and the link's seconds"""
     compute_s_per_pass: float
-    break_even_tokens_per_pass: float
-    """tokens at which computing a pass takes as long as loading what the plan streams; 0 when nothing is streamed"""
     possible_decode_s: float
     """the longest of loading and computing: no schedule is faster"""
-    timeline: Timeline
+    break_even_tokens_per_pass: float = 0.0
+    """of a simulated plan, the tokens at which computing a pass takes as long as loading what it streams; 0: nothing"""
+    timeline: Timeline | None = None
+    """of a simulated plan; `timeline_of` has those of all plans"""
+    prefill_parts_s: Mapping[str, float] = field(default_factory=dict)
+    """seconds by resource"""
+    decode_parts_s: Mapping[str, float] = field(default_factory=dict)
 
 
 class Candidate(NamedTuple):
@@ -56,10 +68,90 @@ class PredictionInterval(NamedTuple):
     prefill_s: Interval
     decode_s_per_pass: Interval
     tokens_per_s: Interval
+    total_s: Interval
 
 
-def predict(plan: Plan, scenario: Scenario, *, decode_passes: int = DECODE_PASSES_SIMULATED) -> Prediction:
-    """Simulate the plan's workload and say what binds."""
+Values = Mapping[str, float]
+"""a choice of values of a plan's constants, by name"""
+
+
+def predict(plan: Plan, scenario: Scenario, values: Values | None = None) -> Prediction:
+    """Predict at the expected values of the plan's constants, or at others.
+
+    Raises MachineError where the machine lacks a link that the plan needs.
+    """
+    if is_simulated(plan, scenario):
+        factors = values or {}
+        rates = scenario.known_rates
+        if any(factor != 1.0 for factor in factors.values()):
+            rates = rates.scaled(**factors)
+        return _simulated(plan, scenario.at(rates))
+    return _closed_form(plan, scenario, values)
+
+
+def is_simulated(plan: Plan, scenario: Scenario) -> bool:
+    """Whether the plan is played block by block with measured rates."""
+    return scenario.is_calibrated and plan.strategy in RUNNABLE and plan.parallelism.devices == 1
+
+
+def constants(plan: Plan, scenario: Scenario) -> dict[str, Quantity]:
+    """The uncertain constants of a plan's prediction, by name.
+
+    Of measured rates they are factors: on reading, computing and, to an accelerator, the link. Where reading is
+    measured, disks that are shared swing; where it is held at a limit, it is steady. Arithmetic and the link are
+    measured just before, so what remains is what other work on the machine takes.
+    """
+    if not is_simulated(plan, scenario):
+        return quantities(
+            scenario.described_machine,
+            scenario.engine,
+            plan.arrangement,
+            weight_format=scenario.model.weight_format,
+        )
+    found = {"read": LIMITED_READ_RANGE if scenario.read_is_limited else READ_RANGE, "compute": COMPUTE_RANGE}
+    return found if scenario.on_cpu else {**found, "link": LINK_RANGE}
+
+
+def prediction_interval(candidate: Candidate, scenario: Scenario) -> PredictionInterval:
+    """Predict the same plan with each of its constants at its low and its high end."""
+    ranges = constants(candidate.plan, scenario)
+    expected = tuple(constant.expected for constant in ranges.values())
+
+    @cache
+    def at(values: tuple[float, ...]) -> Prediction:
+        if values == expected:
+            return candidate.prediction
+        return predict(candidate.plan, scenario, dict(zip(ranges, values, strict=True)))
+
+    def moved(of: Callable[[Prediction], float]) -> Interval:
+        return interval_of(ranges, lambda values: of(at(tuple(values[name] for name in ranges))))
+
+    decode_s = moved(lambda prediction: prediction.decode_s_per_pass)
+    tokens = candidate.prediction.tokens_per_s * decode_s.expected
+    return PredictionInterval(
+        prefill_s=moved(lambda prediction: prediction.prefill_s),
+        decode_s_per_pass=decode_s,
+        tokens_per_s=Interval(
+            expected=tokens / decode_s.expected, low=tokens / decode_s.high, high=tokens / decode_s.low
+        ),
+        total_s=moved(lambda prediction: prediction.total_s),
+    )
+
+
+def timeline_of(candidate: Candidate, scenario: Scenario) -> Timeline:
+    """The events of the first pass and some decode passes: as simulated, or a closed form's schedule executed."""
+    if candidate.prediction.timeline is not None:
+        return candidate.prediction.timeline
+    plan, machine = candidate.plan, scenario.described_machine
+    rates = MachineRates.expected(constants(plan, scenario))
+    return simulate_work(scenario.model, machine, plan.arrangement, plan.workload, rates).timeline
+
+
+# -- measured rates: simulated ------------------------------------------------------------------------------------
+
+
+def _simulated(plan: Plan, scenario: Scenario) -> Prediction:
+    """Play the plan's workload block by block and say what binds."""
     model, rates, work = scenario.model, scenario.known_rates, plan.workload
     overheads = PassOverheads.of(model, work, rates, plan.embedding)
     schedule = PassSchedule(
@@ -68,7 +160,7 @@ def predict(plan: Plan, scenario: Scenario, *, decode_passes: int = DECODE_PASSE
         slots=plan.slots,
         overlap=plan.strategy is not Strategy.SEQUENTIAL,
         ring_pieces=scenario.ring_chunks,
-        decode_passes=decode_passes,
+        decode_passes=DECODE_PASSES_SIMULATED,
         pass_overhead_s=overheads.further_pass_s,
         first_pass_overhead_s=overheads.first_pass_s,
         read_latency_s=rates.read_latency_s,
@@ -77,56 +169,29 @@ def predict(plan: Plan, scenario: Scenario, *, decode_passes: int = DECODE_PASSE
         read_slowdown=rates.read_slowdown,
     )
     simulated = simulate(schedule, [block.name for block in model.blocks])
-    demand, decode_s = schedule.demand, simulated.decode_s_per_pass
+    demand, decode_s, tokens_per_pass = schedule.demand, simulated.decode_s_per_pass, 1.0
+    if scenario.speculation is not None:
+        decode_s *= 1.0 + scenario.speculation.draft_s_share
+        tokens_per_pass = scenario.speculation.tokens_per_pass
     load_s = max(demand.read_s, demand.copy_s)
+    placed = list(zip(schedule.blocks, schedule.placements, strict=True))
+    disk_s = sum(times.read_s for times, placement in placed if placement is Placement.DISK)
+    cpu_s = sum(times.decode_s for times, placement in placed if placement is Placement.CPU)
+    link_s = max(demand.copy_s, demand.read_s - disk_s)
     return Prediction(
         prefill_s=simulated.prefill_s,
         decode_s_per_pass=decode_s,
-        tokens_per_s=work.sequences / decode_s,
-        total_s=simulated.prefill_s + (work.generate_tokens - 1) * decode_s,
-        binds=_binds(schedule),
+        tokens_per_s=work.sequences * tokens_per_pass / decode_s,
+        total_s=simulated.prefill_s + (work.generate_tokens - 1) / tokens_per_pass * decode_s,
+        binds=_binds(disk_s=disk_s, link_s=link_s, load_s=load_s, cpu_s=cpu_s, schedule=schedule),
         load_s_per_pass=load_s,
         compute_s_per_pass=demand.compute_s,
         break_even_tokens_per_pass=break_even_tokens(
-            scenario, work.sequences, load_s=load_s, compute_s=demand.compute_s
+            scenario, work.sequences * scenario.tokens_checked, load_s=load_s, compute_s=demand.compute_s
         ),
         possible_decode_s=max(demand),
         timeline=simulated.timeline,
-    )
-
-
-def prediction_interval(candidate: Candidate, scenario: Scenario) -> PredictionInterval:
-    """Predict the same plan with each measured constant at its low and its high end.
-
-    They are the rate of reading, the time of computing and, on an accelerator, the rate of its link. Where reading is
-    measured, disks that are shared swing; where it is held at a limit, it is steady. Arithmetic and the link are
-    measured just before, so what remains is what other work on the machine takes.
-    """
-    constants = {"read": LIMITED_READ_RANGE if scenario.read_is_limited else READ_RANGE, "compute": COMPUTE_RANGE}
-    if not scenario.on_cpu:
-        constants["link"] = LINK_RANGE
-
-    @cache
-    def predicted(read: float, compute: float, link: float) -> Prediction:
-        if read == compute == link == 1.0:
-            return candidate.prediction
-        moved_rates = scenario.known_rates.scaled(read=read, compute=compute, link=link)
-        return predict(candidate.plan, scenario.at(moved_rates))
-
-    def moved(of: Callable[[Prediction], float]) -> Interval:
-        def value(factors: Mapping[str, float]) -> float:
-            return of(predicted(factors["read"], factors["compute"], factors.get("link", 1.0)))
-
-        return interval_of(constants, value)
-
-    decode_s = moved(lambda prediction: prediction.decode_s_per_pass)
-    sequences = candidate.plan.workload.sequences
-    return PredictionInterval(
-        prefill_s=moved(lambda prediction: prediction.prefill_s),
-        decode_s_per_pass=decode_s,
-        tokens_per_s=Interval(
-            expected=sequences / decode_s.expected, low=sequences / decode_s.high, high=sequences / decode_s.low
-        ),
+        decode_parts_s={"compute": demand.compute_s - cpu_s, "cpu": cpu_s, "link": link_s, "disk": disk_s},
     )
 
 
@@ -164,13 +229,33 @@ def break_even_tokens(scenario: Scenario, tokens_now: int, *, load_s: float, com
     return high
 
 
-def _binds(schedule: PassSchedule) -> str:
-    read_s, copy_s, compute_s = schedule.demand
-    if max(read_s, copy_s) > 0 and not schedule.overlap:
+def _binds(*, disk_s: float, link_s: float, load_s: float, cpu_s: float, schedule: PassSchedule) -> str:
+    compute_s = schedule.demand.compute_s
+    if load_s > 0 and not schedule.overlap:
         return "both"
-    placed = list(zip(schedule.blocks, schedule.placements, strict=True))
-    if max(read_s, copy_s) > compute_s:
-        disk_s = sum(times.read_s for times, placement in placed if placement is Placement.DISK)
-        return "disk" if disk_s > max(copy_s, read_s - disk_s) else "link"
-    cpu_s = sum(times.decode_s for times, placement in placed if placement is Placement.CPU)
+    if load_s > compute_s:
+        return "disk" if disk_s > link_s else "link"
     return "cpu" if cpu_s > compute_s - cpu_s else "compute"
+
+
+# -- a described machine: closed form -----------------------------------------------------------------------------
+
+
+def _closed_form(plan: Plan, scenario: Scenario, values: Values | None) -> Prediction:
+    model, machine, arrangement = scenario.model, scenario.described_machine, plan.arrangement
+    rates = MachineRates.expected(constants(plan, scenario)) if values is None else MachineRates.of(values)
+    cost = work_cost(model, machine, arrangement, plan.workload, rates, speculation=scenario.speculation)
+    decode = cost.decode
+    load_s, compute_s = max(decode.link_s, decode.disk_s), decode.busy_s
+    return Prediction(
+        prefill_s=cost.prefill_s,
+        decode_s_per_pass=cost.decode_s_per_pass,
+        tokens_per_s=cost.tokens_per_s,
+        total_s=cost.total_s,
+        binds=decode.binds(overlap=arrangement.overlap),
+        load_s_per_pass=load_s,
+        compute_s_per_pass=compute_s,
+        possible_decode_s=max(load_s, compute_s),
+        prefill_parts_s=cost.prefill.parts() if values is None else {},
+        decode_parts_s=decode.parts() if values is None else {},
+    )

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.machine import Machine, Processor
 from headrace.machine.quantity import Interval, Quantity, interval_of
-from headrace.planning.comparison import Answer
-from headrace.planning.workload import Workload
+from headrace.planning.plan import Plan
 
 WORDS_PER_PAGE = 750
 """a page: the unit of prices per 750 words"""
@@ -233,18 +232,19 @@ class Price:
     joules_per_token: Interval | None
 
 
-def price(machine: Machine, answer: Answer, work: Workload, *, token_multiplier: float = 1.0) -> Price:
-    """Spread rent, ownership and power of the used devices over the tokens of the whole work.
+def price(machine: Machine, plan: Plan, total_s: Interval, *, binds: str, token_multiplier: float = 1.0) -> Price:
+    """Spread rent, ownership and power of the used devices over the tokens of the whole work, done in `total_s`.
 
     `token_multiplier`: tokens computed for each token that the user gets (best of n, revisions).
     """
+    work = plan.workload
     tokens = work.sequences * work.generate_tokens / token_multiplier
-    seconds, devices, processor = answer.total_s, answer.arrangement.devices, machine.processor
-    rate = Interval(expected=tokens / seconds.expected, low=tokens / seconds.high, high=tokens / seconds.low)
+    devices, processor = plan.parallelism.devices, machine.processor
+    rate = Interval(expected=tokens / total_s.expected, low=tokens / total_s.high, high=tokens / total_s.low)
     rented = owned = joules = None
     if processor.rent_usd_per_h is not None:
         rented = usd_per_million_tokens(processor.rent_usd_per_h.times(devices), rate)
-    drawn = STREAMING_POWER_SHARE if answer.binds in {"host link", "disk"} else power_share(1.0)
+    drawn = STREAMING_POWER_SHARE if binds in {"link", "disk"} else power_share(1.0)
     try:
         owned = usd_per_million_tokens(scaled(owned_usd_per_h(processor, drawn_share=drawn), devices), rate)
     except MachineError:

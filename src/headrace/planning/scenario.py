@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError, MachineError
+from headrace.machine.engine import PRESENT, Engine
+from headrace.machine.machine import Machine, Tier
 from headrace.model.layout import PAGE_BYTES
-from headrace.model.stored_model import StoredModel
+from headrace.model.model import Model
 from headrace.planning.plan import CPU_DEVICE
 from headrace.planning.rates import Rates
-from headrace.planning.workload import Packed, Workload
+from headrace.planning.workload import Packed, Speculation, Workload
 
 CHUNK_BYTES = 16 << 20
 """One read, and one place of the ring."""
 
 MIN_RING_CHUNKS = 2
 """one is being read into while another one is copied from"""
+
+
+class Limits(NamedTuple):
+    """What the user allows a described machine's memories to hold; None: all but a reserve."""
+
+    memory_bytes: float | None = None
+    host_memory_bytes: float | None = None
+
+    def device_bytes(self, machine: Machine) -> int:
+        """Bytes that each device may hold."""
+        usable = machine.usable_bytes(Tier.DEVICE)
+        return int(usable if self.memory_bytes is None else min(self.memory_bytes, usable))
+
+    def host_bytes(self, machine: Machine) -> int:
+        """Bytes that each node's host memory may hold."""
+        usable = machine.usable_bytes(Tier.HOST)
+        return int(usable if self.host_memory_bytes is None else min(self.host_memory_bytes, usable))
+
+
+ALL_BUT_A_RESERVE = Limits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +49,10 @@ class Scenario:
     carry nothing.
     """
 
-    model: StoredModel
+    model: Model
     workload: Workload
-    compute_dtype: str
+    compute_dtype: str = ""
+    """of a described machine: the format of the weights, or 16 bits"""
     budget_bytes: int
     """of the computing device's memory"""
     device: str = CPU_DEVICE
@@ -54,6 +78,13 @@ class Scenario:
     """how fast this hardware is; None before it was measured, when only memory can be asked for"""
     read_is_limited: bool = False
     """reading is held at a limit that the user gave, so that its rate is steady"""
+    machine: Machine | None = None
+    """a described machine, planned in closed form for an engine"""
+    limits: Limits = ALL_BUT_A_RESERVE
+    engine: Engine = PRESENT
+    speculation: Speculation | None = None
+    expert_hit_rate: float | None = None
+    """share of the routed experts that are found on the device; None: what fits, uniformly used"""
 
     def __post_init__(self) -> None:
         if self.ring_chunks < MIN_RING_CHUNKS or self.chunk_bytes < PAGE_BYTES:
@@ -61,6 +92,75 @@ class Scenario:
                 f"a ring of {self.ring_chunks} chunks of {self.chunk_bytes} bytes cannot carry what is read; "
                 f"it takes at least {MIN_RING_CHUNKS} chunks of {PAGE_BYTES} bytes"
             )
+
+    @classmethod
+    def described(
+        cls,
+        model: Model,
+        machine: Machine,
+        workload: Workload,
+        *,
+        memory_bytes: float | None = None,
+        host_memory_bytes: float | None = None,
+        engine: Engine = PRESENT,
+        speculation: Speculation | None = None,
+        expert_hit_rate: float | None = None,
+    ) -> Scenario:
+        """A question about a machine that is known by its description.
+
+        `memory_bytes` of each device and `host_memory_bytes` of each node bound what may be held; by default all but a
+        reserve. Raises InvalidRequestError for more context than the model has, and for a hit rate outside of 0 to 1.
+        """
+        if workload.context_tokens > model.context_tokens:
+            raise InvalidRequestError(
+                f"{workload.prompt_tokens} + {workload.generate_tokens} tokens of context were asked for; "
+                f"{model.name} can do {model.context_tokens}"
+            )
+        if expert_hit_rate is not None and not 0 <= expert_hit_rate <= 1:
+            raise InvalidRequestError(f"an expert hit rate lies between 0 and 1, not at {expert_hit_rate}")
+        limits = Limits(memory_bytes, host_memory_bytes)
+        return cls(
+            model=model,
+            workload=workload,
+            budget_bytes=limits.device_bytes(machine),
+            host_budget_bytes=limits.host_bytes(machine),
+            device=CPU_DEVICE if machine.processor.kind == "cpu" else machine.processor.name,
+            machine=machine,
+            limits=limits,
+            engine=engine,
+            speculation=speculation,
+            expert_hit_rate=expert_hit_rate,
+        )
+
+    def on(self, machine: Machine) -> Scenario:
+        """The same question on another described machine, with the same limits."""
+        return replace(
+            self,
+            machine=machine,
+            budget_bytes=self.limits.device_bytes(machine),
+            host_budget_bytes=self.limits.host_bytes(machine),
+        )
+
+    @property
+    def tokens_checked(self) -> int:
+        """Tokens of each sequence in a decode pass: its own, and drafts that are checked with it."""
+        return 1 if self.speculation is None else 1 + self.speculation.draft_tokens
+
+    def batch(self, sequences: int) -> Scenario:
+        """The same question with another number of sequences."""
+        return replace(self, workload=replace(self.workload, sequences=sequences))
+
+    @property
+    def described_machine(self) -> Machine:
+        """The machine of a closed form; raises MachineError where only rates are known."""
+        if self.machine is None:
+            raise MachineError(f"no machine of several devices is described; only {self.device} was measured")
+        return self.machine
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether rates were measured, so that a plan of one device is simulated."""
+        return self.rates is not None
 
     @property
     def on_cpu(self) -> bool:

@@ -116,7 +116,7 @@ def test_a_fast_link_hardly_counts(schedule: PassSchedule) -> None:
     without = dataclasses.replace(schedule, blocks=tuple(times._replace(copy_s=0.0) for times in blocks))
     copied = len(schedule.blocks) * (1 + schedule.decode_passes)
     for ours, theirs in zip(pass_ends(simulate(schedule)), pass_ends(simulate(without)), strict=True):
-        assert theirs - 1e-7 <= ours <= theirs + copied * 1e-3
+        assert theirs - 1e-7 <= ours <= theirs + copied * 1e-3 + 1e-9
 
 
 @given(schedules(link=True, placements=st.sampled_from([HOST, CPU, DEVICE])))

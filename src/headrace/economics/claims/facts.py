@@ -11,13 +11,16 @@ from headrace.economics.installed_stock import DEVICE_POWER_W, installed_stock
 from headrace.economics.service import Promise, best_service
 from headrace.machine.catalogue import find_machine
 from headrace.machine.engine import PRESENT
-from headrace.machine.machine import Machine, Tier
+from headrace.machine.machine import Machine
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
 from headrace.model.model import Model
-from headrace.planning.arrangement import Arrangement
-from headrace.planning.comparison import Question, evaluate
 from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.plan import Arrangement, Parallelism, arranged
+from headrace.planning.planner import described_plan
+from headrace.planning.prediction import predict
+from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Workload
 
 DEVICES = {
@@ -105,9 +108,8 @@ def stock_power(_: Ledger) -> Assumption:
 
 
 def expected_rates(place: Machine, arrangement: Arrangement, model: Model) -> MachineRates:
-    """MachineRates at the constants' expected values."""
-    constants = quantities(place, PRESENT, arrangement, weight_format=model.weight_format)
-    return MachineRates.of({name: constant.expected for name, constant in constants.items()})
+    """Rates at the constants' expected values."""
+    return MachineRates.expected(quantities(place, PRESENT, arrangement, weight_format=model.weight_format))
 
 
 def predicted_tokens_per_s(
@@ -122,19 +124,20 @@ def predicted_tokens_per_s(
 ) -> Default:
     """Generated tokens per second, prefill included, as the cost model predicts them for present software."""
     work = Workload(sequences=sequences, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens)
-    arrangement = (
-        Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.0)
-        if streamed
-        else Arrangement(strategy="tensor" if tensor > 1 else "resident", tensor=tensor)
-    )
+    strategy = Strategy.OVERLAP if streamed else Strategy.TENSOR if tensor > 1 else Strategy.RESIDENT
 
-    def predict(_: Ledger) -> Assumption:
-        answer = evaluate(Question(model=model(model_name), machine=machine(machine_name), work=work), arrangement)
-        rate = sequences * generate_tokens / answer.total_s.expected
+    def predict_rate(_: Ledger) -> Assumption:
+        wanted = model(model_name)
+        scenario = Scenario.described(wanted, machine(machine_name), work)
+        arrangement = arranged(
+            wanted.num_layers, resident=0 if streamed else None, parallelism=Parallelism(tensor=tensor)
+        )
+        predicted = predict(described_plan(scenario, strategy, arrangement), scenario)
+        rate = sequences * generate_tokens / predicted.total_s
         shown = f"batch {sequences}, {prompt_tokens} in, {generate_tokens} out"
         return Assumption(rate, f"predicted for {model_name} on {machine_name}, {shown}")
 
-    return predict
+    return predict_rate
 
 
 def predicted_service(
@@ -145,7 +148,7 @@ def predicted_service(
 
     def predict(_: Ledger) -> Assumption:
         wanted = requantised(model(model_name), weights)
-        service = best_service(Question(model=wanted, machine=machine(machine_name), work=work), Promise())
+        service = best_service(Scenario.described(wanted, machine(machine_name), work), Promise())
         shown = f"in {weights}, {prompt_tokens} in, {generate_tokens} out, a batch of {service.sequences:,}"
         return Assumption(
             service.tokens_per_s_per_device.expected, f"predicted for {model_name} {shown} on {machine_name}"

@@ -17,10 +17,9 @@ from headrace.economics.claims.facts import (
     model_fact,
 )
 from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, count
-from headrace.machine.machine import Tier
 from headrace.model.model import Layer, LayerGroup, Model
-from headrace.planning.arrangement import Arrangement
-from headrace.planning.cost import pass_cost
+from headrace.planning.closed_form import pass_cost
+from headrace.planning.plan import Parallelism, arranged
 from headrace.planning.workload import PassTokens
 from headrace.units import format_bytes, format_seconds
 
@@ -60,7 +59,7 @@ ASSUMPTIONS: dict[str, Default] = {
 
 def _streaming(given: Ledger) -> Outcome:
     gpt3, place = model("gpt-3"), machine(_STREAMER)
-    arrangement = Arrangement(strategy="overlap", source=Tier.HOST, slots=2, resident_share=0.0)
+    arrangement = arranged(gpt3.num_layers, resident=0)
     rates = expected_rates(place, arrangement, gpt3)
     carried = _carried(given, "latency_batch")
     weights = given("gpt3_weights_bytes")
@@ -72,7 +71,7 @@ def _streaming(given: Ledger) -> Outcome:
 
     one, four = token_s(given("stream_bytes_per_s")), token_s(given("stream_4_bytes_per_s"))
     floor = given(memory_name("V100-32")) / given(memory_rate_name("V100-32"))
-    held = Arrangement(strategy="resident")
+    held = arranged(gpt3.num_layers)
     roomy = pass_cost(gpt3, place, held, carried, expected_rates(place, held, gpt3)).total_s
     return Outcome(
         f"{'holds' if one > 10 * roomy else 'false'}: {one / roomy:.3g} times that of weights that stay",
@@ -105,8 +104,8 @@ def _overlap(given: Ledger) -> Outcome:
 
 def _pipeline(given: Ledger) -> Outcome:
     stages = max(1, round(given("pipeline_devices")))
-    one = _decode_s(given, Arrangement(strategy="resident"))
-    many = _decode_s(given, Arrangement(strategy="pipeline", pipeline=stages))
+    one = _decode_s(given, Parallelism())
+    many = _decode_s(given, Parallelism(pipeline=stages))
     return Outcome(
         "holds" if many >= 0.99 * one else f"false: {one / many:.3g} times faster",
         f"GPT-3 at batch {given('latency_batch'):g}: {format_seconds(one)} per token on one device (had it the room), "
@@ -170,15 +169,16 @@ def _carried(given: Ledger, batch: str) -> PassTokens:
     return PassTokens(sequences=given(batch), new_tokens=1, context_tokens=given("latency_context_tokens"))
 
 
-def _decode_s(given: Ledger, arrangement: Arrangement) -> float:
+def _decode_s(given: Ledger, parallelism: Parallelism) -> float:
     gpt3, place = model("gpt-3"), machine(_PARALLEL)
+    arrangement = arranged(gpt3.num_layers, parallelism=parallelism)
     rates = expected_rates(place, arrangement, gpt3)
     return pass_cost(gpt3, place, arrangement, _carried(given, "latency_batch"), rates).total_s
 
 
 def _exchange_share(given: Ledger, model: Model, devices: int) -> float:
     """Exchange over products, per pass."""
-    place, arrangement = machine(_PARALLEL), Arrangement(strategy="tensor", tensor=devices)
+    place, arrangement = machine(_PARALLEL), arranged(model.num_layers, parallelism=Parallelism(tensor=devices))
     rates = expected_rates(place, arrangement, model)
     cost = pass_cost(model, place, arrangement, _carried(given, "width_batch"), rates)
     return cost.communication_s / (cost.compute_s + cost.memory_s)

@@ -15,18 +15,19 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headrace.errors import BudgetError
-from headrace.model.stored_model import StoredModel
+from headrace.model.model import Model
 from headrace.planning.block_times import BlockTimes, distinct_rows
 from headrace.planning.infeasible import minimum_bytes, refuse_below_minimum
 from headrace.planning.jobs.packing import Need, PackedPass, PassScheduler, PositionPool
 from headrace.planning.memory import MemoryAccount
 from headrace.planning.pass_times import least_s
-from headrace.planning.plan import EmbeddingPlacement, Plan, Strategy
+from headrace.planning.plan import EmbeddingPlacement, Plan
 from headrace.planning.planner import plan_fastest, plan_strategy
 from headrace.planning.prediction import Candidate
 from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.simulation.one_copy import PassSchedule, simulate
+from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Packed, Workload
 
 MOST_SEQUENCES = 1024
@@ -117,7 +118,7 @@ class JobForecast(NamedTuple):
 class PassTimes:
     """Seconds of a packed pass under a plan. Playing passes is slow, so it is done once on a grid of loads."""
 
-    def __init__(self, model: StoredModel, plan: Plan, rates: Rates, costs: PackedCosts, *, pass_tokens: int) -> None:
+    def __init__(self, model: Model, plan: Plan, rates: Rates, costs: PackedCosts, *, pass_tokens: int) -> None:
         self._model, self._rates, self._costs, self._plan = model, rates, costs, plan
         self._layers = sum(block.head_rows is None for block in model.blocks)
         self._products: dict[tuple[int, int], float] = {}

@@ -1,4 +1,4 @@
-"""Every strategy as an executable simulation on one event core; the closed forms of `planning/cost.py` must agree.
+"""Every strategy as an executable simulation on one event core; the closed forms must agree.
 
 The time of a single layer comes from the same formulas as in the closed forms. What is executed is the schedule: which
 copy waits for which slot, which computation for which copy, which stage for which micro-batch, which device for whom.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from headrace.machine.machine import Machine
 from headrace.model.model import Model
-from headrace.planning.arrangement import Arrangement
+from headrace.planning.closed_form import mean_context_tokens
 from headrace.planning.machine_rates import MachineRates
+from headrace.planning.plan import Arrangement
 from headrace.planning.simulation import pipeline, sharded, streaming
 from headrace.planning.simulation.event_core import Outcome
 from headrace.planning.timeline import Timeline
@@ -40,18 +41,18 @@ def simulate_work(
 
     Raises event_core.DeadlockError where the arrangement cannot go on (no slot for what is due).
     """
-    sequences = math.ceil(work.sequences / arrangement.replicas)
-    batches = min(arrangement.micro_batches, sequences)
+    sequences = math.ceil(work.sequences / arrangement.parallelism.replicas)
+    batches = min(arrangement.parallelism.micro_batches, sequences)
     first = PassTokens(sequences=sequences / batches, new_tokens=work.prompt_tokens, context_tokens=work.prompt_tokens)
     later = PassTokens(
         sequences=sequences / batches,
         new_tokens=1,
-        context_tokens=work.prompt_tokens + max(1.0, work.generate_tokens / 2),
+        context_tokens=mean_context_tokens(work),
     )
     carried = [first, *[later] * passes]
-    if arrangement.pipeline > 1:
+    if arrangement.parallelism.pipeline > 1:
         outcome, ends = pipeline.run(model, machine, arrangement, carried, rates, batches=batches)
-    elif arrangement.sharded:
+    elif arrangement.parallelism.sharded:
         outcome, ends = sharded.run(model, machine, arrangement, carried, rates)
     else:
         outcome, ends = streaming.run(model, machine, arrangement, carried, rates)

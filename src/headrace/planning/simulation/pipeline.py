@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from headrace.machine.machine import Machine
 from headrace.model.model import Model
-from headrace.planning.arrangement import Arrangement
-from headrace.planning.cost import hop_s, layer_seconds, pass_ends_s
+from headrace.planning.closed_form import hop_s, layer_seconds, pass_ends_s
 from headrace.planning.machine_rates import MachineRates
+from headrace.planning.plan import Arrangement
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.timeline import Lane
 from headrace.planning.workload import PassTokens
@@ -25,7 +25,7 @@ def run(
     batches: int,
 ) -> tuple[Outcome, list[float]]:
     """Execute all passes of all micro-batches; a pass ends when its last micro-batch leaves the last stage."""
-    layers, stages = list(model.layers()), arrangement.pipeline
+    layers, stages = list(model.layers()), arrangement.parallelism.pipeline
     per_stage = math.ceil(len(layers) / stages)
     schedule = Schedule()
     last: list[int | None] = [None] * batches

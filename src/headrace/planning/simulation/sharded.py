@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Model
 from headrace.planning import collectives
-from headrace.planning.arrangement import Arrangement
-from headrace.planning.cost import layer_seconds, pass_ends_s
+from headrace.planning.closed_form import layer_seconds, pass_ends_s
 from headrace.planning.machine_rates import MachineRates
+from headrace.planning.plan import TRAVELLING, Arrangement
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
-from headrace.planning.simulation.streaming import RING, spread
+from headrace.planning.simulation.streaming import RING
 from headrace.planning.timeline import Lane
 from headrace.planning.workload import PassTokens
 
@@ -24,8 +24,8 @@ def run(
     model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: MachineRates
 ) -> tuple[Outcome, list[float]]:
     """Execute all passes on all devices; a pass ends when the last device has ended it."""
-    layers, devices = list(model.layers()), arrangement.replicas
-    streamed = spread(len(layers), arrangement.streamed_share)
+    layers, devices = list(model.layers()), arrangement.parallelism.replicas
+    streamed = [placement in TRAVELLING for placement in arrangement.placements[:-1]]
     own, *shared = machine.path("host")
     link_share = rates.host_link_bytes_per_s / machine.rate("host", sharers=devices).expected
     capacities = {f"host {device}": own.bytes_per_s.expected * link_share for device in range(devices)}

@@ -10,21 +10,19 @@ Loading goes on over the end of a pass into the next one. In sequence the three 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from headrace.machine.machine import Machine, Tier
+from headrace.machine.machine import Machine
 from headrace.model.model import Layer, Model
-from headrace.planning.arrangement import Arrangement
-from headrace.planning.cost import host_layer_s, layer_seconds, load_seconds, pass_ends_s
+from headrace.planning.closed_form import host_layer_s, layer_seconds, load_seconds, pass_ends_s
 from headrace.planning.machine_rates import MachineRates
+from headrace.planning.memory import CACHE_LAYERS_ON_DEVICE
+from headrace.planning.plan import TRAVELLING, Arrangement, Placement
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.timeline import Lane
 from headrace.planning.workload import PassTokens
 
 RING = 2
 """layers that the host's ring holds between disk and device"""
-CACHES = 2
-"""layers whose cache is on the device at once where the host keeps it (`headrace.planning.memory_need`)"""
 
 
 def run(
@@ -32,9 +30,9 @@ def run(
 ) -> tuple[Outcome, list[float]]:
     """Execute all passes; return what happened and when each pass ended."""
     layers = list(model.layers())
-    by_host = spread(len(layers), arrangement.cpu_share)
-    streamed = _others(by_host, arrangement.streamed_share)
-    schedule = Schedule(slots={"slot": max(1, arrangement.slots), "ring": RING, "cache": CACHES})
+    by_host = [placement is Placement.CPU for placement in arrangement.placements[:-1]]
+    streamed = [placement in TRAVELLING for placement in arrangement.placements[:-1]]
+    schedule = Schedule(slots={"slot": max(1, arrangement.slots), "ring": RING, "cache": CACHE_LAYERS_ON_DEVICE})
     copy_lane = "copy" if rates.overlaps_copies else "device"
     disk_lane = "disk" if rates.overlaps_hops else copy_lane
     done: int | None = None
@@ -53,7 +51,7 @@ def run(
                     ring = "ring" if arrangement.overlap else None
                     mark = Mark(Lane.READ, index, pass_index)
                     turn = (schedule.add(disk_lane, loads.disk_s, after=turn, takes=ring, mark=mark),)
-                mark = Mark(Lane.READ, index, pass_index)
+                mark = Mark(Lane.COPY, index, pass_index)
                 ready.append(schedule.add(copy_lane, loads.link_s, after=turn, takes=slot, gives=ring, mark=mark))
             cache = None
             if loads.cache_s and not by_host[index]:
@@ -65,12 +63,11 @@ def run(
                 done = schedule.add("host", host_layer_s(layer, model, tokens, rates), after=ready)
                 continue
             seconds = layer_seconds(layer, model, tokens, rates=rates, arrangement=arrangement, machine=machine)
-            products = schedule.add("device", seconds.total_s - seconds.communication_s, after=ready)
+            computed = Mark(Lane.COMPUTE, index, pass_index)
+            products = schedule.add("device", seconds.total_s - seconds.communication_s, after=ready, mark=computed)
             if seconds.communication_s:  # partial results are added up over the devices before they go on
                 products = schedule.add("exchange", seconds.communication_s, after=(products,))
-            done = schedule.add(
-                "device", 0.0, after=(products,), gives=slot, mark=Mark(Lane.COMPUTE, index, pass_index)
-            )
+            done = schedule.add("device", 0.0, after=(products,), gives=slot)
             if cache is not None:
                 schedule.add(None, after=(done,), gives=cache)
         ends_s = pass_ends_s(model, tokens, rates, arrangement)
@@ -78,23 +75,6 @@ def run(
         passes.append(done)
     outcome = schedule.run()
     return outcome, [outcome.ends[number] for number in passes]
-
-
-def spread(count: int, share: float) -> list[bool]:
-    """Choose this share of `count` layers, spread evenly."""
-    number = round(count * share)
-    return [(index + 1) * number // count > index * number // count for index in range(count)]
-
-
-def _others(taken: Sequence[bool], share: float) -> list[bool]:
-    """Choose a share of all layers among those that are not taken, spread evenly."""
-    free = [index for index, is_taken in enumerate(taken) if not is_taken]
-    number = min(len(free), round(len(taken) * share))
-    chosen = spread(len(free), number / len(free)) if free else []
-    found = [False] * len(taken)
-    for index, is_chosen in zip(free, chosen, strict=True):
-        found[index] = is_chosen
-    return found
 
 
 class _Loads:
@@ -109,7 +89,7 @@ class _Loads:
     ) -> _Loads:
         """Take the averages over all layers apart: weights by the layers that travel, the cache by every layer."""
         with_cache, disk_s, cold_s = load_seconds(layer, model, tokens, rates=rates, arrangement=arrangement)
-        alone = replace(arrangement, kv_tier=Tier.DEVICE)
+        alone = arrangement._replace(cache_on_host=False)
         link_s, _, _ = load_seconds(layer, model, tokens, rates=rates, arrangement=alone)
         share = arrangement.streamed_share or 1.0
         return cls(link_s / share, disk_s / share, with_cache - link_s, cold_s)

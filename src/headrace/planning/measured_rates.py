@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 from headrace.dtypes import DTYPES
 from headrace.errors import MachineError
-from headrace.machine.machine import Copies, Machine
-from headrace.model.stored_model import StoredModel
+from headrace.machine.compute_curve import ComputeCurve
+from headrace.machine.machine import Copies, Machine, Processor
+from headrace.model.model import Model
 from headrace.planning.rates import LayerTimes, Rates
 from headrace.planning.workload import Workload
 
 
 def cpu_rates(
-    machine: Machine, model: StoredModel, *, compute_dtype: str, read_limit_bytes_per_s: float | None = None
+    machine: Machine, model: Model, *, compute_dtype: str, read_limit_bytes_per_s: float | None = None
 ) -> Rates:
     """Take the constants of a machine that computes on its CPU, the disk's rate bounded by the reader's own limit.
 
@@ -30,7 +31,7 @@ def cpu_rates(
 
 def accelerator_rates(
     machine: Machine,
-    model: StoredModel,
+    model: Model,
     *,
     compute_dtype: str,
     read_limit_bytes_per_s: float | None = None,
@@ -56,16 +57,14 @@ def accelerator_rates(
     )
 
 
-def _device_rates(
-    machine: Machine, model: StoredModel, *, compute_dtype: str, read_limit_bytes_per_s: float | None
-) -> Rates:
+def _device_rates(machine: Machine, model: Model, *, compute_dtype: str, read_limit_bytes_per_s: float | None) -> Rates:
     disk, arithmetic = machine.require_disk(), machine.processor.arithmetic
     read_bytes_per_s = disk.bytes_per_s.expected
     if read_limit_bytes_per_s is not None:
         read_bytes_per_s = min(read_bytes_per_s, read_limit_bytes_per_s)
     return Rates(
         read_bytes_per_s=read_bytes_per_s,
-        curve=machine.processor.curve(compute_dtype=compute_dtype, stored_dtype=model.stored_dtype),
+        curve=_curve(machine.processor, model, compute_dtype),
         block_overhead_s=arithmetic.block_overhead_s.expected,
         pass_overhead_s=arithmetic.pass_overhead_s.expected,
         read_latency_s=disk.latency_s.expected,
@@ -90,13 +89,21 @@ def host_exchange(copies: Copies, hidden_bytes: int, memory_copy_bytes_per_s: fl
     )
 
 
-def cpu_layer_times(machine: Machine, model: StoredModel, work: Workload, *, compute_dtype: str) -> LayerTimes:
+def cpu_layer_times(machine: Machine, model: Model, work: Workload, *, compute_dtype: str) -> LayerTimes:
     """Seconds that a layer of mean size takes on the CPU; raises MachineError where it was not measured with it."""
     cpu = machine.on("cpu", origin=machine.name).processor
-    curve = cpu.curve(compute_dtype=compute_dtype, stored_dtype=model.stored_dtype)
+    curve = _curve(cpu, model, compute_dtype)
     sizes = [block.active_parameters for block in model.blocks if block.head_rows is None]
     prefill_s, decode_s = (
         cpu.arithmetic.block_overhead_s.expected + sum(sizes) / len(sizes) * curve.seconds_per_parameter(tokens)
         for tokens in (work.sequences * work.prompt_tokens, work.sequences)
     )
     return LayerTimes(prefill_s=prefill_s, decode_s=decode_s)
+
+
+def _curve(processor: Processor, model: Model, compute_dtype: str) -> ComputeCurve:
+    """The processor's arithmetic; of packed weights that of weights in the compute dtype: unpacking is not measured."""
+    stored = model.stored_dtype
+    if stored == model.weight_format:
+        stored = DTYPES[compute_dtype].stored_name
+    return processor.curve(compute_dtype=compute_dtype, stored_dtype=stored)

@@ -14,15 +14,19 @@ with overlap.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Layer, Model
 from headrace.planning import collectives
-from headrace.planning.arrangement import Arrangement
 from headrace.planning.machine_rates import MachineRates
+from headrace.planning.memory import cache_parts
+from headrace.planning.plan import Arrangement
 from headrace.planning.workload import PassTokens, Speculation, Workload
+
+_MOST_TOKENS = 2.0**40
 
 
 class LayerSeconds(NamedTuple):
@@ -64,6 +68,11 @@ class PassCost:
         """What the device is busy for."""
         return self.compute_s + self.memory_s + self.attention_s + self.communication_s + self.overhead_s
 
+    @property
+    def busy_s(self) -> float:
+        """What computing takes on the device and the CPU, with what nothing hides."""
+        return self.device_s + self.host_compute_s + self.cold_s
+
     def parts(self) -> dict[str, float]:
         """Seconds by resource, for reports."""
         return {
@@ -72,8 +81,8 @@ class PassCost:
             "attention": self.attention_s,
             "communication": self.communication_s,
             "overhead": self.overhead_s,
-            "host compute": self.host_compute_s,
-            "host link": self.link_s,
+            "cpu": self.host_compute_s,
+            "link": self.link_s,
             "disk": self.disk_s,
             "experts on demand": self.cold_s,
         }
@@ -81,11 +90,11 @@ class PassCost:
     def binds(self, *, overlap: bool) -> str:
         """Name what the pass waits for most."""
         parts = self.parts()
-        if overlap and max(self.link_s, self.disk_s) < self.device_s + self.host_compute_s + self.cold_s:
-            parts.pop("host link")
+        if overlap and max(self.link_s, self.disk_s) <= self.busy_s:
+            parts.pop("link")
             parts.pop("disk")
         elif overlap:
-            parts = {"host link": self.link_s, "disk": self.disk_s}
+            parts = {"link": self.link_s, "disk": self.disk_s}
         return max(parts, key=lambda name: parts[name])
 
 
@@ -99,7 +108,7 @@ def layer_seconds(
     machine: Machine,
 ) -> LayerSeconds:
     """Time of one layer whose weights are on the device (each of `tensor` devices has its part)."""
-    width = arrangement.tensor
+    width = arrangement.parallelism.tensor
     arithmetic_s = 2.0 * layer.active_parameters * carried.tokens / width / rates.flops
     reading_s = layer.bytes_read(carried.tokens) / width / rates.memory_bytes_per_s
     scores_s = (
@@ -108,9 +117,8 @@ def layer_seconds(
         / width
         / rates.attention_flops
     )
-    cache_s = 0.0
-    if arrangement.kv_tier is Tier.DEVICE:
-        cache_s = layer_cache_bytes(layer, model, carried) / cache_parts(layer, width) / rates.cache_bytes_per_s
+    # Wherever keys and values wait, attention reads them in the device's memory.
+    cache_s = layer_cache_bytes(layer, model, carried) / cache_parts(layer, width) / rates.cache_bytes_per_s
     communication_s = 0.0
     if width > 1:
         communication_s = 2.0 * exchange_s(
@@ -141,15 +149,10 @@ def layer_cache_bytes(layer: Layer, model: Model, carried: PassTokens) -> float:
     )
 
 
-def cache_parts(layer: Layer, width: int) -> int:
-    """Into how many parts width parallelism splits a layer's cache: no more than it has key-value heads."""
-    return max(1, min(width, layer.kv_heads or 1))
-
-
 def exchange_s(size_bytes: float, *, rates: MachineRates, arrangement: Arrangement, machine: Machine) -> float:
     """Add up partial results of `size_bytes` over the devices of one copy's width: one of two exchanges per layer."""
-    width = arrangement.tensor
-    if arrangement.two_dimensional:
+    width = arrangement.parallelism.tensor
+    if arrangement.parallelism.two_dimensional:
         # Pope et al., 2D weight-stationary: 8 x tokens x width / (sqrt(n) x rate) per half layer (section 4)
         side = math.sqrt(width)
         return 4.0 * side * rates.peer_latency_s + 8.0 * size_bytes / side / rates.peer_bytes_per_s / 2.0
@@ -179,7 +182,7 @@ def pass_cost(
 
     With a pipeline `carried` is one micro-batch, and the result is what all stages together spend on it.
     """
-    layers = model.num_layers
+    layers, divided = model.num_layers, arrangement.parallelism
     device_share = 1.0 - arrangement.cpu_share
     compute_s = memory_s = attention_s = communication_s = overhead_s = host_s = link_s = disk_s = cold_s = 0.0
     for group in model.groups:
@@ -201,13 +204,13 @@ def pass_cost(
         cold_s += group.count * on_demand_s
     memory_s += head_seconds(model, carried, rates, arrangement)
     overhead_s += rates.pass_overhead_s + carried.sequences * rates.token_overhead_s
-    if arrangement.pipeline > 1:
-        communication_s += arrangement.pipeline * hop_s(model, machine, arrangement, carried, rates)
+    if arrangement.parallelism.pipeline > 1:
+        communication_s += arrangement.parallelism.pipeline * hop_s(model, machine, arrangement, carried, rates)
     device_s = compute_s + memory_s + attention_s + communication_s + overhead_s + host_s + cold_s
     load_s = max(link_s, disk_s)
     if not rates.overlaps_hops:
         # One after the other for each device; while one copies, others have the disk to themselves.
-        load_s = max(disk_s, link_s + disk_s / (arrangement.replicas if arrangement.sharded else 1))
+        load_s = max(disk_s, link_s + disk_s / (divided.replicas if divided.sharded else 1))
     if not arrangement.overlap:
         total_s = device_s + link_s + disk_s
     elif not rates.overlaps_copies:
@@ -263,8 +266,8 @@ def _first_pass_s(
 def head_seconds(model: Model, carried: PassTokens, rates: MachineRates, arrangement: Arrangement) -> float:
     """Seconds of the output projection, of one position of each sequence."""
     return max(
-        2.0 * model.head_parameters * carried.sequences / arrangement.tensor / rates.flops,
-        model.head_bytes / arrangement.tensor / rates.memory_bytes_per_s,
+        2.0 * model.head_parameters * carried.sequences / arrangement.parallelism.tensor / rates.flops,
+        model.head_bytes / arrangement.parallelism.tensor / rates.memory_bytes_per_s,
     )
 
 
@@ -277,7 +280,7 @@ def pass_ends_s(model: Model, carried: PassTokens, rates: MachineRates, arrangem
 def hop_s(model: Model, machine: Machine, arrangement: Arrangement, carried: PassTokens, rates: MachineRates) -> float:
     """One handing over of activations from a pipeline stage to the next."""
     size_bytes = carried.tokens * model.hidden_size * model.activation_bytes
-    if arrangement.devices_per_copy > machine.devices:
+    if arrangement.parallelism.devices_per_copy > machine.devices:
         return collectives.point_to_point(
             size_bytes, bytes_per_s=rates.network_bytes_per_s, latency_s=rates.network_latency_s
         )
@@ -308,7 +311,7 @@ def load_seconds(
     sharded replicas pull a part each and gather the others'.
     """
     share = arrangement.streamed_share
-    parts = arrangement.replicas if arrangement.sharded else arrangement.tensor
+    parts = arrangement.parallelism.replicas if arrangement.parallelism.sharded else arrangement.parallelism.tensor
     link_bytes = layer.size_bytes * share
     cold_bytes = 0.0
     if arrangement.expert_hit_rate is not None:
@@ -317,12 +320,13 @@ def load_seconds(
         missed = 1.0 - arrangement.expert_hit_rate
         cold_bytes = layer.experts_touched(carried.tokens) * layer.expert_bytes * missed
     cache_bytes = 0.0
-    if arrangement.kv_tier is Tier.HOST:
+    if arrangement.cache_on_host:
         # The host keeps what its own layers need where they are computed.
         on_device = 1.0 - arrangement.cpu_share
-        cache_bytes = on_device * layer_cache_bytes(layer, model, carried) / cache_parts(layer, arrangement.tensor)
+        split = cache_parts(layer, arrangement.parallelism.tensor)
+        cache_bytes = on_device * layer_cache_bytes(layer, model, carried) / split
     link_s = (link_bytes / parts + cache_bytes) / rates.host_link_bytes_per_s
-    if arrangement.sharded and parts > 1:
+    if arrangement.parallelism.sharded and parts > 1:
         link_s += collectives.ring_all_gather(
             link_bytes, parts, bytes_per_s=rates.peer_bytes_per_s, latency_s=rates.peer_latency_s
         )
@@ -345,13 +349,18 @@ def _slowest_stage_s(
     total_s: float,
 ) -> float:
     """Seconds of the stage that holds most layers and the head, of a pass that takes `total_s` through all stages."""
-    stages = arrangement.pipeline
+    stages = arrangement.parallelism.pipeline
     ends_s = pass_ends_s(model, carried, rates, arrangement)
     layers_s = total_s - ends_s - stages * hop_s(model, machine, arrangement, carried, rates)
     most_layers = math.ceil(model.num_layers / stages)
     left = model.num_layers - (stages - 1) * most_layers
     per_layer_s = layers_s / model.num_layers
     return max(most_layers * per_layer_s, left * per_layer_s + ends_s)
+
+
+def mean_context_tokens(work: Workload) -> float:
+    """Positions that a decode pass sees on the average."""
+    return work.prompt_tokens + max(1.0, work.generate_tokens / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,20 +385,16 @@ def work_cost(
     speculation: Speculation | None = None,
 ) -> WorkCost:
     """Prefill all prompts in one pass each, then decode; `work.sequences` are divided among the replicas."""
-    sequences = math.ceil(work.sequences / arrangement.replicas)
-    batches = min(arrangement.micro_batches, sequences)
+    sequences = math.ceil(work.sequences / arrangement.parallelism.replicas)
+    batches = min(arrangement.parallelism.micro_batches, sequences)
     per_batch = sequences / batches
     first = PassTokens(sequences=per_batch, new_tokens=work.prompt_tokens, context_tokens=work.prompt_tokens)
     drafts = 0 if speculation is None else speculation.draft_tokens
-    later = PassTokens(
-        sequences=per_batch,
-        new_tokens=1 + drafts,
-        context_tokens=work.prompt_tokens + max(1.0, work.generate_tokens / 2) + drafts,
-    )
+    later = PassTokens(sequences=per_batch, new_tokens=1 + drafts, context_tokens=mean_context_tokens(work) + drafts)
     prefill = pass_cost(model, machine, arrangement, first, rates, first=True)
     decode = pass_cost(model, machine, arrangement, later, rates)
     prefill_s, decode_s = prefill.total_s, decode.total_s
-    if arrangement.pipeline > 1 and batches > 1:
+    if arrangement.parallelism.pipeline > 1 and batches > 1:
         # The first micro-batch passes all stages, the others follow at the pace of the slowest.
         prefill_s += (batches - 1) * _slowest_stage_s(model, machine, arrangement, first, rates, prefill_s)
         # A micro-batch's next token waits for its own last one, and each stage for all micro-batches.
@@ -414,3 +419,44 @@ def work_cost(
         prefill=prefill,
         decode=decode,
     )
+
+
+def even_tokens(
+    model: Model, machine: Machine, arrangement: Arrangement, work: Workload, rates: MachineRates, *, checked: int = 1
+) -> float:
+    """Tokens of all copies' decode pass at which computing takes as long as loading: below it a pass waits for loads.
+
+    `checked` of them are each sequence's: its own and its drafts.
+    """
+    replicas, context_tokens = arrangement.parallelism.replicas, mean_context_tokens(work) + checked - 1
+
+    def computes_longer(tokens: float) -> bool:
+        sequences = tokens / checked
+        if replicas > 1:
+            sequences = math.ceil(sequences / replicas)
+        carried = PassTokens(sequences=sequences, new_tokens=checked, context_tokens=context_tokens)
+        cost = pass_cost(model, machine, arrangement, carried, rates)
+        return cost.busy_s >= max(cost.link_s, cost.disk_s)
+
+    return least_tokens(computes_longer, near=work.sequences * checked)
+
+
+def least_tokens(holds_from: Callable[[float], bool], *, near: float = 1.0) -> float:
+    """Return the least number of tokens from which a condition holds, by bisection; 1 where it always does.
+
+    Where it holds for a stretch only (caches that travel outweigh computing in the end), what it is at `near` decides.
+    """
+    if holds_from(near):
+        if near == 1.0 or holds_from(1.0):
+            return 1.0
+        low, high = 1.0, near
+    else:
+        low, high = near, near * 2
+    while not holds_from(high):
+        low, high = high, high * 2
+        if high > _MOST_TOKENS:
+            return math.inf
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds_from(middle) else (middle, high)
+    return high

@@ -1,0 +1,246 @@
+"""The one JSON object of a plan's answer, for the command line, Python, the server and the page."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from headrace.machine.machine import Machine
+from headrace.machine.quantity import Interval
+from headrace.model.model import Model
+from headrace.model.stored_model import StoredModel
+from headrace.planning.answer import PlanAnswer
+from headrace.planning.break_even import BreakEven
+from headrace.planning.infeasible import Infeasible
+from headrace.planning.plan import Placement
+from headrace.planning.prediction import Candidate, PredictionInterval
+from headrace.planning.price import Price
+from headrace.planning.scenario import Scenario
+from headrace.planning.strategies import Strategy
+
+
+def answer_json(answer: PlanAnswer, *, version: str) -> dict[str, Any]:
+    """Build the object that `headrace plan --json` prints."""
+    scenario = answer.scenario
+    return {
+        "model": model_json(scenario.model),
+        "machine": _machine(answer),
+        "workload": dict(vars(scenario.workload)),
+        "strategies": [_strategy(answer, name, item) for name, item in answer.compared.items()],
+        "recommended": None if answer.best is None else answer.best.plan.strategy.value,
+        "break_even": _break_even(answer.break_even),
+        "advice": list(answer.advice),
+        "notes": list(answer.notes),
+        "headrace_version": version,
+    }
+
+
+def model_json(model: Model) -> dict[str, Any]:
+    """A model in numbers."""
+    return {
+        "name": model.name,
+        "model_type": model.architecture.model_type if isinstance(model, StoredModel) else None,
+        "parameters": model.parameters,
+        "active_parameters": model.active_parameters,
+        "weights_bytes": round(model.weights_bytes),
+        "weight_format": model.weight_format,
+        "stored_dtype": model.stored_dtype,
+        "num_layers": model.num_layers,
+        "num_blocks": len(model.blocks),
+        "largest_block_bytes": max(block.size_bytes for block in model.blocks),
+        "hidden_size": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        "context_tokens": model.context_tokens,
+        "kv_cache_bytes_per_token": round(model.kv_bytes_per_token()),
+        "tied": model.tied,
+        "layers": [
+            {
+                "count": group.count,
+                "parameters": group.layer.parameters,
+                "active_parameters": group.layer.active_parameters,
+                "size_bytes": round(group.layer.size_bytes),
+                "num_experts": group.layer.num_experts,
+                "experts_per_token": group.layer.experts_per_token,
+                "attention_heads": group.layer.query_heads,
+                "key_value_heads": group.layer.kv_heads,
+                "kv_elements_per_token": group.layer.kv_elements_per_token,
+                "window_tokens": group.layer.window_tokens,
+            }
+            for group in model.groups
+        ],
+        "source": model.source,
+        "notes": list(model.notes),
+    }
+
+
+def _machine(answer: PlanAnswer) -> dict[str, Any]:
+    scenario, machine = answer.scenario, answer.scenario.machine
+    found: dict[str, Any] = {"name": answer.machine_name, "source": answer.source, "device": scenario.device}
+    if answer.accelerator:
+        found["accelerator"] = answer.accelerator
+    if machine is not None:
+        found |= _described(machine)
+    if scenario.is_calibrated:
+        found |= _measured(scenario)
+    else:
+        found["engine"] = {"name": scenario.engine.name}
+    return {
+        **found,
+        "budget_bytes": scenario.budget_bytes,
+        "host_budget_bytes": scenario.host_budget_bytes,
+        "host_memory_bytes": scenario.host_budget_bytes,
+    }
+
+
+def _described(machine: Machine) -> dict[str, Any]:
+    return {
+        "processor": machine.processor.name,
+        "memory_bytes": machine.host_bytes,
+        "device_memory_bytes": int(machine.processor.memory_bytes),
+        "device_free_bytes": machine.processor.available_bytes,
+        "disk": None
+        if machine.disk is None
+        else {
+            "bytes_per_s": machine.disk.bytes_per_s.expected,
+            "low_bytes_per_s": machine.disk.bytes_per_s.low,
+            "high_bytes_per_s": machine.disk.bytes_per_s.high,
+            "source": machine.disk.bytes_per_s.source,
+        },
+        "devices": machine.num_devices,
+        "devices_per_node": machine.devices,
+        "nodes": machine.nodes,
+        "links": {
+            link.name: {
+                "bytes_per_s": link.bytes_per_s.expected,
+                "low_bytes_per_s": link.bytes_per_s.low,
+                "high_bytes_per_s": link.bytes_per_s.high,
+                "uplink": link.uplink,
+                "source": link.bytes_per_s.source,
+            }
+            for link in machine.links.values()
+        },
+    }
+
+
+def _measured(scenario: Scenario) -> dict[str, Any]:
+    """List the speeds that a simulated prediction rests on."""
+    rates = scenario.known_rates
+    found: dict[str, Any] = {}
+    if not scenario.on_cpu:
+        found = {
+            "link_bytes_per_s": rates.link_bytes_per_s,
+            "staged_bytes_per_s": rates.staged_bytes_per_s,
+            "page_locked": scenario.pinned,
+        }
+    return {
+        **found,
+        "read_bytes_per_s": rates.read_bytes_per_s,
+        "compute_dtype": rates.curve.compute_dtype,
+        "stored_dtype": scenario.model.stored_dtype,
+        "arithmetic": [
+            {"tokens": point.tokens, "parameters_per_s": 1 / point.seconds_per_parameter}
+            for point in rates.curve.points
+        ],
+        "block_overhead_s": rates.block_overhead_s,
+        "pass_overhead_s": rates.pass_overhead_s,
+    }
+
+
+_TIMES = ("prefill_s", "decode_s_per_pass", "tokens_per_s", "total_s")
+
+
+def _strategy(answer: PlanAnswer, name: Strategy, item: Candidate | Infeasible) -> dict[str, Any]:
+    if isinstance(item, Infeasible):
+        no_times = dict.fromkeys(_TIMES)
+        return {
+            "name": name.value,
+            "fits": False,
+            **no_times,
+            "memory_bytes": None,
+            "binds": None,
+            **_price(None),
+            "low": no_times,
+            "high": no_times,
+            "why_not": item.why_not,
+            "required_bytes": item.required_bytes,
+        }
+    (plan, predicted), interval, cost = item, answer.intervals[name], answer.prices.get(name)
+    divided, arrangement = plan.parallelism, plan.arrangement
+    even = answer.break_even_of(item)
+    return {
+        "name": name.value,
+        "fits": True,
+        **{field: getattr(predicted, field) for field in _TIMES},
+        "memory_bytes": plan.bytes_by_tier,
+        "binds": predicted.binds,
+        **_price(cost),
+        "low": _ends(interval, cost, "low"),
+        "high": _ends(interval, cost, "high"),
+        "why_not": None,
+        "load_s_per_pass": predicted.load_s_per_pass,
+        "compute_s_per_pass": predicted.compute_s_per_pass,
+        "possible_decode_s": predicted.possible_decode_s,
+        "break_even_tokens_per_pass": 0.0 if even is None else _finite(even.expected),
+        "decode_parts_s": dict(predicted.decode_parts_s),
+        "prefill_parts_s": dict(predicted.prefill_parts_s),
+        "compute_dtype": plan.compute_dtype,
+        "device": plan.device,
+        "devices": divided.devices,
+        "tensor": divided.tensor,
+        "pipeline": divided.pipeline,
+        "micro_batches": divided.micro_batches,
+        "replicas": divided.replicas,
+        "num_blocks": plan.num_blocks,
+        "resident_blocks": plan.resident_blocks,
+        "streamed_blocks": plan.streamed_blocks,
+        "host_stored_blocks": plan.placements.count(Placement.HOST),
+        "disk_blocks": plan.placements.count(Placement.DISK),
+        "cpu_blocks": plan.cpu_blocks,
+        "resident_share": arrangement.resident_share,
+        "host_share": arrangement.cpu_share,
+        "slots": plan.slots,
+        "streamed_bytes_per_pass": plan.streamed_bytes_per_pass,
+        "weights_from": arrangement.source.value,
+        "embedding": plan.embedding.value,
+        "kv_cache_bytes": plan.memory.kv_cache_bytes,
+        "kv_cache_in": "host" if plan.cache_on_host else "device",
+        "cache_on_host": plan.cache_on_host,
+        "expert_hit_rate": plan.expert_hit_rate,
+    }
+
+
+def _price(cost: Price | None) -> dict[str, float | None]:
+    names = ("usd_per_750_words", "usd_per_million_tokens", "joules_per_token")
+    return {name: None if cost is None else _expected(getattr(cost, name)) for name in names}
+
+
+def _expected(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.expected
+
+
+def _ends(interval: PredictionInterval, cost: Price | None, end: str) -> dict[str, float]:
+    values: dict[str, float] = {name: getattr(getattr(interval, name), end) for name in _TIMES}
+    if cost is not None and cost.usd_per_million_tokens is not None:
+        values["usd_per_million_tokens"] = getattr(cost.usd_per_million_tokens, end)
+    return values
+
+
+def _break_even(even: BreakEven | None) -> dict[str, Any]:
+    if even is None:
+        return {"tokens_per_pass": 0.0, "kv_cache_bytes": 0, "reachable_by": [], "how": [], "why_not": []}
+    return {
+        "tokens_per_pass": _finite(even.tokens_per_pass.expected),
+        "low": _finite(even.tokens_per_pass.low),
+        "high": _finite(even.tokens_per_pass.high),
+        "source": even.source.value,
+        "kv_cache_bytes": None if even.kv_cache_bytes == math.inf else round(even.kv_cache_bytes),
+        "critical_batch": even.critical_batch,
+        "reachable_by": [way.name for way in even.ways if way.reached],
+        "how": [way.how for way in even.ways if way.reached],
+        "why_not": [f"{way.name}: {way.how}" for way in even.ways if not way.reached],
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: null stands for a number of tokens that is never reached."""
+    return value if value < math.inf else None
