@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +166,7 @@ def plan_answer(
             f"--kv-bits does not apply to {origin}, which was measured: keys and values are kept in the compute dtype. "
             "Use --dtype"
         )
-    scenario, own_notes = scenario_on(described, partial(_load, model, changes), request, origin=origin)
+    scenario, own_notes = scenario_on(described, _load(model, changes), request, origin=origin)
     return _answer(scenario, request, notes=(*notes, *own_notes), source=source, multiplier=multiplier)
 
 
@@ -196,15 +195,13 @@ def _known(model: str) -> bool:
     return True
 
 
-def _load(model: str | Path, changes: ModelChanges, *, cut_head: bool) -> Model:
+def _load(model: str | Path, changes: ModelChanges) -> Model:
     """The model by its headers, its config or its name."""
     if not is_checkpoint(str(model)):
         return changes.applied(find_model(str(model)))
     directory = resolve_model(model)
     index = TensorIndex.from_directory(directory)
-    stored = build_stored_model(
-        directory.resolve().name, read_config(directory / "config.json"), index, cut_head=cut_head
-    )
+    stored = build_stored_model(directory.resolve().name, read_config(directory / "config.json"), index)
     return changes.applied(stored)
 
 

@@ -6,6 +6,7 @@ The input embedding is no block, since a pass reads only some of its rows.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,11 @@ class RowSlice(NamedTuple):
 
     first: int
     last: int
+
+    def head_name(self, rows: int) -> str:
+        """Name of the block that holds these of the head's `rows`."""
+        whole = self.last - self.first == rows
+        return "head" if whole else f"head, rows {self.first}-{self.last - 1}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +87,9 @@ def product_slices(rows: int, largest_rows: int) -> list[RowSlice]:
     shift = 0 if rest == 0 else 32 if rest == 16 else 16
     edges = [tiles * number // count * ROW_TILE + (shift if number % 2 else 0) for number in range(count)] + [rows]
     return [RowSlice(first, last) for first, last in itertools.pairwise(edges)]
+
+
+def head_slices(rows: int, head_bytes: int, piece_bytes: int) -> list[RowSlice]:
+    """Cut a head into equal pieces of about `piece_bytes`, a layer's size, or of HEAD_CHUNK_ROWS where that is more."""
+    wanted = math.ceil(head_bytes / max(1, piece_bytes))
+    return product_slices(rows, max(HEAD_CHUNK_ROWS, math.ceil(rows / wanted)))

@@ -172,7 +172,14 @@ def _from_path(path: Path) -> Model:
             raise CheckpointError(f"{path} has no config.json, no safetensors and no .gguf file")
         return model_from_config(read_config(config), name=path.resolve().name, origin=str(config))
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    return model_from_config(read_config(path), name=name or path.stem, origin=str(path))
+    raw = read_config(path)
+    made = model_from_config(raw, name=name or path.stem, origin=str(path))
+    levels = (raw, raw.get("text_config") or {})
+    if any(level.get(key) for level in levels for key in ("torch_dtype", "dtype", "quantization_config")):
+        return made
+    return replace(
+        made, notes=(*made.notes, f"{path.name} names no dtype: weights in {made.weight_format} (--weights for others)")
+    )
 
 
 @functools.cache

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from headrace.dtypes import DTYPES, STORED_DTYPES
 from headrace.errors import CheckpointCorruptError, UnsupportedModelError
 from headrace.model.config_fields import read_config
 from headrace.model.formats import find_format, is_format
@@ -105,7 +107,7 @@ def _config_of(metadata: Mapping[str, Any], architecture: str, index: GgufIndex,
     return config
 
 
-def with_stored_bytes(made: Model, stored: Iterable[TensorEntry | GgufTensor], *, origin: str) -> Model:
+def with_stored_bytes(made: Model, stored: Collection[TensorEntry | GgufTensor], *, origin: str) -> Model:
     """Replace the computed bytes by the stored ones: layer by layer, experts apart, ends and the rest apart."""
     layers: dict[int, dict[str, float]] = {}
     table = positions = head = rest = 0.0
@@ -142,8 +144,19 @@ def with_stored_bytes(made: Model, stored: Iterable[TensorEntry | GgufTensor], *
         head_bytes=head or table,
         tied=not (table and head),
         other_bytes=rest,
+        weight_format=_stored_format(made.weight_format, stored),
         source=origin,
     )
+
+
+def _stored_format(named: str, stored: Collection[TensorEntry | GgufTensor]) -> str:
+    """The format that most bytes are in: of 16 and 32 bits a config says nothing, or what a model was trained in."""
+    sizes: Counter[str] = Counter()
+    for tensor in stored:
+        if isinstance(tensor, TensorEntry) and tensor.dtype in STORED_DTYPES:
+            sizes[tensor.dtype] += tensor.size_bytes
+    plain = named in {dtype.short_name for dtype in DTYPES.values()}
+    return STORED_DTYPES[max(sizes, key=sizes.__getitem__)].short_name if plain and sizes else named
 
 
 def _part(tensor: TensorEntry | GgufTensor) -> str:

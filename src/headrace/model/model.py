@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 from headrace.dtypes import DTYPES
-from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, RowSlice, product_slices
+from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, head_slices, product_slices
 from headrace.model.layout import align_up
 
 WORK_SPACE_CONSTANT_BYTES = 28 << 20
@@ -123,6 +123,9 @@ class Model:
     """the head's matrix is the embedding table"""
     other_parameters: int = 0
     other_bytes: float = 0.0
+    cut_head: bool = False
+    """a head much larger than a layer becomes several blocks. Only for the CPU: an accelerator's libraries promise
+    nothing about the sums in the parts of a product"""
     weight_format: str = "bf16"
     """name of the prevailing format (`headrace.model.formats`)"""
     kv_element_bytes: float = 2.0
@@ -203,17 +206,23 @@ class Model:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """What travels as one, in the order of a pass: the layers, then the head."""
+        """What travels as one, in the order of a pass: the layers, then the head's pieces."""
         layers = [self._layer_block(number, layer) for number, layer in enumerate(self.layers())]
-        head = Block(
-            index=len(layers),
-            name="head",
-            head_rows=RowSlice(0, self.vocab_size),
-            size_bytes=math.ceil(self.head_bytes),
-            parameters=self.head_parameters,
-            active_parameters=float(self.head_parameters),
-        )
-        return (*layers, head)
+        return (*layers, *self._head_blocks(layers))
+
+    def _head_blocks(self, layers: Sequence[Block]) -> Iterator[Block]:
+        whole_bytes = math.ceil(self.head_bytes)
+        piece_bytes = max(block.size_bytes for block in layers) if self.cut_head else whole_bytes
+        for index, rows in enumerate(head_slices(self.vocab_size, whole_bytes, piece_bytes), start=len(layers)):
+            share = (rows.last - rows.first) / self.vocab_size
+            yield Block(
+                index=index,
+                name=rows.head_name(self.vocab_size),
+                head_rows=rows,
+                size_bytes=math.ceil(share * whole_bytes),
+                parameters=round(share * self.head_parameters),
+                active_parameters=share * self.head_parameters,
+            )
 
     def _layer_block(self, number: int, layer: Layer) -> Block:
         widest = max(layer.query_heads * layer.key_dim, 0 if layer.num_experts else layer.intermediate_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 
 from headrace.errors import CheckpointCorruptError
 from headrace.model.architectures import Architecture, architecture_of
-from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, RowSlice, product_slices
+from headrace.model.blocks import Block, head_slices
 from headrace.model.from_index import with_stored_bytes
 from headrace.model.layout import AlignedLayout, ByteRange, Layout, align_layout, lay_out
 from headrace.model.model import Layer, Model
@@ -62,8 +61,6 @@ class StoredModel(Model):
     layer_tensors: tuple[tuple[TensorEntry, ...], ...]
     head: TensorEntry
     """the embedding where tied"""
-    cut_head: bool
-    """a head much larger than a layer becomes several blocks"""
     embedding: TensorEntry
     fixed: tuple[TensorEntry, ...]
     """final norm, position table and the like: read once, always resident"""
@@ -117,9 +114,6 @@ class StoredModel(Model):
 def build_stored_model(name: str, raw: Mapping[str, Any], index: TensorIndex, *, cut_head: bool = True) -> StoredModel:
     """Read a config.json (`raw`) and sort the checkpoint's tensors into blocks, embedding and fixed tensors.
 
-    With `cut_head` a head much larger than a layer becomes several blocks. Only for the CPU: an accelerator's
-    libraries promise nothing about the sums in the parts of a product.
-
     Raises UnsupportedModelError for what headrace cannot stream, CheckpointError for a config that makes no sense, and
     CheckpointCorruptError where a layer, the embedding or a dtype is not what the config promises.
     """
@@ -159,11 +153,10 @@ def build_stored_model(name: str, raw: Mapping[str, Any], index: TensorIndex, *,
     ends = [embedding] if head is None else [embedding, head]
     sized = with_stored_bytes(model, [*in_layers, *ends, *fixed], origin=str(index.directory))
     return StoredModel(
-        **vars(sized),
+        **{**vars(sized), "cut_head": cut_head},
         architecture=architecture,
         layer_tensors=tuple(tuple(tensors) for tensors in layers),
         head=head or embedding,
-        cut_head=cut_head,
         embedding=embedding,
         fixed=tuple(fixed),
     )
@@ -199,21 +192,19 @@ def _layer_block(number: int, layer: Layer, tensors: tuple[TensorEntry, ...]) ->
     )
 
 
-def _head_blocks(matrix: TensorEntry, first_index: int, layer_bytes: int) -> list[StoredBlock]:
-    """Cut the head into equal pieces of about a layer's size, or of HEAD_CHUNK_ROWS where that is more."""
+def _head_blocks(matrix: TensorEntry, first_index: int, piece_bytes: int) -> list[StoredBlock]:
     rows, columns = matrix.shape
     row_bytes = matrix.size_bytes // rows
-    wanted = math.ceil(matrix.size_bytes / max(1, layer_bytes))
-    slices = product_slices(rows, max(HEAD_CHUNK_ROWS, math.ceil(rows / wanted)))
     blocks = []
-    for number, (first, last) in enumerate(slices):
+    for index, piece in enumerate(head_slices(rows, matrix.size_bytes, piece_bytes), start=first_index):
+        first, last = piece
         size_bytes = (last - first) * row_bytes
         part = ByteRange(matrix.name, matrix.file_index, matrix.offset + first * row_bytes, size_bytes)
         blocks.append(
             StoredBlock(
-                index=first_index + number,
-                name="head" if len(slices) == 1 else f"head, rows {first}-{last - 1}",
-                head_rows=RowSlice(first, last),
+                index=index,
+                name=piece.head_name(rows),
+                head_rows=piece,
                 size_bytes=size_bytes,
                 parameters=(last - first) * columns,
                 active_parameters=float((last - first) * columns),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError, MachineError
@@ -52,16 +51,16 @@ class Asked(NamedTuple):
     notes: tuple[str, ...]
 
 
-def scenario_on(machine: Machine, load_model: Callable[..., Model], request: PlanRequest, *, origin: str) -> Asked:
+def scenario_on(machine: Machine, model: Model, request: PlanRequest, *, origin: str) -> Asked:
     """The scenario of a model on a described machine, simulated where its arithmetic was measured.
 
-    `load_model(cut_head=...)` gives the model, its head in pieces where a CPU computes. `origin` names the machine in
-    errors. Raises InvalidRequestError for options that do not apply, MachineError for what the machine does not say.
+    Where a CPU computes, a large head is cut into pieces. `origin` names the machine in errors. Raises
+    InvalidRequestError for options that do not apply, MachineError for what the machine does not say.
     """
     if not machine.is_calibrated:
         _refuse_measured_options(machine, request)
         scenario = Scenario.described(
-            load_model(cut_head=False),
+            model,
             machine,
             request.workload,
             memory_bytes=request.memory_bytes,
@@ -77,7 +76,7 @@ def scenario_on(machine: Machine, load_model: Callable[..., Model], request: Pla
         )
     machine = machine.on(request.device, origin=origin)
     on_cpu = not machine.accelerators
-    model = load_model(cut_head=on_cpu)
+    model = replace(model, cut_head=on_cpu)
     refuse_long_context(model, request.workload)
     scenario = (_on_cpu if on_cpu else _on_accelerator)(machine, model, request)
     return Asked(scenario, (*model.notes, *machine.notes, *_notes_on_budgets(scenario, machine, request)))
