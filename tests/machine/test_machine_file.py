@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from headrace.planning.memory_need import usable_bytes
 
 from headrace.cli.main import main
 from headrace.errors import MachineError
@@ -144,7 +143,7 @@ def test_a_measured_accelerator_computes_and_the_computer_around_it_feeds_it() -
     assert link.bytes_per_s.low == 4.2e10  # while it computes
     assert (WITH_GPU.devices, WITH_GPU.notes) == (1, ())
     for tier in Tier:
-        assert usable_bytes(WITH_GPU, tier) > 0
+        assert WITH_GPU.usable_bytes(tier) > 0
 
 
 def test_of_several_accelerators_the_first_is_planned_for_and_a_note_says_so() -> None:
