@@ -150,7 +150,7 @@ def test_of_several_accelerators_the_first_is_planned_for_and_a_note_says_so() -
     second = dataclasses.replace(ACCELERATOR, device="cuda:1", name="NVIDIA T4")
     made = computer([CURVE], second, ACCELERATOR).on("auto", origin="x")
     assert (made.processor.name, made.devices) == ("NVIDIA T4", 1)
-    assert made.notes == ("planned for cuda:1 alone, not for the 1 measured with it",)
+    assert made.notes == ("planned for cuda:1 alone; --device names another of the 2 that were measured",)
 
 
 def test_an_accelerator_without_arithmetic_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -48,18 +49,27 @@ def test_the_trace_is_one_that_tools_can_open(processes: list[tuple[str, Timelin
     spans = [row for row in rows if row["ph"] == "X"]
     assert len(spans) + len(named) + len(labels) == len(rows)
     assert len(spans) == sum(len(timeline.events) for _, timeline in processes)
-    for (process_id, event), row in zip(
-        ((number, event) for number, (_, timeline) in enumerate(processes, start=1) for event in timeline.events),
-        spans,
-        strict=True,
-    ):
+    events = [(number, event) for number, (_, timeline) in enumerate(processes, start=1) for event in timeline.events]
+    lanes = list(Lane)
+    events.sort(key=lambda each: (each[0], lanes.index(each[1].lane), each[1].start_s))
+    spans.sort(key=lambda row: (row["pid"], lanes.index(Lane(row["cat"])), row["ts"]))
+    for (process_id, event), row in zip(events, spans, strict=True):
         assert row["pid"] == process_id
-        assert named[row["pid"], row["tid"]] == event.lane.value == row["cat"]
-        assert row["name"] == NAMES[event.block_index]
+        assert event.lane.value == row["cat"]
+        assert named[row["pid"], row["tid"]].split()[0] == row["cat"]
         assert row["ts"] == pytest.approx(event.start_s * 1e6, abs=0.001)
-        assert row["dur"] == pytest.approx(event.duration_s * 1e6, abs=0.002)
         assert row["dur"] >= 0
-        assert row["args"] == {"block": event.block_index, "pass": event.pass_index}
+        assert set(row["args"]) == {"block", "pass"}
+        assert row["name"] == NAMES[row["args"]["block"]]
+    described = sorted((row["pid"], row["cat"], row["args"]["block"], row["args"]["pass"], row["dur"]) for row in spans)
+    assert described == sorted(
+        (number, event.lane.value, event.block_index, event.pass_index, round(event.duration_s * 1e6, 3))
+        for number, event in events
+    )
+    for thread in named:
+        own = [row for row in spans if (row["pid"], row["tid"]) == thread]
+        for before, after in itertools.pairwise(own):
+            assert before["ts"] + before["dur"] <= after["ts"] + 0.01, "tools draw what overlaps as if nested"
 
 
 def test_busy_seconds_by_lane_and_pass() -> None:

@@ -241,7 +241,7 @@ class Machine:
             return self._on_cpu()
         for own in found:
             if device in ("auto", own.device) or (device == "cuda" and own.device.startswith("cuda:")):
-                note = f"planned for {own.device} alone, not for the {len(found) - 1} measured with it"
+                note = f"planned for {own.device} alone; --device names another of the {len(found)} that were measured"
                 notes = (*self.notes, note) if device == "auto" and self.others else self.notes
                 assert own.copies is not None
                 links = {**self.links, "host": own.copies.link()}

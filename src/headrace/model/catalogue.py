@@ -178,7 +178,11 @@ def _from_path(path: Path) -> Model:
     if any(level.get(key) for level in levels for key in ("torch_dtype", "dtype", "quantization_config")):
         return made
     return replace(
-        made, notes=(*made.notes, f"{path.name} names no dtype: weights in {made.weight_format} (--weights for others)")
+        made,
+        notes=(
+            *made.notes,
+            f"{path.name} names no dtype, so weights are taken as {made.weight_format}; --weights names another format",
+        ),
     )
 
 

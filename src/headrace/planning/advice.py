@@ -44,7 +44,7 @@ def _sentences(scenario: Scenario, best: Candidate) -> Iterator[str]:
         return
     yield _what_binds(scenario, best)
     even = predicted.break_even_tokens_per_pass
-    if predicted.binds not in {"compute", "cpu"} and even >= plan.workload.sequences + 1:
+    if predicted.binds in {"disk", "link"} and even >= plan.workload.sequences + 1:
         yield f"More tokens in a pass are free up to {even:.0f} (a batch, drafts)."
     yield _more_device_memory(scenario).describe(best)
     if not scenario.on_cpu and Placement.DISK in plan.placements:

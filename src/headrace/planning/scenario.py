@@ -30,12 +30,12 @@ class Limits(NamedTuple):
     def device_bytes(self, machine: Machine) -> int:
         """Bytes that each device may hold."""
         usable = machine.usable_bytes(Tier.DEVICE)
-        return int(usable if self.memory_bytes is None else min(self.memory_bytes, usable))
+        return round(usable if self.memory_bytes is None else min(self.memory_bytes, usable))
 
     def host_bytes(self, machine: Machine) -> int:
         """Bytes that each node's host memory may hold."""
         usable = machine.usable_bytes(Tier.HOST)
-        return int(usable if self.host_memory_bytes is None else min(self.host_memory_bytes, usable))
+        return round(usable if self.host_memory_bytes is None else min(self.host_memory_bytes, usable))
 
 
 ALL_BUT_A_RESERVE = Limits()

@@ -33,6 +33,9 @@ class Event(NamedTuple):
         return self.end_s - self.start_s
 
 
+_SAME_MOMENT_S = 1e-9
+
+
 @dataclass(frozen=True)
 class Timeline:
     """Events in no particular order, and the names of the blocks they speak of."""
@@ -57,35 +60,44 @@ class Timeline:
 def chrome_trace(processes: Iterable[tuple[str, Timeline]]) -> str:
     """Return the Chrome trace (JSON object format, times in microseconds) with one process per named timeline.
 
+    Events of a lane that overlap, of several readers or stages, are in threads of their own.
     Format: "Trace Event Format", complete events (`ph: X`); opens in Perfetto and in chrome://tracing.
     """
     rows: list[dict[str, Any]] = []
     for process_id, (name, timeline) in enumerate(processes, start=1):
         rows.append({"ph": "M", "name": "process_name", "pid": process_id, "tid": 0, "args": {"name": name}})
-        for thread_id, lane in enumerate(Lane, start=1):
-            label = {
-                "ph": "M",
-                "name": "thread_name",
-                "pid": process_id,
-                "tid": thread_id,
-                "args": {"name": lane.value},
-            }
-            rows.append(label)
-        threads = {lane: thread_id for thread_id, lane in enumerate(Lane, start=1)}
-        rows.extend(
-            {
-                "ph": "X",
-                "name": timeline.block_names[event.block_index],
-                "cat": event.lane.value,
-                "pid": process_id,
-                "tid": threads[event.lane],
-                "ts": round(event.start_s * 1e6, 3),
-                "dur": round(max(0.0, event.duration_s) * 1e6, 3),
-                "args": {"block": event.block_index, "pass": event.pass_index},
-            }
-            for event in timeline.events
-        )
+        threads = [
+            (lane.value if number == 1 else f"{lane.value} {number}", events)
+            for lane in Lane
+            for number, events in enumerate(_apart([e for e in timeline.events if e.lane is lane]), start=1)
+        ]
+        for thread_id, (label, events) in enumerate(threads, start=1):
+            of_thread = {"pid": process_id, "tid": thread_id}
+            rows.append({"ph": "M", "name": "thread_name", **of_thread, "args": {"name": label}})
+            rows.extend(
+                {
+                    "ph": "X",
+                    "name": timeline.block_names[event.block_index],
+                    "cat": event.lane.value,
+                    **of_thread,
+                    "ts": round(event.start_s * 1e6, 3),
+                    "dur": round(max(0.0, event.duration_s) * 1e6, 3),
+                    "args": {"block": event.block_index, "pass": event.pass_index},
+                }
+                for event in events
+            )
     return json.dumps({"traceEvents": rows, "displayTimeUnit": "ms"}, separators=(",", ":"))
+
+
+def _apart(events: Sequence[Event]) -> list[list[Event]]:
+    """Share events out so that none of one list overlap; one list where there are none."""
+    found: list[list[Event]] = [[]]
+    for event in sorted(events, key=lambda each: each.start_s):
+        free = next((own for own in found if not own or own[-1].end_s <= event.start_s + _SAME_MOMENT_S), None)
+        if free is None:
+            found.append(free := [])
+        free.append(event)
+    return found
 
 
 def text_chart(timeline: Timeline, *, pass_index: int, width: int = 72) -> str:

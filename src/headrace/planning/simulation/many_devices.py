@@ -58,5 +58,9 @@ def simulate_work(
         outcome, ends = streaming.run(model, machine, arrangement, carried, rates)
     middle = max(1, passes // 2)
     steady = (ends[-1] - ends[middle]) / (len(ends) - 1 - middle) if passes > 1 else ends[-1] - ends[0]
-    names = [f"layer {number}" for number in range(model.num_layers)] + ["head"]
+    stages = arrangement.parallelism.pipeline
+    if stages > 1:
+        names = [f"stage {number}" for number in range(stages)]
+    else:
+        names = [*(f"layer {number}" for number in range(model.num_layers)), "head"]
     return SimulatedWork(prefill_s=ends[0], decode_s_per_pass=steady, outcome=outcome, timeline=outcome.timeline(names))
