@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from headrace.errors import CheckpointError
+from headrace.model.catalogue import in_catalogue
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
@@ -14,7 +15,8 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 def resolve_model(model: str | Path) -> Path:
     """Return the checkpoint's directory; downloads a hub id.
 
-    Raises CheckpointError where there is nothing of that name, for a lone GGUF file, or when the hub does not answer.
+    Raises CheckpointError where there is nothing of that name, for a lone GGUF file, for a name of the catalogue, or
+    when the hub does not answer.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -28,12 +30,19 @@ def resolve_model(model: str | Path) -> Path:
         raise CheckpointError(f"{path} is a file; give the directory that holds config.json and the safetensors files")
     text = str(model)
     if not _HUB_ID.fullmatch(text):
+        if in_catalogue(text):
+            raise CheckpointError(
+                f"there is no directory {text}; {text} is a catalogue entry: it can be planned (headrace plan {text} "
+                "--machine NAME) but there are no weights to run; give a checkpoint directory or a hub id"
+            )
         raise CheckpointError(f"there is no directory {text}, and {text!r} is no hub id (those look like owner/name)")
     from huggingface_hub import snapshot_download  # only here: most runs need no hub
 
     try:
         return Path(snapshot_download(text, allow_patterns=_HUB_FILES))
     except Exception as error:
+        planned = f"; headrace plan {text} --machine NAME needs no weights" if in_catalogue(text) else ""
         raise CheckpointError(
-            f"there is no directory {text}, and it could not be downloaded from the hub: {error}"
+            f"there is no directory {text}, and it could not be downloaded from the hub: {error}{planned}"
         ) from error
+

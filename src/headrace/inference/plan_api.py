@@ -11,11 +11,11 @@ from headrace import __version__
 from headrace.accuracy.history import learn
 from headrace.accuracy.history_file import read_history
 from headrace.economics.sampling_cost import sampled_work
-from headrace.errors import HeadraceError, InvalidRequestError, near_names
+from headrace.errors import InvalidRequestError, near_names
 from headrace.inference.model_source import resolve_model
 from headrace.machine.catalogue import find_machine
 from headrace.machine.machine import Machine
-from headrace.model.catalogue import find_model
+from headrace.model.catalogue import find_model, in_catalogue
 from headrace.model.config_fields import read_config
 from headrace.model.formats import requantised
 from headrace.model.model import Model
@@ -184,15 +184,7 @@ def is_checkpoint(model: str) -> bool:
     if path.is_dir():
         return any(path.glob("*.safetensors")) or not (path / "config.json").is_file()
     is_a_file = path.is_file() or path.suffix in {".gguf", ".json"}
-    return not is_a_file and "/" in model and not _known(model)
-
-
-def _known(model: str) -> bool:
-    try:
-        find_model(model)
-    except HeadraceError:
-        return False
-    return True
+    return not is_a_file and "/" in model and not in_catalogue(model)
 
 
 def _load(model: str | Path, changes: ModelChanges) -> Model:

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import CheckpointError, InvalidRequestError, near_names
+from headrace.errors import CheckpointError, HeadraceError, InvalidRequestError, near_names
 from headrace.model.config_fields import read_config
 from headrace.model.formats import find_format, is_format, requantised
 from headrace.model.from_config import model_from_config
@@ -68,6 +68,14 @@ def find_model(text: str) -> Model:
     if weights and find_format(weights).name != model.weight_format:
         model = replace(requantised(model, weights), name=f"{model.name}@{find_format(weights).name}")
     return model
+
+
+def in_catalogue(text: str) -> bool:
+    """Whether a name means a model of the catalogue."""
+    try:
+        return not Path(text).expanduser().exists() and bool(find_model(text))
+    except HeadraceError:
+        return False
 
 
 def model_entries() -> tuple[ModelEntry, ...]:
