@@ -15,7 +15,7 @@ from headrace.units import format_bytes, format_rate, format_seconds
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from headrace.inference.handle import Handle, Measured
+    from headrace.inference.handle import Handle, Measured, Possible
     from headrace.planning.plan import Plan
 
 
@@ -29,7 +29,7 @@ def run_json(result: RunResult) -> dict[str, Any]:
         "plan": plan_json(handle),
         "predicted": _predicted(handle),
         "measured": _measured(result.measured),
-        "possible": handle.possible(),
+        "possible": _possible(handle),
         "machine": machine_json(handle),
         "notes": list(result.notes),
         "headrace_version": __version__,
@@ -104,6 +104,13 @@ def _measured(measured: Measured) -> dict[str, Any]:
     return {**measured._asdict(), "peak_beyond_overhead_bytes": beyond}
 
 
+def _possible(handle: Handle) -> dict[str, float]:
+    possible = handle.possible()._asdict()
+    if handle.plan.uses_host_memory:
+        del possible["copied_bytes_per_s"]
+    return possible
+
+
 def machine_json(handle: Handle) -> dict[str, Any]:
     """Where a run took place."""
     import torch
@@ -125,8 +132,8 @@ def run_table(result: RunResult) -> Table:
         ["first pass", format_seconds(predicted.prefill_s), format_seconds(measured.prefill_s), ""],
     ]
     if measured.decode_s_per_pass:
-        possible_s = possible["decode_s_per_pass"]
-        sequences = handle.plan.workload.sequences
+        possible_s = possible.decode_s_per_pass
+        possible_tokens_per_s = measured.tokens_per_s * measured.decode_s_per_pass / possible_s
         rows += [
             [
                 "each further pass",
@@ -138,7 +145,7 @@ def run_table(result: RunResult) -> Table:
                 "tokens per second",
                 three_digits(predicted.tokens_per_s),
                 three_digits(measured.tokens_per_s),
-                three_digits(sequences / possible_s),
+                three_digits(possible_tokens_per_s),
             ],
         ]
     if handle.plan.streamed_blocks:
@@ -158,13 +165,13 @@ def run_table(result: RunResult) -> Table:
     return table(("", "predicted", "measured", "possible"), rows)
 
 
-def _travel_row(handle: Handle, measured: Measured, possible: dict[str, Any]) -> list[str]:
+def _travel_row(handle: Handle, measured: Measured, possible: Possible) -> list[str]:
     """How fast weights came: from the disk, or over the link to an accelerator."""
     expected = handle.plan.streamed_bytes_per_pass / handle.prediction.decode_s_per_pass
     if handle.plan.uses_host_memory:
-        words, seen, limit = "read from the disk", measured.read_bytes_per_s, possible["read_bytes_per_s"]
+        words, seen, limit = "read from the disk", measured.read_bytes_per_s, possible.read_bytes_per_s
     else:
-        words, seen, limit = "copied to the device", measured.copied_bytes_per_s, possible["copied_bytes_per_s"]
+        words, seen, limit = "copied to the device", measured.copied_bytes_per_s, possible.copied_bytes_per_s
     return [words, format_rate(expected), format_rate(seen), format_rate(limit)]
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -18,8 +21,9 @@ from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.memory import cache_bytes, cache_sides
 from headrace.planning.plan import Placement, Plan
 from headrace.planning.prediction import Candidate, Prediction, timeline_of
+from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
-from headrace.planning.timeline import Timeline
+from headrace.planning.timeline import Lane, Timeline
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device, DeviceEvent
 from headrace.streaming.stream import Stream
@@ -61,6 +65,59 @@ class Measured(NamedTuple):
     """highest resident set of the whole process where an accelerator computes"""
     host_overhead_bytes: int = 0
     """resident set of interpreter and libraries, the driver's included, before any weight was read"""
+
+
+def decode_cycles(passes: Sequence[PassRecord]) -> list[float]:
+    """Seconds from the start of each decode pass to that of the next; of a lone one its own."""
+    decode = passes[1:]
+    cycles = [later.start_s - earlier.start_s for earlier, later in itertools.pairwise(decode)]
+    return cycles or [record.end_s - record.start_s for record in decode]
+
+
+class Possible(NamedTuple):
+    """What no schedule beats: the bytes of a pass at the best rates, or computing at its best, whichever is longer.
+
+    A rate measured before a run may have been spoiled by other work, so the best that the run showed counts as well.
+    Hence nothing here is slower than what was measured.
+    """
+
+    read_bytes_per_s: float
+    decode_s_per_pass: float
+    copied_bytes_per_s: float
+    """over the link to an accelerator; infinite where none computes"""
+
+    @classmethod
+    def of(
+        cls,
+        prediction: Prediction,
+        rates: Rates,
+        measured: Measured,
+        passes: Sequence[PassRecord],
+        timeline: Timeline,
+    ) -> Possible:
+        """From what was measured and predicted before a run, and from its passes."""
+        parts = prediction.decode_parts_s
+        cycles = decode_cycles(passes)
+        fastest_s = min(cycles, default=math.inf)
+
+        def best(rate: float, seen: float, part: str) -> float:
+            """`rate`, or what the run shows: seconds at it, done within a shorter pass, were done at a higher one."""
+            return max(rate, seen, rate * parts[part] / fastest_s if parts[part] else 0.0)
+
+        read_bytes_per_s = best(rates.read_bytes_per_s, measured.read_bytes_per_s, "disk")
+        copied_bytes_per_s = best(rates.link_bytes_per_s, measured.copied_bytes_per_s, "link")
+        waited_s: dict[int, float] = defaultdict(float)
+        for event in timeline.events:
+            if event.lane is Lane.STALL:
+                waited_s[event.pass_index] += event.duration_s
+        # The rest of a pass is computing; of one whose oldest events are forgotten, the rest and more.
+        computed_s = [cycle_s - waited_s[number] for number, cycle_s in enumerate(cycles, start=1)]
+        limits_s = (
+            parts["disk"] * rates.read_bytes_per_s / read_bytes_per_s,
+            parts["link"] * rates.link_bytes_per_s / copied_bytes_per_s if parts["link"] else 0.0,
+            min([parts["compute"] + parts["cpu"], *(seconds for seconds in computed_s if seconds > 0)]),
+        )
+        return cls(read_bytes_per_s, min(max(limits_s), fastest_s), copied_bytes_per_s)
 
 
 @dataclass
@@ -179,9 +236,8 @@ class Handle:
         counters = self.stream.counters
         on_device = not self.device.uses_host_memory
         peak_bytes = peak_resident_bytes()
-        cycles = [later.start_s - earlier.start_s for earlier, later in zip(self.passes, self.passes[1:], strict=False)]
-        decode = cycles[2:] or cycles[1:] or [record.end_s - record.start_s for record in self.passes[1:]]
-        decode_s = statistics.median(decode) if decode else 0.0
+        cycles = decode_cycles(self.passes)
+        decode_s = statistics.median(cycles[1:] or cycles) if cycles else 0.0
         elapsed = self.passes[-1].end_s - self.passes[0].start_s if self.passes else 0.0
         return Measured(
             load_s=self.load_s,
@@ -210,11 +266,7 @@ class Handle:
                 drop_views()
             self.device.release_cached()
 
-    def possible(self) -> dict[str, Any]:
-        """The limit: bytes that must be read over the link's raw speed, or the computation alone."""
-        rates = self.scenario.known_rates
-        limit = {
-            "read_bytes_per_s": rates.read_bytes_per_s,
-            "decode_s_per_pass": self.prediction.possible_decode_s,
-        }
-        return limit if self.scenario.on_cpu else {**limit, "copied_bytes_per_s": rates.link_bytes_per_s}
+    def possible(self) -> Possible:
+        """The limit of decode passes, given all that was seen. Waits for the device."""
+        measured = self.measured()
+        return Possible.of(self.prediction, self.scenario.known_rates, measured, self.passes, self.timeline())

@@ -45,4 +45,3 @@ def resolve_model(model: str | Path) -> Path:
         raise CheckpointError(
             f"there is no directory {text}, and it could not be downloaded from the hub: {error}{planned}"
         ) from error
-
