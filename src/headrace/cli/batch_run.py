@@ -229,7 +229,10 @@ class _Start:
         times = PassTimes(
             checkpoint.model, candidate.plan, scenario.known_rates, costs, pass_tokens=packing.pass_tokens
         )
-        self._output.note(*_announcement(packing, candidate.plan, forecast, times, len(entries), prefixes, needs))
+        self._output.note(
+            *calibration.warnings,
+            *_announcement(packing, candidate.plan, forecast, times, len(entries), prefixes, needs),
+        )
         model = assemble(checkpoint, config, candidate, calibration, options, started=started)
         with model:
             known = {

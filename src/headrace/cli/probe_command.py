@@ -121,6 +121,7 @@ def _report(output: Output, machine: Machine, gpus: Sequence[GpuDescription], ou
             f"{format_rate(accelerator.memory_bytes_per_s.expected)} within it; "
             f"{max(rate.expected for rate in accelerator.flops.values()) / 1e12:.3g} TFLOP/s"
         )
+    output.note(*machine.notes)
     if out is None:
         output.text(text)
     else:

@@ -171,7 +171,7 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             if draft is not None:
                 model.headrace.draft_length.draft_s = draft.headrace.prediction.decode_s_per_pass
             notes = (*model.headrace.notes, f"decoding: {request.sampling.describe()}")
-            output.note(_describe(model.headrace))
+            output.note(*model.headrace.warnings, _describe(model.headrace))
             if model.headrace.draft_length is not None:
                 output.note(_announce_drafts(model.headrace.draft_length))
             progress.follow(model, tokens_each=new_tokens, sequences=len(prompts.lengths))

@@ -167,7 +167,7 @@ def calibrated_for_planning(directory: Path, request: PlanRequest) -> PlannedHer
         if not device.uses_host_memory:
             refuse_what_is_not_free(device, options.budget_bytes, options.host_budget_bytes)
         config = read_transformers_config(checkpoint.directory)
-        scenario, notes = calibrate(checkpoint, options, config, device)
+        scenario, notes, _ = calibrate(checkpoint, options, config, device)
         if not device.uses_host_memory:
             scenario, notes = _with_cpu_layer(checkpoint, options, config, scenario, notes)
         names = {f"cuda:{gpu.number}": gpu.name for gpu in list_gpus()}

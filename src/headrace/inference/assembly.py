@@ -122,6 +122,7 @@ def assemble(
             load_s=time.perf_counter() - started,
             process_overhead_bytes=process_overhead_bytes,
             notes=calibration.notes,
+            warnings=calibration.warnings,
             layers=tuple(model.get_submodule(architecture.layers)),
             device=device,
             view_droppers=tuple(view_droppers),

@@ -23,6 +23,7 @@ from headrace.planning.scenario import Scenario
 from headrace.planning.workload import Packed
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
+from headrace.streaming.pressure import PressureGauge
 from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.probe.link import probe_accelerator
 from headrace.streaming.probe.sizes import ProbeSizes
@@ -53,6 +54,8 @@ class Calibration(NamedTuple):
 
     scenario: Scenario
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """those of the notes that tell of trouble"""
 
 
 def calibrate(
@@ -70,9 +73,14 @@ def calibrate(
     passes must hold. On an accelerator it takes no more than the budget, and gives it back. Raises BudgetError before
     anything is measured where nothing could fit.
     """
+    gauge = PressureGauge()
     if device is None or device.uses_host_memory:
-        return _calibrate_cpu(checkpoint, options, config, pass_tokens, packed)
-    return _calibrate_accelerator(checkpoint, options, config, device, pass_tokens)
+        scenario, notes = _calibrate_cpu(checkpoint, options, config, pass_tokens, packed)
+    else:
+        scenario, notes = _calibrate_accelerator(checkpoint, options, config, device, pass_tokens)
+    pressure = gauge.pressure()
+    warnings = (*pressure.notes(),)
+    return Calibration(replace(scenario, busy=pressure.busy), (*warnings, *notes), warnings)
 
 
 # -- the host's CPU -----------------------------------------------------------------------------------------------
@@ -80,7 +88,7 @@ def calibrate(
 
 def _calibrate_cpu(
     checkpoint: Checkpoint, options: Options, config: Any, pass_tokens: Sequence[int], packed: Packed | None
-) -> Calibration:
+) -> tuple[Scenario, list[str]]:
     model = checkpoint.model
     notes: list[str] = []
     names = compute_dtypes(model, options.dtype)
@@ -130,7 +138,7 @@ def _calibrate_cpu(
         read_latency_s=disk.read_latency_s,
         stall_penalty_s=timed.stall_penalty_s,
     )
-    return Calibration(scenario.at(rates), tuple(notes))
+    return scenario.at(rates), notes
 
 
 def _cpu_curve(model: StoredModel, dtype_name: str) -> ComputeCurve:
@@ -158,14 +166,14 @@ def _measure_disk(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
     read_latency_s = machine_probe.handover_seconds(checkpoint.open_source(), reader_settings(options))
     source = checkpoint.open_source()
     try:
-        rate = machine_probe.read_rate(
-            source,
-            files,
-            chunk_bytes=settings.chunk_bytes,
-            threads=settings.threads,
-            seconds=_read_seconds(checkpoint),
-        )
         if checkpoint.index.total_bytes < CONTENTION_MIN_BYTES:
+            rate = machine_probe.median_read_rate(
+                source,
+                files,
+                chunk_bytes=settings.chunk_bytes,
+                threads=settings.threads,
+                seconds=_read_seconds(checkpoint),
+            )
             rate = min(limit, rate or 1e9)  # 0 for less than a page: nothing that could take time
             return _Disk(rate, rate, 1.0, read_latency_s)
         product = machine_probe.product_of(
@@ -177,6 +185,7 @@ def _measure_disk(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
         slowed = machine_probe.contention(source, files, settings, product, rounds=5, seconds=0.06)
     finally:
         source.close()
+    rate = slowed.read_bytes_per_s
     alone, busy = min(limit, rate), min(limit, rate / slowed.read)
     # A reader that is held back takes so much less of the CPU and of the memory's bandwidth.
     return _Disk(alone, busy, 1.0 + (slowed.compute - 1.0) * busy * slowed.read / rate, read_latency_s)
@@ -187,7 +196,7 @@ def _measure_disk(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
 
 def _calibrate_accelerator(
     checkpoint: Checkpoint, options: Options, config: Any, device: Device, pass_tokens: Sequence[int]
-) -> Calibration:
+) -> tuple[Scenario, list[str]]:
     model = checkpoint.model
     name = options.dtype or STORED_DTYPES[model.stored_dtype].name
     settings = reader_settings(options)
@@ -253,7 +262,7 @@ def _calibrate_accelerator(
         notes.append("the system lets no host memory be page-locked: blocks travel more slowly, through a ring")
     if on_cpu is not None:
         notes.append("the CPU may compute layers: results may differ from the device's own in rounding")
-    return Calibration(scenario.at(rates), tuple(notes))
+    return scenario.at(rates), notes
 
 
 def time_cpu_layer(checkpoint: Checkpoint, options: Options, config: Any, scenario: Scenario) -> LayerTimes | None:
@@ -309,7 +318,7 @@ def _read_rate(checkpoint: Checkpoint, options: Options) -> float:
     settings = reader_settings(options)
     source = checkpoint.open_source()
     try:
-        rate = machine_probe.read_rate(
+        rate = machine_probe.median_read_rate(
             source,
             checkpoint.index.files,
             chunk_bytes=settings.chunk_bytes,

@@ -134,6 +134,8 @@ class Handle:
     process_overhead_bytes: int
     notes: tuple[str, ...] = ()
     """what was decided while loading, in sentences"""
+    warnings: tuple[str, ...] = ()
+    """those of them that tell of trouble"""
     passes: list[PassRecord] = field(default_factory=list)
     layers: tuple[nn.Module, ...] = ()
     """the model's decoder layers, in order"""

@@ -189,8 +189,12 @@ class Machine:
     others: tuple[Processor, ...] = ()
     """measured accelerators of the same computer that could compute instead"""
     notes: tuple[str, ...] = ()
+    busy: float = 0.0
+    """share of its measuring in which other work kept it busy: its rates and curves may be off by so much"""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.busy < 1:
+            raise MachineError(f"{self.name}: busy is {self.busy}; it is a share from 0 on and below 1")
         if self.devices < 1 or self.nodes < 1:
             raise MachineError(f"{self.name}: {self.nodes} nodes of {self.devices} devices; both must be at least 1")
         for link in self.links.values():

@@ -27,7 +27,8 @@ uplink = "bridge"
 rate = "30GB/s"
 
 `source` in a table is that of all its constants which name none. `headrace probe` adds what it measured: `arithmetic`
-of processor and host with its curves, `copies` of an accelerator in place of `links.host`, and `others`.
+of processor and host with its curves, `copies` of an accelerator in place of `links.host`, `others`, and where other
+work went on meanwhile `busy`, its share.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from headrace.machine.unit_text import read_number, write_number, write_quantity
 """of arithmetic"""
 ROLES = ("host", "scale_up", "network")
 KINDS = ("gpu", "tpu", "asic", "apple_soc", "soc", "cpu")
-_TOP = ("name", "devices", "nodes", "processor", "host", "disk", "links", "others", "notes")
+_TOP = ("name", "devices", "nodes", "processor", "host", "disk", "links", "others", "notes", "busy")
 _PROCESSOR = ("name", "kind", "memory", "memory_rate", "flops", "achievable", "power", "rent", "price")
 _MEASURED = ("arithmetic", "device", "free", "copies")
 _ARITHMETIC = {
@@ -98,6 +99,8 @@ def machine_to_toml(machine: Machine) -> str:
     raw: dict[str, Any] = {"name": machine.name, "devices": machine.devices, "nodes": machine.nodes}
     if machine.notes:
         raw["notes"] = list(machine.notes)
+    if machine.busy:
+        raw["busy"] = machine.busy
     raw["processor"] = _processor_to_toml(machine.processor)
     if machine.host is not None:
         host = machine.host
@@ -165,6 +168,7 @@ def _machine(table: TomlTable) -> Machine:
         links=links,
         others=tuple(map(read_processor, table.tables("others"))),
         notes=table.texts("notes"),
+        busy=read_number(table.raw["busy"], "share", field="busy") if "busy" in table else 0.0,
     )
     _used(links, host)
     return machine

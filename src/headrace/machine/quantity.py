@@ -44,6 +44,12 @@ class Quantity:
         source = f"{self.source}; {why}" if why else self.source
         return Quantity(self.expected * factor, self.low * factor, self.high * factor, source)
 
+    def widened(self, *, low: float = 1.0, high: float = 1.0, why: str) -> Quantity:
+        """The same constant with its ends times these factors, at most 1 and at least 1."""
+        if low == high == 1.0:
+            return self
+        return Quantity(self.expected, self.low * low, self.high * high, f"{self.source}; {why}")
+
     def fixed(self, value: float) -> Quantity:
         """Return this constant taken to be exactly `value`: how an interval is explored."""
         return Quantity(value, value, value, self.source)

@@ -99,7 +99,8 @@ def constants(plan: Plan, scenario: Scenario) -> dict[str, Quantity]:
 
     Of measured rates they are factors: on reading, computing and, to an accelerator, the link. Where reading is
     measured, disks that are shared swing; where it is held at a limit, it is steady. Arithmetic and the link are
-    measured just before, so what remains is what other work on the machine takes.
+    measured just before, so what remains is what other work on the machine takes. Where there was such work meanwhile,
+    it may have ended since, or have grown as much again.
     """
     if not is_simulated(plan, scenario):
         return quantities(
@@ -108,7 +109,10 @@ def constants(plan: Plan, scenario: Scenario) -> dict[str, Quantity]:
             plan.arrangement,
             weight_format=scenario.model.weight_format,
         )
-    found = {"read": LIMITED_READ_RANGE if scenario.read_is_limited else READ_RANGE, "compute": COMPUTE_RANGE}
+    rest, why = 1 - scenario.busy, "what others had of the machine while it was measured"
+    limited = LIMITED_READ_RANGE.widened(low=rest, why=why)  # still no faster than the limit
+    read = limited if scenario.read_is_limited else READ_RANGE.widened(low=rest, high=1 / rest, why=why)
+    found = {"read": read, "compute": COMPUTE_RANGE.widened(low=rest, high=1 / rest, why=why)}
     return found if scenario.on_cpu else {**found, "link": LINK_RANGE}
 
 

@@ -78,6 +78,8 @@ class Scenario:
     """how fast this hardware is; None before it was measured, when only memory can be asked for"""
     read_is_limited: bool = False
     """reading is held at a limit that the user gave, so that its rate is steady"""
+    busy: float = 0.0
+    """share of the time in which other work kept the machine busy while `rates` were measured; widens intervals"""
     machine: Machine | None = None
     """a described machine, planned in closed form for an engine"""
     limits: Limits = ALL_BUT_A_RESERVE

@@ -114,6 +114,7 @@ def _on_cpu(machine: Machine, model: Model, request: PlanRequest) -> Scenario:
             read_is_limited=request.read_limit_bytes_per_s is not None,
             draft_tokens=0 if request.speculation is None else request.speculation.draft_tokens,
             machine=machine,
+            busy=machine.busy,
             speculation=request.speculation,
             expert_hit_rate=request.expert_hit_rate,
         )
@@ -150,6 +151,7 @@ def _on_accelerator(machine: Machine, model: Model, request: PlanRequest) -> Sce
         read_is_limited=request.read_limit_bytes_per_s is not None,
         draft_tokens=0 if request.speculation is None else request.speculation.draft_tokens,
         machine=machine,
+        busy=machine.busy,
         speculation=request.speculation,
         expert_hit_rate=request.expert_hit_rate,
     )

@@ -7,6 +7,7 @@ Every figure is the median of a few repetitions; none is taken from a data sheet
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -35,6 +36,7 @@ from headrace.streaming.arena import Arena
 from headrace.streaming.cuda_device import list_gpus
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.devices import open_device
+from headrace.streaming.pressure import PressureGauge
 from headrace.streaming.probe.link import probe_accelerator
 from headrace.streaming.probe.progress import Progress, part_of, unheard
 from headrace.streaming.source import ByteSource, DirectFiles
@@ -64,35 +66,27 @@ def compute_curve(
 ) -> ComputeCurve:
     """Time `x @ w.T` with weights of `shape` (out, in), widened first where the dtypes differ.
 
-    Two matrices of the shape are used in turn, so that small ones are not simply found in the cache. Seconds per
-    element of the weights.
+    Two matrices of the shape are used in turn, so that small ones are not simply found in the cache. All numbers of
+    tokens have their turn in each round, after one to warm up: what others take for a moment then spoils one
+    repetition of several, not all of one. Seconds per element of the weights.
     """
-    weights = [torch.randn(shape).to(stored) for _ in range(2)]
+    weights = itertools.cycle([torch.randn(shape).to(stored) for _ in range(2)])
     widened = torch.empty(shape, dtype=compute)
-    points = []
+    seconds: dict[int, list[float]] = {count: [] for count in tokens}
     with torch.inference_mode():
-        for count in tokens:
-            rows = torch.randn(count, shape[1]).to(compute)
-
-            def once(number: int, rows: torch.Tensor = rows) -> None:
-                weight = weights[number % 2]
-                functional.linear(rows, widened.copy_(weight) if stored is not compute else weight)
-
-            seconds = _median_seconds(once, repetitions)
-            points.append(CurvePoint(count, seconds / (shape[0] * shape[1])))
+        rows = {count: torch.randn(count, shape[1]).to(compute) for count in tokens}
+        for _ in range(1 + repetitions):
+            for count in tokens:
+                weight = next(weights)
+                start = time.perf_counter()
+                functional.linear(rows[count], widened.copy_(weight) if stored is not compute else weight)
+                seconds[count].append(time.perf_counter() - start)
+    points = [
+        CurvePoint(count, statistics.median(timed[1:]) / (shape[0] * shape[1])) for count, timed in seconds.items()
+    ]
     return ComputeCurve(
         compute_dtype=described(compute).name, stored_dtype=described(stored).stored_name, points=tuple(points)
     )
-
-
-def _median_seconds(call: Callable[[int], None], repetitions: int) -> float:
-    call(0)
-    seconds = []
-    for number in range(repetitions):
-        start = time.perf_counter()
-        call(number + 1)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def products_need_alignment(dtype: torch.dtype) -> bool:
@@ -168,6 +162,15 @@ def read_rate(
     return state["bytes"] / elapsed
 
 
+def median_read_rate(
+    source: ByteSource, files: Sequence[ShardFile], *, chunk_bytes: int, threads: int, seconds: float
+) -> float:
+    """The median of three reads of a third of `seconds` each: one that others held up does not count."""
+    return statistics.median(
+        read_rate(source, files, chunk_bytes=chunk_bytes, threads=threads, seconds=seconds / 3) for _ in range(3)
+    )
+
+
 def _chunks(files: Sequence[ShardFile], chunk_bytes: int) -> Iterator[tuple[int, int, int]]:
     for index, file in enumerate(files):
         whole = align_down(file.size_bytes)
@@ -212,17 +215,20 @@ def probe_machine(directory: Path, *, device: str | Device = "auto", progress: P
     """Measure disk, arithmetic and how much they slow each other, in about twenty seconds.
 
     Before that an accelerator, where there is one, in some ten more. `device` is what `open_device` takes: auto, cpu,
-    cuda or cuda:N. Raises InvalidRequestError for a device that is not there, before anything is measured; BudgetError
-    where too little of its memory is free; MachineError where the directory's disk cannot be written to.
+    cuda or cuda:N. Where other work went on meanwhile, a note says so and the machine is `busy`. Raises
+    InvalidRequestError for a device that is not there, before anything is measured; BudgetError where too little of its
+    memory is free; MachineError where the directory's disk cannot be written to.
     """
     opened = open_device(device)
+    gauge = PressureGauge()
     if opened.uses_host_memory:
         machine = _probe_host(directory, (), progress)
     else:
         accelerator = probe_accelerator(opened, name=_name_of(opened), progress=part_of(progress, 0.0, 0.3))
         machine = _probe_host(directory, (accelerator,), part_of(progress, 0.3, 1.0))
+    pressure = gauge.pressure()
     progress("done", 1.0)
-    return machine
+    return replace(machine, notes=(*machine.notes, *pressure.notes()), busy=round(pressure.busy, 3))
 
 
 def _name_of(device: Device) -> str:
@@ -303,6 +309,8 @@ class Slowdowns(NamedTuple):
 
     compute: float
     read: float
+    read_bytes_per_s: float
+    """of reading alone, the median of all rounds"""
 
 
 def contention(
@@ -344,6 +352,7 @@ def contention(
     return Slowdowns(
         max(1.0, statistics.median(beside) / statistics.median(alone)) if beside else 1.0,
         max(1.0, statistics.median(rates) / rate_beside) if rate_beside else 1.0,
+        statistics.median(rates),
     )
 
 
