@@ -8,6 +8,7 @@ from headrace.inference import calibration
 from headrace.inference.layer_timing import TimedLayer
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.planning.rates import LayerTimes
+from headrace.streaming.pressure import Pressure
 from headrace.streaming.probe import machine as machine_probe
 from measured_machines import accelerator, copies
 
@@ -36,8 +37,17 @@ TIMED_LAYER = TimedLayer(
 )
 
 
+class Quiet:
+    """A gauge of a machine on which nothing else goes on."""
+
+    def pressure(self) -> Pressure:
+        """None."""
+        return Pressure()
+
+
 def make_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing be measured: speeds are the ones above, the disk does 100 MB/s."""
+    """Let nothing be measured: speeds are the ones above, the disk does 100 MB/s, nothing else goes on."""
+    monkeypatch.setattr(calibration, "PressureGauge", Quiet)
     monkeypatch.setattr(calibration, "probe_accelerator", lambda *_args, **_options: ACCELERATOR)
     monkeypatch.setattr(calibration, "time_layer", lambda *_args, **_options: TIMED_LAYER)
     monkeypatch.setattr(calibration, "_read_rate", lambda *_args: 1e8)

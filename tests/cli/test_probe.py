@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from accelerator_machine import Quiet
 from headrace.cli.main import main
 from headrace.machine.machine_file import load_machine, machine_from_toml
 from headrace.streaming import cuda_device, devices
@@ -34,6 +35,7 @@ def _known_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         machine_probe, "_probe_host", lambda _directory, accelerators, _progress: computer([CURVE], *accelerators)
     )
+    monkeypatch.setattr(machine_probe, "PressureGauge", Quiet)
     monkeypatch.setattr(cuda_device, "list_gpus", list)
     monkeypatch.setattr(machine_probe, "list_gpus", list)
     monkeypatch.delenv(devices.VARIABLE, raising=False)

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from headrace.streaming import system_memory
 from headrace.streaming.system_memory import (
-    cgroup_free_bytes,
+    GroupMemory,
+    cgroup_memory,
     default_budget_bytes,
     free_bytes,
     peak_resident_bytes,
     reset_peak,
     resident_bytes,
+    total_bytes,
 )
 
 MIB = 1 << 20
@@ -50,7 +52,7 @@ class Tree:
 
     def free(self, *lines: str) -> int | None:
         self.proc.write_text("".join(f"{line}\n" for line in lines))
-        return cgroup_free_bytes(self.proc, self.root)
+        return min((group.free_bytes for group in cgroup_memory(self.proc, self.root)), default=None)
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def test_v1_mounted_together_with_others(tree: Tree) -> None:
 
 
 def test_no_cgroups_no_limit(tree: Tree, tmp_path: Path) -> None:
-    assert cgroup_free_bytes(tmp_path / "missing", tree.root) is None
+    assert cgroup_memory(tmp_path / "missing", tree.root) == []
     assert tree.free() is None
     assert tree.free("0::/app") is None
     assert tree.free("4:memory:/app", "0::/app") is None
@@ -209,12 +211,12 @@ def test_the_peak_moves_with_what_is_taken() -> None:
 def test_free_memory_is_the_tighter_of_machine_and_group(monkeypatch: pytest.MonkeyPatch) -> None:
     available = free_bytes()
     assert available > 0
-    monkeypatch.setattr(system_memory, "cgroup_free_bytes", lambda: 5 * MIB)
-    assert free_bytes() == 5 * MIB
-    monkeypatch.setattr(system_memory, "cgroup_free_bytes", lambda: 1 << 60)
-    assert GIB // 64 < free_bytes() < 1 << 50
-    monkeypatch.setattr(system_memory, "cgroup_free_bytes", lambda: None)
-    assert GIB // 64 < free_bytes() < 1 << 50
+    groups = [GroupMemory(9 * MIB, 8 * MIB), GroupMemory(10 * MIB, 5 * MIB)]
+    monkeypatch.setattr(system_memory, "cgroup_memory", lambda: groups)
+    assert (free_bytes(), total_bytes()) == (5 * MIB, 9 * MIB)
+    for none_that_counts in ([GroupMemory(1 << 60, 1 << 60)], []):
+        monkeypatch.setattr(system_memory, "cgroup_memory", lambda groups=none_that_counts: groups)
+        assert GIB // 64 < free_bytes() <= total_bytes() < 1 << 50
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from headrace.planning.scenario import Scenario
 from headrace.planning.workload import Packed
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
+from headrace.streaming.device_budget import note_what_there_is_not
 from headrace.streaming.pressure import PressureGauge
 from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.probe.link import probe_accelerator
@@ -79,7 +80,7 @@ def calibrate(
     else:
         scenario, notes = _calibrate_accelerator(checkpoint, options, config, device, pass_tokens)
     pressure = gauge.pressure()
-    warnings = (*pressure.notes(),)
+    warnings = (*note_what_there_is_not(device or CpuDevice(), options.budget_bytes), *pressure.notes())
     return Calibration(replace(scenario, busy=pressure.busy), (*warnings, *notes), warnings)
 
 

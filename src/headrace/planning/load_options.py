@@ -15,7 +15,7 @@ from headrace.machine.machine import Machine
 from headrace.model.model import Model
 from headrace.planning.strategies import RUNNABLE, Strategy
 from headrace.planning.workload import Workload
-from headrace.units import parse_rate, parse_size
+from headrace.units import format_bytes, parse_rate, parse_size
 
 DEFAULT_MAX_TOKENS = 1024
 MOST_DRAFT_TOKENS = 64
@@ -66,6 +66,13 @@ def host_reserve_bytes(free_bytes: int) -> int:
 def reserve_bytes(free_bytes: int) -> int:
     """What is left alone of so much free memory when no budget is given: a twentieth, 160 MiB at least."""
     return max(RESERVE_MIN_BYTES, int(RESERVE_SHARE * free_bytes))
+
+
+def beyond_memory(option: str, asked_bytes: float | None, has_bytes: float, owner: str, done: str) -> tuple[str, ...]:
+    """A note where `option` allows more memory than its owner has, with what was done about it."""
+    if asked_bytes is None or asked_bytes <= has_bytes:
+        return ()
+    return (f"{option} is more than {format_bytes(has_bytes)}, all that {owner} has: {done}",)
 
 
 def make_options(

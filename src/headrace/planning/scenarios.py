@@ -10,6 +10,7 @@ from headrace.machine.machine import Machine
 from headrace.model.model import Model
 from headrace.planning.infeasible import minimum_bytes
 from headrace.planning.load_options import (
+    beyond_memory,
     compute_dtypes,
     device_reserve_bytes,
     host_reserve_bytes,
@@ -186,13 +187,11 @@ def _refuse_measured_options(machine: Machine, request: PlanRequest) -> None:
 
 def _notes_on_budgets(scenario: Scenario, machine: Machine, request: PlanRequest) -> tuple[str, ...]:
     """What was assumed of memory, and what was allowed beyond what there is."""
-    notes, accelerator, host_bytes = [], machine.processor, machine.host_bytes
-    if request.memory_bytes is not None and request.memory_bytes > accelerator.memory_bytes:
-        planned = "planned as if it had so much" if scenario.is_calibrated else "planned with what it has"
-        most = f"{format_bytes(accelerator.memory_bytes)}, all that {accelerator.name} has"
-        notes.append(f"--memory is more than {most}: {planned}")
-    if request.host_memory_bytes is not None and machine.host is not None and request.host_memory_bytes > host_bytes:
-        notes.append(f"--host-memory is more than {format_bytes(host_bytes)}, all that the host has")
+    accelerator, host_bytes = machine.processor, machine.host_bytes
+    done = "planned as if it had so much" if scenario.is_calibrated else "planned with what it has"
+    notes = [*beyond_memory("--memory", request.memory_bytes, accelerator.memory_bytes, accelerator.name, done)]
+    if machine.host is not None:
+        notes += beyond_memory("--host-memory", request.host_memory_bytes, host_bytes, "the host", done)
     if not scenario.is_calibrated:
         return tuple(notes)
     if scenario.device == CPU_DEVICE:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from headrace.errors import BudgetError
-from headrace.planning.load_options import device_reserve_bytes, host_reserve_bytes
+from headrace.planning.load_options import beyond_memory, device_reserve_bytes, host_reserve_bytes
 from headrace.streaming.device import Device
-from headrace.streaming.system_memory import default_budget_bytes, free_bytes
+from headrace.streaming.system_memory import default_budget_bytes, free_bytes, total_bytes
 from headrace.units import format_bytes
 
 
@@ -46,3 +46,12 @@ def refuse_what_is_not_free(device: Device, budget_bytes: int, host_bytes: int) 
             f"--host-memory {format_bytes(host_bytes)} was asked for, but only {format_bytes(free)} are free; give at "
             f"most {free >> 20}MiB"
         )
+
+
+def note_what_there_is_not(device: Device, budget_bytes: int) -> tuple[str, ...]:
+    """A note where the CPU's budget is more than there is, and what is free now."""
+    if not device.uses_host_memory:
+        return ()
+    free = free_bytes()
+    done = f"planned as if it had so much, but {format_bytes(free)} are free; give --memory {free >> 20}MiB"
+    return beyond_memory("--memory", budget_bytes, total_bytes(), "this machine", done)

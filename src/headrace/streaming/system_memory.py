@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -64,50 +65,59 @@ def _status_bytes(process_status: Path, field: str) -> int:
     return int(match[1]) * 1024
 
 
-def cgroup_free_bytes(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that the tightest memory cgroup above this process still allows, or None where none limits it.
+class GroupMemory(NamedTuple):
+    """What a memory cgroup allows its processes together."""
 
-    Page cache that the group could drop counts as free. Reads cgroup v1 and v2, and every ancestor's limit.
-    """
+    limit_bytes: int
+    free_bytes: int
+    """page cache that the group could drop counts as free"""
+
+
+def cgroup_memory(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[GroupMemory]:
+    """The limits of all memory cgroups above this process, v1 and v2; none where nothing limits it."""
     try:
         lines = proc.read_text().splitlines()
     except OSError:
-        return None
-    free: list[int] = []
+        return []
+    found: list[GroupMemory] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             for base in (root, root / "unified"):
-                free += _group_free(base, path, "memory.max", "memory.current", "inactive_file")
+                found += _groups(base, path, "memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
-            free += _group_free(
+            found += _groups(
                 root / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
             )
-    return min(free, default=None)
+    return found
 
 
-def _group_free(base: Path, path: str, limit_name: str, usage_name: str, cache_name: str) -> list[int]:
-    free = []
+def _groups(base: Path, path: str, limit_name: str, usage_name: str, cache_name: str) -> list[GroupMemory]:
+    found = []
     group = base / path.lstrip("/")
     while True:
         try:
             limit_text = (group / limit_name).read_text().strip()
             if limit_text != "max" and int(limit_text) < _NO_LIMIT:
-                usage = int((group / usage_name).read_text())
+                limit, usage = int(limit_text), int((group / usage_name).read_text())
                 cache = re.search(rf"^{cache_name} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
-                free.append(max(0, int(limit_text) - usage + (int(cache[1]) if cache else 0)))
+                free = max(0, limit - usage + (int(cache[1]) if cache else 0))
+                found.append(GroupMemory(limit, free))
         except (OSError, ValueError):
             pass
         if group == base or base not in group.parents:
-            return free
+            return found
         group = group.parent
 
 
 def free_bytes() -> int:
     """Bytes that could be taken now without swapping or breaking a cgroup's limit."""
-    available = int(psutil.virtual_memory().available)
-    limited = cgroup_free_bytes()
-    return available if limited is None else min(available, limited)
+    return min([int(psutil.virtual_memory().available), *(group.free_bytes for group in cgroup_memory())])
+
+
+def total_bytes() -> int:
+    """Bytes of memory that this machine has, no more than a cgroup's limit."""
+    return min([int(psutil.virtual_memory().total), *(group.limit_bytes for group in cgroup_memory())])
 
 
 def default_budget_bytes() -> int:
