@@ -37,17 +37,20 @@ TIMED_LAYER = TimedLayer(
 )
 
 
-class Quiet:
-    """A gauge of a machine on which nothing else goes on."""
+class Gauge:
+    """Finds what a test says of other work on the machine: nothing, by default."""
+
+    def __init__(self, found: Pressure = Pressure()) -> None:  # noqa: B008 - immutable
+        self._found = found
 
     def pressure(self) -> Pressure:
-        """None."""
-        return Pressure()
+        """What was said."""
+        return self._found
 
 
 def make_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing be measured: speeds are the ones above, the disk does 100 MB/s, nothing else goes on."""
-    monkeypatch.setattr(calibration, "PressureGauge", Quiet)
+    monkeypatch.setattr(calibration, "PressureGauge", Gauge)
     monkeypatch.setattr(calibration, "probe_accelerator", lambda *_args, **_options: ACCELERATOR)
     monkeypatch.setattr(calibration, "time_layer", lambda *_args, **_options: TIMED_LAYER)
     monkeypatch.setattr(calibration, "_read_rate", lambda *_args: 1e8)

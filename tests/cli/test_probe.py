@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from accelerator_machine import Quiet
+from accelerator_machine import Gauge
 from headrace.cli.main import main
 from headrace.machine.machine_file import load_machine, machine_from_toml
 from headrace.streaming import cuda_device, devices
 from headrace.streaming.cuda_device import GpuDescription
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.fakes.accelerator import Drive
+from headrace.streaming.pressure import Pressure
 from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.probe.link import probe_accelerator
 from machine.test_measured_machine import CURVE
@@ -35,7 +36,7 @@ def _known_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         machine_probe, "_probe_host", lambda _directory, accelerators, _progress: computer([CURVE], *accelerators)
     )
-    monkeypatch.setattr(machine_probe, "PressureGauge", Quiet)
+    monkeypatch.setattr(machine_probe, "PressureGauge", Gauge)
     monkeypatch.setattr(cuda_device, "list_gpus", list)
     monkeypatch.setattr(machine_probe, "list_gpus", list)
     monkeypatch.delenv(devices.VARIABLE, raising=False)
@@ -148,3 +149,20 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_measured(
     assert captured.err.startswith("headrace: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
+
+
+def test_other_work_meanwhile_is_told_and_kept_in_the_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    busy = Pressure(cpu=0.5)
+    monkeypatch.setattr(machine_probe, "PressureGauge", lambda: Gauge(busy))
+    report = probe_json(capsys, "--device", "cpu")
+    assert (report["busy"], tuple(report["notes"])) == (0.5, busy.notes())
+    file = tmp_path / "machine.toml"
+    assert main(["probe", "--device", "cpu", "--out", str(file)]) == 0
+    assert busy.notes()[0] in capsys.readouterr().err
+    assert (load_machine(file).busy, load_machine(file).notes) == (0.5, busy.notes())
+
+
+def test_a_quiet_machine_is_not_busy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {"busy", "notes"}.isdisjoint(probe_json(capsys, "--device", "cpu"))

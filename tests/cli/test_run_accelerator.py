@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from accelerator_machine import make_up
+from accelerator_machine import Gauge, make_up
 from cli_checkpoints import write_model
 from headrace.cli.main import main
-from headrace.inference import api
+from headrace.inference import api, calibration
 from headrace.streaming import devices
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.fakes.accelerator import FakeAccelerator
+from headrace.streaming.pressure import Pressure
 
 PROMPT = ["--prompt", "w5 w6 w7", "--max-new-tokens", "6", "--ignore-eos", "--no-chat"]
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU, and here is one")
@@ -132,3 +133,14 @@ def test_a_device_that_is_not_there_ends_with_code_2(
     shown = capsys.readouterr()
     assert "device" in shown.err
     assert "Traceback" not in shown.err
+
+
+def test_other_work_while_measuring_is_told_before_the_run_and_in_the_report(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, device: FakeAccelerator
+) -> None:
+    busy = Pressure(cpu=0.5)
+    monkeypatch.setattr(calibration, "PressureGauge", lambda: Gauge(busy))
+    assert main(["run", str(model), *PROMPT, "--device", "cpu", "--memory", "200MB", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert busy.notes()[0] in shown.err
+    assert busy.notes()[0] in json.loads(shown.out)["notes"]

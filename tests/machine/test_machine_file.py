@@ -199,3 +199,15 @@ def test_units_mean_what_they_say() -> None:
     assert write_number(71e12, "flops") == "71TFLOPS"
     for number in (0.0, 1.0, 0.1, 1 / 3, 7.3e-6, 123456789.123, 8.4e-11, 3e-18):
         assert read_number(write_number(number, "time"), "time", field="x") == number
+
+
+def test_what_others_had_of_the_machine_while_it_was_measured_is_kept() -> None:
+    busy = dataclasses.replace(MACHINE, busy=0.375, notes=("the CPU was busy",))
+    assert machine_from_toml(machine_to_toml(busy), origin="busy.toml") == busy
+    assert "busy" not in machine_to_toml(MACHINE)
+
+
+@pytest.mark.parametrize(("share", "told"), [("1.0", "below 1"), ('"often"', "busy is 'often'"), ("-0.1", "busy is")])
+def test_a_share_that_is_none_is_refused(share: str, told: str) -> None:
+    with pytest.raises(MachineError, match=told):
+        machine_from_toml(f"busy = {share}\n{GOOD}", origin="busy.toml")

@@ -89,3 +89,26 @@ def test_what_the_cpu_computes_is_as_uncertain_as_all_computing() -> None:
     assert candidate.prediction.binds == "cpu"
     found = prediction_interval(candidate, scenario).decode_s_per_pass
     assert found.high / found.expected == pytest.approx(COMPUTE_RANGE.high, rel=0.01)
+
+
+# -- other work while the machine was measured -------------------------------------------------------------------------
+
+
+def test_computing_that_was_measured_beside_other_work_may_be_as_much_faster_or_slower() -> None:
+    scenario = scenario_of(rates_of((1, 0.001), (64, 0.002)))
+    quiet = prediction_interval(plan_fastest(scenario), scenario).decode_s_per_pass
+    busy = prediction_interval(plan_fastest(scenario), replace(scenario, busy=0.6)).decode_s_per_pass
+    assert busy.expected == quiet.expected
+    assert busy.high == pytest.approx(quiet.high / 0.4, rel=1e-6)
+    assert busy.low == pytest.approx(quiet.low * 0.4, rel=1e-6)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_so_may_reading_but_never_faster_than_its_limit(limited: bool) -> None:
+    rates = rates_of((1, 1e-9), (64, 1e-9), read_bytes_per_s=1e6)
+    scenario = replace(scenario_of(rates), read_is_limited=limited)
+    fastest = plan_fastest(scenario)
+    quiet = prediction_interval(fastest, scenario).prefill_s
+    busy = prediction_interval(fastest, replace(scenario, busy=0.6)).prefill_s
+    assert busy.high == pytest.approx(quiet.high / 0.4, rel=0.02)
+    assert busy.low == pytest.approx(quiet.low * (1.0 if limited else 0.4), rel=0.02)
