@@ -17,7 +17,7 @@ from headrace.inference import api, calibration
 from headrace.streaming import devices
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.fakes.accelerator import FakeAccelerator
-from headrace.streaming.pressure import Pressure
+from headrace.streaming.pressure import Moment, Pressure
 
 PROMPT = ["--prompt", "w5 w6 w7", "--max-new-tokens", "6", "--ignore-eos", "--no-chat"]
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU, and here is one")
@@ -144,3 +144,18 @@ def test_other_work_while_measuring_is_told_before_the_run_and_in_the_report(
     shown = capsys.readouterr()
     assert busy.notes()[0] in shown.err
     assert busy.notes()[0] in json.loads(shown.out)["notes"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_other_work_during_the_run_is_told_at_its_end(
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    device: FakeAccelerator,
+    share: float,
+) -> None:
+    monkeypatch.setattr(Moment, "cpu_share", lambda _before, _after: share)
+    assert main(["run", str(model), *PROMPT, "--device", "cpu", "--memory", "200MB", "--json"]) == 0
+    shown = capsys.readouterr()
+    told = "the CPU was busy with other work for 40% of this run"
+    assert (told in shown.err) is (told in json.loads(shown.out)["notes"][-1]) is (share > 0)

@@ -60,10 +60,11 @@ def test_of_disk_and_memory_only_quiet_moments_count() -> None:
     assert gauge.pressure() == pytest.approx((0.0, 0.4, 0.3))
 
 
-def test_others_that_wait_at_one_end_only_do_not_count() -> None:
-    kernel = Kernel()
-    shares = iter((0.9, 0.05))
-    gauge = PressureGauge(lambda: kernel.now, lambda seconds: kernel.passes(seconds, disk=next(shares)))
+@pytest.mark.parametrize("shares", [(0.9, 0.05), (0.05, 0.9)])
+def test_others_that_wait_at_one_end_only_do_not_count(shares: tuple[float, float]) -> None:
+    kernel, coming = Kernel(), iter(shares)
+    gauge = PressureGauge(lambda: kernel.now, lambda seconds: kernel.passes(seconds, disk=next(coming)))
+    kernel.passes(3.0, own=2.0, disk=1.0)
     assert gauge.pressure().disk == pytest.approx(0.05)
 
 

@@ -183,7 +183,7 @@ def show_run(request: RunRequest, output: Output, *, trace: Path | None = None) 
     else:
         for text, prompt in zip(result.texts, request.prompts, strict=True):
             output.text(f"--- {' '.join(prompt.split())[:70]}\n{text}\n" if len(result.texts) > 1 else f"{text}\n")
-    output.note(run_table(result), run_summary(result))
+    output.note(run_table(result), run_summary(result), *result.warnings)
     if result.drafted is not None:
         output.note(draft_summary(result.drafted))
     remark = add_to_history(record_of(request, result))

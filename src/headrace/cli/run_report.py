@@ -31,7 +31,7 @@ def run_json(result: RunResult) -> dict[str, Any]:
         "measured": _measured(result.measured),
         "possible": _possible(handle),
         "machine": machine_json(handle),
-        "notes": list(result.notes),
+        "notes": [*result.notes, *result.warnings],
         "headrace_version": __version__,
     }
     if result.drafted is not None:

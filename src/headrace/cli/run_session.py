@@ -94,6 +94,8 @@ class RunResult:
     measured: Measured
     notes: tuple[str, ...]
     drafted: DraftReport | None = None
+    warnings: tuple[str, ...] = ()
+    """what made the run differ from what was predicted"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,7 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
         from headrace.streaming.checkpoint import Checkpoint
         from headrace.streaming.device_budget import device_budget_bytes, host_budget_bytes
         from headrace.streaming.devices import open_device
+        from headrace.streaming.pressure import NOTED_SHARE, Moment
 
         started = time.perf_counter()
         device = open_device(request.device)
@@ -175,9 +178,11 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             if model.headrace.draft_length is not None:
                 output.note(_announce_drafts(model.headrace.draft_length))
             progress.follow(model, tokens_each=new_tokens, sequences=len(prompts.lengths))
+            before = Moment.read()
             generated = _generate(
                 model, tokenizer, prompts, request, new_tokens, display if stream_text else None, draft
             )
+            share = before.cpu_share(Moment.read())
             measured = model.headrace.measured()
             drafted = _draft_report(request, model.headrace, generated[0][1])
             if drafted is not None:
@@ -190,6 +195,7 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             measured=measured,
             notes=notes,
             drafted=drafted,
+            warnings=_slowed_by_others(share) if share >= NOTED_SHARE else (),
         )
 
 
@@ -213,6 +219,10 @@ def load_draft(name: str, tokenizer: Any, prompt_tokens: int, max_tokens: int, o
         max_tokens=max_tokens,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _slowed_by_others(share: float) -> tuple[str, ...]:
+    return (f"the CPU was busy with other work for {share:.0%} of this run, which slows it: close other programs",)
 
 
 def _announce_drafts(length: DraftLength) -> str:

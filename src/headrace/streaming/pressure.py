@@ -69,6 +69,11 @@ class Moment(NamedTuple):
             _blocked(proc / "stat"),
         )
 
+    def cpu_share(self, later: Moment) -> float:
+        """Share of the CPUs that others had until `later`."""
+        others_s = later.busy_s - self.busy_s - (later.own_s - self.own_s)
+        return _share(others_s, later.all_s - self.all_s)
+
     def disk_share(self, later: Moment) -> float:
         """Share of the time until `later` in which any task waited for the disk."""
         if self.disk_waits_s is None or later.disk_waits_s is None:
@@ -150,11 +155,9 @@ class PressureGauge:
     def pressure(self) -> Pressure:
         """Of the time since this was made."""
         end, last = self._quiet()
-        passed_s = last.all_s - self._first.all_s
-        others_s = last.busy_s - self._first.busy_s - (last.own_s - self._first.own_s)
         # Others that wait at one end only are no work that lasts: a log was flushed.
         return Pressure(
-            cpu=_share(others_s, passed_s),
+            cpu=self._first.cpu_share(last),
             disk=min(self._first.disk_share(self._begin), end.disk_share(last)),
             memory=min(self._first.memory_share(self._begin), end.memory_share(last)),
         )
