@@ -68,7 +68,9 @@ def test_json_says_where_blocks_lived_and_what_was_copied(
     assert 0 < measured["peak_memory_bytes"] - measured["process_overhead_bytes"] <= plan["budget_bytes"]
     assert measured["bytes_copied"] >= measured["passes"] * plan["streamed_bytes_per_pass"]
     assert measured["peak_host_memory_bytes"] > measured["host_overhead_bytes"] > 0
-    assert possible["copied_bytes_per_s"] == 2e8
+    assert possible["copied_bytes_per_s"] >= max(2e8, measured["copied_bytes_per_s"]), (
+        "the made-up rate, or what was seen"
+    )
     assert measured["decode_s_per_pass"] > 0
     events = json.loads(trace.read_text())["traceEvents"]
     assert {event["cat"] for event in events if event["ph"] == "X"} >= {"read", "copy", "compute"}
