@@ -182,7 +182,7 @@ def test_a_model_larger_than_the_gpu_is_planned_over_its_link(
     overlap = strategies["overlap"]
     assert overlap["fits"]
     assert overlap["weights_from"] == "host"
-    assert overlap["binds"] == "host link"
+    assert overlap["binds"] == "link"
     assert overlap["memory_bytes"]["host"] > 200e9
     # At least the bytes that do not fit, at the link's measured rate.
     assert overlap["decode_s_per_pass"] > (350e9 - 150e9) / 5e10
