@@ -18,7 +18,7 @@ from pathlib import Path
 from headrace.accuracy.cross_validated import CrossValidated, cross_validated
 from headrace.accuracy.published import read_rows
 from headrace.accuracy.published_metrics import FamilyAccuracy, PredictedRow, accuracy_by_family, predict_row
-from headrace.cli.published_report import report_json
+from headrace.cli.accuracy_command import report_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

@@ -15,9 +15,9 @@ from gpu_parts.deadline import Deadline
 from gpu_parts.outcome import SkippedError
 from headrace.errors import BudgetError
 from headrace.inference.calibration import calibrate
-from headrace.inference.skeleton import read_transformers_config
+from headrace.inference.load_options import LoadOptions
+from headrace.inference.loading import Loading
 from headrace.machine.machine import Machine
-from headrace.planning.load_options import make_options
 from headrace.planning.plan import Placement, Plan
 from headrace.planning.planner import plan_strategy
 from headrace.planning.prediction import Prediction
@@ -134,19 +134,15 @@ class Stage:
         self.settle()
         checkpoint = Checkpoint(self.rack.path(name), cut_head=False)
         try:
-            options = make_options(
-                checkpoint.model,
+            options = LoadOptions(
                 memory=memory,
-                default_budget_bytes=lambda: memory,
                 host_memory=self.host_bytes(name),
-                default_host_budget_bytes=lambda: 0,
                 strategy=strategy,
                 machine=self.machine,
                 read_limit=self.case.read_limit,
                 **{**DECODE, **work},
-            )
-            config = read_transformers_config(checkpoint.directory)
-            scenario = calibrate(checkpoint, options, config, self.device).scenario
+            ).checked(checkpoint.model, self.device)
+            scenario = calibrate(Loading.of(checkpoint, options, self.device)).scenario
             return plan_strategy(scenario, Strategy(strategy)).prediction
         finally:
             checkpoint.close()
@@ -183,7 +179,7 @@ class Stage:
         )
         for other in self._open:
             other.together = True
-        self._open.append(_Open(f"{name} {what}", memory, model.headrace.device_overhead_bytes))
+        self._open.append(_Open(f"{name} {what}", memory, model.headrace.overheads.device_bytes))
         try:
             yield model
             if counted:

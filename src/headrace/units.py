@@ -15,12 +15,14 @@ _SIZE = re.compile(r"([0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})\s*([A-Za-z]*)
 _LARGEST_BYTES = 2**60
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes that `text` means: `800MB`, `2GiB`, `2G` (= GiB), `1.5e9` is not accepted.
+def parse_size(text: str | int) -> int:
+    """Return the bytes that `text` means: `800MB`, `2GiB`, `2G` (= GiB), `1.5e9` is not accepted; a number is bytes.
 
     Raises InvalidRequestError for anything without a positive number and a unit (a bare number is refused unless it
     is large enough to be plainly meant as bytes, at least 4096).
     """
+    if not isinstance(text, str):
+        return text
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise InvalidRequestError(f"{text!r} is not a size; write a number and a unit, such as 800MB, 2GiB or 2G")
@@ -39,8 +41,10 @@ def parse_size(text: str) -> int:
     return int(size_bytes)
 
 
-def parse_rate(text: str) -> float:
-    """Return bytes per second for `500MB/s`, `500MBps`, `500MB` or `1GiB/s`; `Mbps`, which means bits, is refused."""
+def parse_rate(text: str | float) -> float:
+    """Return bytes per second for `500MB/s`, `500MBps`, `500MB`, `1GiB/s` or a number; `Mbps`, bits, is refused."""
+    if not isinstance(text, str):
+        return text
     text = text.strip().removesuffix("/s")
     return float(parse_size(text.removesuffix("ps") if text.endswith("Bps") else text))
 

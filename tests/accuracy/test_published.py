@@ -16,7 +16,7 @@ from headrace.accuracy.cross_validated import CrossValidated, cross_validated
 from headrace.accuracy.published import read_rows
 from headrace.accuracy.published_case import Excluded, case_of
 from headrace.accuracy.published_metrics import FamilyAccuracy, PredictedRow, accuracy_by_family, predict_row
-from headrace.cli.published_report import report_json
+from headrace.cli.accuracy_command import report_json
 from headrace.errors import InvalidRequestError
 from headrace.machine.engine import engine_named, engines
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from headrace.cli.claims_command import CLAIMS
-from headrace.cli.counts import parse_count
 from headrace.cli.fleet_command import FLEET as FLEET_COMMAND
 from headrace.cli.main import main
+from headrace.cli.options import parse_count
 from headrace.errors import InvalidRequestError
 
 FLEET = ["fleet", "gpt-3", "--machine", "8xh100", "--copies", "1e6", "--tokens-per-second", "10"]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from headrace.accuracy.cross_validated import CrossValidated, cross_validated
 from headrace.accuracy.history import accuracy as accuracy_of
 from headrace.accuracy.history import as_json as stages_json
 from headrace.accuracy.history_file import VARIABLE, history_path, read_history
+from headrace.accuracy.published import read_rows
+from headrace.accuracy.published_metrics import FamilyAccuracy, PredictedRow, accuracy_by_family, predict_row
 from headrace.cli.command import Command
 from headrace.cli.options import JsonOption, existing_file
 from headrace.cli.output import Output, table
 
 EXAMPLES = ("headrace accuracy", "headrace accuracy --json", "headrace accuracy --published measurements.csv")
+_WORST = 12
+"""rows that are shown"""
 
 
 def accuracy(
@@ -29,9 +35,7 @@ def accuracy(
     output = Output(as_json=as_json)
     file = existing_file(published, option="--published")
     if file is not None:
-        from headrace.cli.published_report import report
-
-        report(file, output)
+        _show_published(file, output)
         return
     records = read_history()
     found = accuracy_of(records)
@@ -60,6 +64,124 @@ def accuracy(
         for item in found
     ]
     output.show(table(("stage", "configuration", "runs", "median error", "90th percentile", "worst"), rows))
+
+
+def _show_published(path: Path, output: Output) -> None:
+    """Predict every row of the file and print the errors, as a table or as the one JSON object."""
+    rows = [predict_row(row) for row in read_rows(path)]
+    families = accuracy_by_family(rows)
+    judged = cross_validated(path)
+    if output.as_json:
+        output.json(report_json(rows, families, judged))
+    else:
+        _show(output, rows, families, judged)
+
+
+def report_json(
+    rows: list[PredictedRow], families: list[FamilyAccuracy], judged: CrossValidated | None
+) -> dict[str, Any]:
+    """Build the object that the contract names; `cross_validated` is null for rows other than the shipped ones."""
+    return {
+        "families": [
+            {
+                "family": item.family,
+                "n": item.n,
+                "excluded": item.excluded,
+                "median_abs_error": item.median_abs_error,
+                "p90_abs_error": item.p90_abs_error,
+                "inside_interval": item.inside_interval,
+                "cross_validated": None if judged is None else _left_out_json(judged.families[item.family]),
+            }
+            for item in families
+        ],
+        "inside_interval": _inside(rows),
+        "rows": [
+            {
+                "id": item.row.id,
+                "family": item.family,
+                "predicted": None if item.predicted is None else item.predicted.expected,
+                "low": None if item.predicted is None else item.predicted.low,
+                "high": None if item.predicted is None else item.predicted.high,
+                "measured": item.row.value,
+                "unit": item.row.unit,
+                "excluded": item.excluded,
+            }
+            for item in rows
+        ],
+    }
+
+
+def _left_out_json(item: FamilyAccuracy) -> dict[str, Any]:
+    return {
+        "median_abs_error": item.median_abs_error,
+        "p90_abs_error": item.p90_abs_error,
+        "inside_interval": item.inside_interval,
+        "interval_width": item.interval_width,
+    }
+
+
+def _inside(rows: list[PredictedRow]) -> float | None:
+    known = [item.inside for item in rows if item.inside is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _show(
+    output: Output, rows: list[PredictedRow], families: list[FamilyAccuracy], judged: CrossValidated | None
+) -> None:
+    output.text(f"{len(rows)} published measurements; errors are |predicted / measured - 1|\n\n")
+    output.show(
+        table(
+            ("family", "rows", "excluded", "median error", "90th percentile", "inside the interval"),
+            [
+                [
+                    item.family,
+                    str(item.n),
+                    str(item.excluded),
+                    _percent(item.median_abs_error),
+                    _percent(item.p90_abs_error),
+                    _percent(item.inside_interval),
+                ]
+                for item in families
+                if item.n or item.excluded
+            ],
+        )
+    )
+    if judged is not None:
+        output.text("The same rows, each predicted by engines that were fitted without its whole source:\n\n")
+        output.show(
+            table(
+                ("family", "median error", "90th percentile", "inside the interval"),
+                [
+                    [item.family, *map(_percent, (item.median_abs_error, item.p90_abs_error, item.inside_interval))]
+                    for item in judged.families.values()
+                ],
+            )
+        )
+    inside = _inside(rows)
+    if inside is not None:
+        output.text(f"{_percent(inside)} of all rows that are predicted lie inside their interval.\n\n")
+    reasons = Counter(item.excluded for item in rows if item.excluded is not None)
+    if reasons:
+        output.text("Not counted among the errors:\n")
+        for reason, count in reasons.most_common():
+            output.text(f"  {count:4d}  {reason}\n")
+    worst = sorted((item for item in rows if item.error is not None), key=lambda item: -(item.error or 0.0))[:_WORST]
+    if worst:
+        output.text("\nFarthest off:\n")
+        output.show(table(("row", "what", "predicted (low - high)", "measured"), [_row(item) for item in worst]))
+
+
+def _row(item: PredictedRow) -> list[str]:
+    row, predicted = item.row, item.predicted
+    if predicted is None:
+        raise ValueError(f"{row.id} has no prediction")
+    what = f"{row.model}, {row.hardware.split(',')[0][:28]}, {row.strategy}, batch {row.batch_text}"
+    span = f"{predicted.expected:.3g} ({predicted.low:.3g} - {predicted.high:.3g}) {row.unit}"
+    return [row.id, what, span, f"{row.value:g} {row.unit}"]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 ACCURACY = Command("accuracy", accuracy, EXAMPLES)

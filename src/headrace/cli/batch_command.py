@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.cli.batch_run import BatchJobRequest, perform_batch
+from headrace.cli.batch_progress import BatchProgress
 from headrace.cli.command import Command
+from headrace.cli.dependencies import require_run_libraries
 from headrace.cli.options import (
     DtypeChoice,
     DtypeOption,
@@ -19,10 +20,17 @@ from headrace.cli.options import (
     StrategyChoice,
     StrategyOption,
     TrustOption,
-    existing_file,
+    read_machine,
 )
 from headrace.cli.output import Output
-from headrace.machine.machine_file import load_machine
+from headrace.cli.prompt import load_tokenizer
+from headrace.cli.run_progress import displayed
+from headrace.inference.batching.job_request import BatchJobRequest
+from headrace.inference.load_options import LoadOptions
+from headrace.inference.model_source import resolve_model
+
+if TYPE_CHECKING:
+    from headrace.inference.batching.start import BatchResult
 
 EXAMPLES = (
     "headrace batch ./my-model questions.jsonl answers.jsonl --memory 8GiB",
@@ -89,27 +97,28 @@ def batch(
     that requests have in common are computed once. Requests without temperature, top_p or top_k are answered greedily.
     The same command started again goes on where a job was broken off.
     """
-    found = existing_file(machine, option="--machine")
     request = BatchJobRequest(
         model=model,
         input=input_file,
         output=output_file,
-        memory=memory,
-        strategy=strategy.value,
-        dtype=dtype.value,
-        read_limit=read_limit,
-        machine=None if found is None else load_machine(found),
+        options=LoadOptions(
+            memory=memory,
+            strategy=strategy.value,
+            dtype=dtype.value,
+            read_limit=read_limit,
+            machine=read_machine(machine),
+            trust_remote_code=trust_remote_code,
+        ),
         max_tokens=max_tokens,
         temperature=temperature,
         in_flight=in_flight,
         pass_tokens=pass_tokens,
         answer_share=answer_share,
         dry_run=dry_run,
-        trust_remote_code=trust_remote_code,
     )
     output = Output(as_json=as_json)
     with output.reserved():
-        result = perform_batch(request, output)
+        result = _perform(request, output)
         from headrace.cli.batch_report import batch_json, batch_summary, batch_table
 
         if as_json:
@@ -118,6 +127,22 @@ def batch(
             output.note(batch_table(result))
         if not dry_run:
             output.note(batch_summary(request, result))
+
+
+def _perform(request: BatchJobRequest, output: Output) -> BatchResult:
+    require_run_libraries("running a model")
+    directory = resolve_model(request.model)
+    progress = BatchProgress(f"loading {request.model}: reading its index and its tokenizer", output.note)
+    with displayed(progress, output):
+        from headrace.inference.batching.start import start_job
+        from headrace.streaming.checkpoint import Checkpoint
+
+        checkpoint = Checkpoint(directory)
+        try:
+            tokenizer = load_tokenizer(directory, trust_remote_code=request.options.trust_remote_code)
+            return start_job(request, checkpoint, tokenizer, progress)
+        finally:
+            checkpoint.close()
 
 
 BATCH = Command("batch", batch, EXAMPLES)

@@ -20,7 +20,10 @@ RECENT_PASSES = 32
 class BatchProgress:
     """Told by the job after every pass; `changed` is called after every change."""
 
-    def __init__(self, doing: str, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, doing: str, note: Callable[[str], None], *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.note = note
         self.changed: Callable[[], None] = lambda: None
         self._doing = doing
         self._clock = clock

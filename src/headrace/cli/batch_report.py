@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from headrace import __version__
-from headrace.cli.batch_run import BatchJobRequest, BatchResult
 from headrace.cli.output import table, three_digits
 from headrace.cli.run_report import machine_json, plan_json
 from headrace.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from headrace.inference.batching.job_request import BatchJobRequest
+    from headrace.inference.batching.start import BatchResult
 
 
 def batch_json(request: BatchJobRequest, result: BatchResult) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def batch_json(request: BatchJobRequest, result: BatchResult) -> dict[str, Any]:
             "bytes_read": result.handle.stream.counters.bytes_read,
             "stall_s": result.handle.stream.counters.stall_s,
             "peak_memory_bytes": result.peak_memory_bytes,
-            "process_overhead_bytes": result.handle.process_overhead_bytes,
+            "process_overhead_bytes": result.handle.overheads.process_bytes,
         }
     return report
 
@@ -71,7 +73,7 @@ def batch_table(result: BatchResult) -> Table:
     assert forecast is not None
     assert tally is not None
     assert handle is not None
-    beyond = result.peak_memory_bytes - handle.process_overhead_bytes
+    beyond = result.peak_memory_bytes - handle.overheads.process_bytes
     rows = [
         ["time of the job", format_seconds(forecast.total_s), format_seconds(tally.seconds)],
         ["passes", str(forecast.passes), str(tally.passes)],

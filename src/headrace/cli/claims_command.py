@@ -8,8 +8,7 @@ import typer
 
 from headrace import __version__
 from headrace.cli.command import Command
-from headrace.cli.counts import parse_count
-from headrace.cli.options import JsonOption
+from headrace.cli.options import JsonOption, parse_count
 from headrace.cli.output import Output, table
 from headrace.economics.claims.claims import Checked, check_claims
 from headrace.errors import InvalidRequestError

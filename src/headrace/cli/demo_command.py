@@ -14,6 +14,7 @@ from headrace.cli.options import JsonOption
 from headrace.cli.output import Output
 from headrace.cli.run_command import show_run
 from headrace.cli.run_session import RunRequest
+from headrace.inference.load_options import LoadOptions
 from headrace.units import parse_size
 
 EXAMPLES = (
@@ -52,7 +53,10 @@ def demo(
         model = fetch_demo_model((directory or cache_directory()).expanduser(), output.note)
         output.note(f"prompt: {PROMPT}")
         request = RunRequest(
-            model=str(model), prompts=(PROMPT,), memory=memory, device="cpu", max_new_tokens=NEW_TOKENS
+            model=str(model),
+            prompts=(PROMPT,),
+            options=LoadOptions(memory=memory, device="cpu"),
+            max_new_tokens=NEW_TOKENS,
         )
         show_run(request, output)
 

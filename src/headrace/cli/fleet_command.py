@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from headrace.cli.command import Command
-from headrace.cli.counts import parse_count
 from headrace.cli.fleet_report import fleet_json, show_fleet
-from headrace.cli.options import JsonOption
+from headrace.cli.options import JsonOption, parse_count
 from headrace.cli.output import Output
 from headrace.economics.fleet import FleetAsked, plan_fleet
 from headrace.economics.installed_stock import installed_stock

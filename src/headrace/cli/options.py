@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from enum import StrEnum, auto
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +11,24 @@ from typing import Annotated
 import typer
 
 from headrace.errors import InvalidRequestError
+from headrace.machine.machine import Machine
+from headrace.machine.machine_file import load_machine
+
+_WORDS = {
+    "": 1.0,
+    "k": 1e3,
+    "thousand": 1e3,
+    "m": 1e6,
+    "million": 1e6,
+    "b": 1e9,
+    "bn": 1e9,
+    "billion": 1e9,
+    "t": 1e12,
+    "tn": 1e12,
+    "trillion": 1e12,
+}
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.[0-9]{0,40})?|\.[0-9]{1,40}"
+_NUMBER = re.compile(rf"([+-]?(?:{_DIGITS})(?:[eE][+-]?[0-9]{{1,3}})?)\s*([A-Za-z]*)")
 
 
 class StrategyChoice(StrEnum):
@@ -97,3 +117,25 @@ def existing_file(path: Path | None, *, option: str) -> Path | None:
     if path is not None and not path.expanduser().is_file():
         raise InvalidRequestError(f"{option} {path}: there is no such file")
     return path.expanduser() if path is not None else None
+
+
+def read_machine(path: Path | None) -> Machine | None:
+    """The machine that `--machine FILE` describes, if it was given."""
+    found = existing_file(path, option="--machine")
+    return None if found is None else load_machine(found)
+
+
+def parse_count(text: str, *, option: str) -> float:
+    """Return the number that `text` means; raises InvalidRequestError unless it is finite and above 0."""
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        raise InvalidRequestError(f"{option} {text!r} is not a number; write for instance 8e9, 8 billion or 250000")
+    word = match[2].lower()
+    if word not in _WORDS:
+        raise InvalidRequestError(
+            f"{option} {text!r} has an unknown word {match[2]!r}; use thousand, million, billion or trillion"
+        )
+    number = float(match[1].replace(",", "")) * _WORDS[word]
+    if not 0 < number < math.inf:
+        raise InvalidRequestError(f"{option} {text!r} cannot be meant; it must be a number above 0")
+    return number

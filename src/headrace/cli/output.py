@@ -7,7 +7,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from headrace.errors import InvalidRequestError
+from headrace.planning.timeline import Timeline, chrome_trace
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -92,3 +96,24 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def check_writable(path: Path, *, option: str) -> None:
+    """Raise InvalidRequestError, before any work is done, where `path` could not be written at its end."""
+    existed = os.path.lexists(path)
+    try:
+        with open(path, "ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise InvalidRequestError(f"{option} {path} cannot be written: {error.strerror}") from error
+
+
+def write_trace(path: Path, *, predicted: Timeline, measured: Timeline | None = None) -> None:
+    """Write the timelines, one over the other when the file is opened."""
+    processes = [("predicted", predicted)] if measured is None else [("measured", measured), ("predicted", predicted)]
+    try:
+        path.write_text(chrome_trace(processes), encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequestError(f"--trace {path} cannot be written: {error.strerror}") from error

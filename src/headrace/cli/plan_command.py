@@ -20,13 +20,13 @@ from headrace.cli.options import (
     MemoryOption,
     ReadLimitOption,
 )
-from headrace.cli.output import Output
+from headrace.cli.output import Output, check_writable, write_trace
 from headrace.cli.plan_report import show_plan
-from headrace.cli.trace_file import check_writable, write_trace
-from headrace.inference.plan_api import ModelChanges, plan_answer, request_of
+from headrace.inference.plan_api import ModelChanges, plan_answer
 from headrace.planning.answer import PlanAnswer
 from headrace.planning.answer_json import answer_json
 from headrace.planning.prediction import timeline_of
+from headrace.planning.scenarios import DEFAULT_ACCEPTANCE, PlanRequest
 from headrace.planning.strategies import Strategy
 
 EXAMPLES = (
@@ -92,8 +92,14 @@ def plan(
         int | None, typer.Option(metavar="N", min=1, help="Speculative decoding: draft tokens per sequence and pass.")
     ] = None,
     acceptance: Annotated[
-        float, typer.Option(metavar="SHARE", min=0, max=1, help="Probability that a draft token is accepted.")
-    ] = 0.7,
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help=f"Probability that a draft token is accepted.  [default: {DEFAULT_ACCEPTANCE}]",
+        ),
+    ] = None,
     expert_hit_rate: Annotated[
         float | None,
         typer.Option(metavar="SHARE", min=0, max=1, help="Share of a mixture's experts found on the device."),
@@ -136,7 +142,7 @@ def plan(
     if trace is not None:
         check_writable(trace, option="--trace")
     output = Output(as_json=as_json)
-    request = request_of(
+    request = PlanRequest(
         memory=memory,
         host_memory=host_memory,
         device=device,

@@ -14,8 +14,7 @@ from headrace import __version__
 from headrace.cli.command import Command
 from headrace.cli.dependencies import require_run_libraries
 from headrace.cli.options import JsonOption
-from headrace.cli.output import Output
-from headrace.cli.trace_file import check_writable
+from headrace.cli.output import Output, check_writable
 from headrace.errors import InvalidRequestError
 from headrace.machine.machine import Machine
 from headrace.machine.machine_file import machine_to_toml

@@ -23,17 +23,15 @@ from headrace.cli.options import (
     StrategyChoice,
     StrategyOption,
     TrustOption,
-    existing_file,
+    read_machine,
 )
-from headrace.cli.output import Output
+from headrace.cli.output import Output, check_writable, write_trace
 from headrace.cli.prompt import read_prompts
 from headrace.cli.run_record import record_of
 from headrace.cli.run_report import draft_summary, run_json, run_summary, run_table
 from headrace.cli.run_session import DEFAULT_DRAFT_TOKENS, DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
 from headrace.cli.sampling import Sampling
-from headrace.cli.trace_file import check_writable, write_trace
-from headrace.machine.machine import Machine
-from headrace.machine.machine_file import load_machine
+from headrace.inference.load_options import LoadOptions
 
 EXAMPLES = (
     "headrace run ./my-model --memory 4GiB --prompt 'Name three rivers of Europe.'",
@@ -110,8 +108,9 @@ def run(
         ),
     ] = None,
     draft_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Drafted tokens in a pass, at most.")
-    ] = DEFAULT_DRAFT_TOKENS,
+        int | None,
+        typer.Option(metavar="N", help=f"Drafted tokens in a pass, at most.  [default: {DEFAULT_DRAFT_TOKENS}]"),
+    ] = None,
     greedy: Annotated[
         bool,
         typer.Option(
@@ -143,27 +142,29 @@ def run(
     request = RunRequest(
         model=model,
         prompts=read_prompts(prompt, prompt_file),
-        memory=memory,
-        device=device,
-        host_memory=host_memory,
-        cpu_blocks=cpu_blocks,
-        cache_on_host=cache_on_host,
-        compile_layers=compile_layers,
+        options=LoadOptions(
+            memory=memory,
+            device=device,
+            host_memory=host_memory,
+            cpu_blocks=cpu_blocks,
+            cache_on_host=cache_on_host,
+            compile_layers=compile_layers,
+            strategy=strategy.value,
+            dtype=dtype.value,
+            read_limit=read_limit,
+            machine=read_machine(machine),
+            trust_remote_code=trust_remote_code,
+            draft_tokens=(0 if draft is None else DEFAULT_DRAFT_TOKENS) if draft_tokens is None else draft_tokens,
+        ),
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
-        strategy=strategy.value,
-        dtype=dtype.value,
-        read_limit=read_limit,
-        machine=_machine(machine),
         sampling=Sampling(
             temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, num_beams=num_beams, greedy=greedy
         ),
         chat=chat,
         system=system,
         ignore_eos=ignore_eos,
-        trust_remote_code=trust_remote_code,
         draft=draft,
-        draft_tokens=draft_tokens,
     )
     if trace is not None:
         check_writable(trace, option="--trace")
@@ -193,11 +194,6 @@ def show_run(request: RunRequest, output: Output, *, trace: Path | None = None) 
         write_trace(trace, measured=result.handle.timeline(), predicted=result.handle.predicted_timeline())
         output.note(f"trace: {trace} (open it in Perfetto)")
     return result
-
-
-def _machine(path: Path | None) -> Machine | None:
-    found = existing_file(path, option="--machine")
-    return None if found is None else load_machine(found)
 
 
 RUN = Command("run", run, EXAMPLES)

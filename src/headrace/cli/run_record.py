@@ -32,7 +32,7 @@ def record_of(request: RunRequest, result: RunResult) -> RunRecord:
         sequences=plan.workload.sequences,
         prompt_tokens=plan.workload.prompt_tokens,
         generated_tokens=sum(result.generated_tokens),
-        read_limited=request.read_limit is not None,
+        read_limited=request.options.read_limit is not None,
         binds=predicted.binds,
         predicted_prefill_s=predicted.prefill_s,
         measured_prefill_s=measured.prefill_s,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.cli.dependencies import require_run_libraries
@@ -13,18 +13,13 @@ from headrace.cli.prompt import PromptBatch, encode_prompts, load_tokenizer
 from headrace.cli.run_progress import Display, RunProgress, displayed
 from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
+from headrace.inference.load_options import LoadOptions, Options
 from headrace.inference.model_source import resolve_model
-from headrace.machine.machine import Machine
 from headrace.model.stored_model import StoredModel
+from headrace.planning.budgets import DEVICE_RESERVE_MIN_BYTES, RESERVE_MIN_BYTES, RESERVE_SHARE
 from headrace.planning.jobs.draft_length import Drafted, DraftLength
-from headrace.planning.load_options import (
-    DEVICE_RESERVE_MIN_BYTES,
-    RESERVE_MIN_BYTES,
-    RESERVE_SHARE,
-    Options,
-    make_options,
-)
-from headrace.units import format_bytes, parse_rate, parse_size
+from headrace.planning.strategies import Strategy
+from headrace.units import format_bytes
 
 if TYPE_CHECKING:
     from headrace.inference.handle import Handle, Measured
@@ -42,38 +37,26 @@ class RunRequest:
 
     model: str
     prompts: tuple[str, ...]
-    memory: str | None = None
-    device: str = "auto"
-    host_memory: str | None = None
-    cpu_blocks: bool = False
-    cache_on_host: bool = False
-    compile_layers: bool = False
+    options: LoadOptions = field(default_factory=LoadOptions)
+    """`batch` and the numbers of tokens follow from the prompts"""
     max_new_tokens: int | None = None
     """None: DEFAULT_NEW_TOKENS, or as many as the model's context still holds"""
     min_new_tokens: int | None = None
-    strategy: str = "auto"
-    dtype: str = "auto"
-    read_limit: str | None = None
-    machine: Machine | None = None
     sampling: Sampling = GREEDY
     chat: bool | None = None
     system: str | None = None
     ignore_eos: bool = False
-    trust_remote_code: bool = False
     draft: str | None = None
     """LOOKUP, or the model that drafts"""
-    draft_tokens: int = DEFAULT_DRAFT_TOKENS
 
     def __post_init__(self) -> None:
-        for size in (self.memory, self.host_memory):
-            if size is not None:
-                parse_size(size)
-        if self.draft is not None and self.draft_tokens < 1:
-            raise InvalidRequestError(f"--draft-tokens must be at least 1, not {self.draft_tokens}")
+        drafts = self.options.draft_tokens
+        if self.draft is not None and drafts < 1:
+            raise InvalidRequestError(f"--draft-tokens must be at least 1, not {drafts}")
+        if self.draft is None and drafts:
+            raise InvalidRequestError("--draft-tokens has no effect where nothing drafts; give --draft lookup as well")
         if self.draft is not None and (len(self.prompts) > 1 or self.sampling.num_beams > 1):
             raise InvalidRequestError("--draft serves one prompt without beams; headrace batch fills passes otherwise")
-        if self.read_limit is not None:
-            parse_rate(self.read_limit)
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InvalidRequestError(f"--max-new-tokens must be at least 1, not {self.max_new_tokens}")
         most = self.max_new_tokens or DEFAULT_NEW_TOKENS
@@ -121,14 +104,13 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
     with displayed(progress, output) as display:
         from headrace.inference.api import load_checkpoint
         from headrace.streaming.checkpoint import Checkpoint
-        from headrace.streaming.device_budget import device_budget_bytes, host_budget_bytes
         from headrace.streaming.devices import open_device
         from headrace.streaming.pressure import NOTED_SHARE, Moment
 
         started = time.perf_counter()
-        device = open_device(request.device)
+        device = open_device(request.options.device)
         checkpoint = Checkpoint(directory, cut_head=device.uses_host_memory)
-        tokenizer = load_tokenizer(checkpoint.directory, trust_remote_code=request.trust_remote_code)
+        tokenizer = load_tokenizer(checkpoint.directory, trust_remote_code=request.options.trust_remote_code)
         prompts = encode_prompts(
             tokenizer,
             request.prompts,
@@ -137,40 +119,26 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             vocab_size=checkpoint.model.vocab_size,
         )
         new_tokens = _new_tokens(request, prompts, checkpoint.model)
-        options = make_options(
-            checkpoint.model,
-            memory=request.memory,
-            default_budget_bytes=lambda: device_budget_bytes(device),
-            host_memory=request.host_memory,
-            default_host_budget_bytes=None if device.uses_host_memory else host_budget_bytes,
-            cpu_blocks=request.cpu_blocks,
-            cache_on_host=request.cache_on_host,
-            compile_layers=request.compile_layers,
-            strategy=request.strategy,
-            dtype=request.dtype,
+        asked = replace(
+            request.options,
             batch=len(prompts.lengths) * request.sampling.num_beams,
             prompt_tokens=prompts.longest,
             max_tokens=prompts.longest + new_tokens,
-            read_limit=request.read_limit,
-            machine=request.machine,
-            trust_remote_code=request.trust_remote_code,
-            draft_tokens=request.draft_tokens if request.draft is not None else 0,
         )
+        options = asked.checked(checkpoint.model, device)
         draft = None
         if request.draft not in (None, LOOKUP):
-            draft = load_draft(
-                str(request.draft), tokenizer, prompts.longest, prompts.longest + new_tokens, options, device
-            )
+            draft = load_draft(str(request.draft), tokenizer, options, device)
             held_bytes = draft.headrace.plan.memory.total_bytes
             options = options._replace(budget_bytes=options.budget_bytes - held_bytes)
             output.note(f"draft: {draft.headrace.checkpoint.model.name}, {format_bytes(held_bytes)} of the budget")
-        output.note(_announcement(checkpoint.model, options, device, memory_given=request.memory is not None))
+        output.note(_announcement(checkpoint.model, options, device))
         progress.doing = "loading: measuring the disk and one layer, planning, taking the memory"
         progress.tell()
         with contextlib.ExitStack() as open_models:
             if draft is not None:
                 open_models.enter_context(draft)
-            model = open_models.enter_context(load_checkpoint(checkpoint, options, device=device, started=started))
+            model = open_models.enter_context(load_checkpoint(checkpoint, options, device, started=started))
             if draft is not None:
                 model.headrace.draft_length.draft_s = draft.headrace.prediction.decode_s_per_pass
             notes = (*model.headrace.notes, f"decoding: {request.sampling.describe()}")
@@ -199,12 +167,13 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
         )
 
 
-def load_draft(name: str, tokenizer: Any, prompt_tokens: int, max_tokens: int, options: Options, device: Device) -> Any:
+def load_draft(name: str, tokenizer: Any, options: Options, device: Device) -> Any:
     """Load a small model, all of it resident, that drafts for another one; its tokenizer must be the same."""
     from headrace.inference.api import load
 
     directory = resolve_model(name)
-    own = load_tokenizer(directory, trust_remote_code=options.trust_remote_code)
+    trusted = options.asked.trust_remote_code
+    own = load_tokenizer(directory, trust_remote_code=trusted)
     if own.get_vocab() != tokenizer.get_vocab():
         raise InvalidRequestError(
             f"--draft {name}: its tokenizer is not the model's, so its tokens mean something else; take a small model "
@@ -214,10 +183,10 @@ def load_draft(name: str, tokenizer: Any, prompt_tokens: int, max_tokens: int, o
         directory,
         memory=options.budget_bytes,
         device=device,
-        strategy="resident",
-        prompt_tokens=prompt_tokens,
-        max_tokens=max_tokens,
-        trust_remote_code=options.trust_remote_code,
+        strategy=Strategy.RESIDENT,
+        prompt_tokens=options.asked.prompt_tokens,
+        max_tokens=options.asked.max_tokens,
+        trust_remote_code=trusted,
     )
 
 
@@ -297,7 +266,7 @@ def _generate(
     if draft is not None:
         options["assistant_model"] = draft
     elif request.draft == LOOKUP:
-        options |= {"prompt_lookup_num_tokens": request.draft_tokens, "max_matching_ngram_size": LOOKUP_NGRAM}
+        options |= {"prompt_lookup_num_tokens": request.options.draft_tokens, "max_matching_ngram_size": LOOKUP_NGRAM}
     if display is not None and len(prompts.lengths) == 1 and sampling.num_beams == 1:
         options["streamer"] = TextStream(tokenizer, display.write)
     sequences = model.generate(
@@ -323,11 +292,12 @@ def _until_end(tokens: list[int], eos_token_id: int | list[int] | None) -> list[
     return tokens
 
 
-def _announcement(model: StoredModel, options: Options, device: Device, *, memory_given: bool) -> str:
+def _announcement(model: StoredModel, options: Options, device: Device) -> str:
     """Weights next to the memory that they may take."""
     least_bytes = RESERVE_MIN_BYTES if device.uses_host_memory else DEVICE_RESERVE_MIN_BYTES
     reserve = f"{RESERVE_SHARE:.0%}, at least {format_bytes(least_bytes)}"
-    origin = "" if memory_given else f" (what is free now, less a reserve of {reserve})"
+    given = options.asked.memory is not None
+    origin = "" if given else f" (what is free now, less a reserve of {reserve})"
     where = (
         ""
         if device.uses_host_memory

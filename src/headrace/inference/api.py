@@ -6,16 +6,16 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from headrace.inference.assembly import assemble
 from headrace.inference.calibration import calibrate, time_cpu_layer
+from headrace.inference.load_options import LoadKeywords, LoadOptions, Options
+from headrace.inference.loading import Loading
 from headrace.inference.model_source import resolve_model
-from headrace.inference.skeleton import read_transformers_config
 from headrace.machine.machine import Machine
 from headrace.planning.infeasible import budget_for_everything
 from headrace.planning.jobs.draft_length import DraftLength
-from headrace.planning.load_options import Options, make_options
 from headrace.planning.plan import Placement, Plan
 from headrace.planning.planner import plan_fastest, plan_strategy
 from headrace.planning.prediction import predict
@@ -23,102 +23,62 @@ from headrace.planning.scenario import Scenario
 from headrace.planning.scenarios import PlanRequest
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.cuda_device import list_gpus
-from headrace.streaming.device import CpuDevice, Device
-from headrace.streaming.device_budget import device_budget_bytes, host_budget_bytes, refuse_what_is_not_free
+from headrace.streaming.device import Device
 from headrace.streaming.devices import open_device
 from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.system_memory import keep_heap_small
 from headrace.units import format_bytes
 
-DRAFTS_STUDIED = (3, 7, 15, 31)
+DRAFTS_TIMED = (3, 7, 15, 31)
 """numbers of drafts with which a layer is timed"""
 
 
-def load(
-    model: str | Path,
-    *,
-    memory: str | int | None = None,
-    device: str | Device = "auto",
-    host_memory: str | int | None = None,
-    strategy: str = "auto",
-    dtype: str = "auto",
-    batch: int = 1,
-    prompt_tokens: int | None = None,
-    max_tokens: int | None = None,
-    read_limit: str | float | None = None,
-    machine: Machine | None = None,
-    attention: str | None = None,
-    poison: bool = False,
-    trust_remote_code: bool = False,
-    draft_tokens: int = 0,
-    cpu_blocks: bool = False,
-    cache_on_host: bool = False,
-    compile_layers: bool = False,
-) -> Any:
+def load(model: str | Path, **options: Unpack[LoadKeywords]) -> Any:
     """Return the transformers model in `model` with weights that stream within `memory` bytes of the device's memory.
 
-    `device` is auto (what HEADRACE_DEVICE names, else the first GPU, else the processor), cpu, cuda or cuda:N. On a GPU
-    blocks that do not fit wait in up to `host_memory` bytes of page-locked host memory, the rest on the disk; with
-    `cpu_blocks` the processor may compute some of them, with `cache_on_host` keys and values may wait on the
-    host, with `compile_layers` torch.compile fuses the small operations. The first and the last of these change results
-    by rounding; without them they equal those of a run with everything resident bit for bit.
+    The options are the fields of `LoadOptions`, with its defaults. Sizes are bytes or text such as 2GiB; what is not
+    given is what is free, less a reserve.
 
-    `batch`, `prompt_tokens` and `max_tokens` (prompt and new tokens together) say what the KV cache and the work
-    space are planned for; generation beyond that is refused before it starts. `strategy` is auto, resident,
-    sequential or overlap; `dtype` auto, float32, bfloat16 or float16. `read_limit` bounds the reader (bytes per
-    second, or text such as 500MB/s). With `draft_tokens`, transformers' assisted
-    generation (`prompt_lookup_num_tokens` or `assistant_model`) drafts as many tokens as pay, up to so many, for one
-    sequence at a time. The model is a context manager; `model.headrace` holds plan, prediction, timeline and
-    `close()`.
+    memory, device, host_memory: `device` is auto (what HEADRACE_DEVICE names, else the first GPU, else the CPU), cpu,
+        cuda or cuda:N. On a GPU blocks that do not fit wait in up to `host_memory` bytes of page-locked host memory,
+        the rest on the disk.
+    cpu_blocks, cache_on_host, compile_layers: the CPU may compute some of a GPU's blocks; keys and values may wait on
+        the host; torch.compile fuses small operations. The first and the last change results by rounding; without them
+        results equal those of a run with everything resident bit for bit.
+    batch, prompt_tokens, max_tokens: what the KV cache and the work space are planned for; `max_tokens` are prompt and
+        new tokens together. Generation beyond that is refused before it starts.
+    strategy, dtype: auto, resident, sequential or overlap; auto, float32, bfloat16 or float16.
+    draft_tokens: transformers' assisted generation (`prompt_lookup_num_tokens` or `assistant_model`) drafts as many
+        tokens as pay, up to so many, for one sequence at a time.
+    read_limit: bounds the reader, in bytes per second, or as text such as 500MB/s.
+    machine: what `headrace.probe` or a machine file says of the disk, and of a GPU, which then is not measured again.
+    attention, trust_remote_code: transformers' name of an attention function; run code that comes with the model.
+    poison: overwrite memory that is given back, to find late uses.
 
+    The model is a context manager; `model.headrace` holds plan, prediction, timeline and `close()`.
     Raises CheckpointError, UnsupportedModelError, BudgetError, InvalidRequestError.
     """
     started = time.perf_counter()
-    computing = open_device(device)
-    checkpoint = Checkpoint(resolve_model(model), cut_head=computing.uses_host_memory)
-    options = make_options(
-        checkpoint.model,
-        memory=memory,
-        default_budget_bytes=lambda: device_budget_bytes(computing),
-        host_memory=host_memory,
-        default_host_budget_bytes=None if computing.uses_host_memory else host_budget_bytes,
-        strategy=strategy,
-        dtype=dtype,
-        batch=batch,
-        prompt_tokens=prompt_tokens,
-        max_tokens=max_tokens,
-        read_limit=read_limit,
-        machine=machine,
-        attention=attention,
-        poison=poison,
-        trust_remote_code=trust_remote_code,
-        draft_tokens=draft_tokens,
-        cpu_blocks=cpu_blocks,
-        cache_on_host=cache_on_host,
-        compile_layers=compile_layers,
-    )
-    return load_checkpoint(checkpoint, options, device=computing, started=started)
+    asked = LoadOptions(**options)
+    device = open_device(asked.device)
+    checkpoint = Checkpoint(resolve_model(model), cut_head=device.uses_host_memory)
+    return load_checkpoint(checkpoint, asked.checked(checkpoint.model, device), device, started=started)
 
 
-def load_checkpoint(
-    checkpoint: Checkpoint, options: Options, *, device: Device | None = None, started: float | None = None
-) -> Any:
+def load_checkpoint(checkpoint: Checkpoint, options: Options, device: Device, *, started: float) -> Any:
     """Measure, plan, take the memory, start the stream, and return the model. See `load`.
 
-    `device`: the processor by default; for an accelerator the checkpoint was opened with its head in one piece.
+    For an accelerator the checkpoint was opened with its head in one piece. `started`: when loading began.
     """
-    started = time.perf_counter() if started is None else started
-    device = CpuDevice() if device is None else device
-    refuse_what_is_not_free(device, options.budget_bytes, options.host_budget_bytes)
+    loading = Loading.of(checkpoint, options, device)
     keep_heap_small()
-    config = read_transformers_config(checkpoint.directory, trust_remote_code=options.trust_remote_code)
-    pass_tokens = [1 + count for count in DRAFTS_STUDIED if count <= options.draft_tokens]
-    calibration = calibrate(checkpoint, options, config, device, pass_tokens=pass_tokens)
+    drafts = options.asked.draft_tokens
+    calibration = calibrate(loading, pass_tokens=[1 + count for count in DRAFTS_TIMED if count <= drafts])
     scenario = calibration.scenario
     candidate = plan_fastest(scenario) if options.strategy is None else plan_strategy(scenario, options.strategy)
-    model = assemble(checkpoint, config, candidate, calibration, options, device=device, started=started)
-    if options.draft_tokens:
-        model.headrace.draft_length = draft_length(scenario, candidate.plan, options.draft_tokens)
+    model = assemble(loading, candidate, calibration, started=started)
+    if drafts:
+        model.headrace.draft_length = draft_length(scenario, candidate.plan, drafts)
     return model
 
 
@@ -150,26 +110,23 @@ def calibrated_for_planning(directory: Path, request: PlanRequest) -> PlannedHer
     device = open_device(request.device)
     checkpoint = Checkpoint(directory, cut_head=device.uses_host_memory)
     try:
-        options = make_options(
-            checkpoint.model,
-            memory=request.memory_bytes,
-            default_budget_bytes=lambda: device_budget_bytes(device),
-            dtype=request.dtype or "auto",
-            batch=request.workload.sequences,
-            prompt_tokens=request.workload.prompt_tokens,
+        asked = LoadOptions(
+            memory=request.memory,
+            host_memory=request.host_memory,
+            dtype=request.dtype,
+            batch=request.batch,
+            prompt_tokens=request.prompt_tokens,
             max_tokens=request.workload.context_tokens,
-            read_limit=request.read_limit_bytes_per_s,
-            host_memory=request.host_memory_bytes,
-            default_host_budget_bytes=None if device.uses_host_memory else host_budget_bytes,
+            read_limit=request.read_limit,
             cpu_blocks=request.cpu_blocks,
             cache_on_host=request.cache_on_host,
         )
+        loading = Loading.of(checkpoint, asked.checked(checkpoint.model, device), device)
+        scenario, notes, _ = calibrate(loading)
         if not device.uses_host_memory:
-            refuse_what_is_not_free(device, options.budget_bytes, options.host_budget_bytes)
-        config = read_transformers_config(checkpoint.directory)
-        scenario, notes, _ = calibrate(checkpoint, options, config, device)
-        if not device.uses_host_memory:
-            scenario, notes = _with_cpu_layer(checkpoint, options, config, scenario, notes)
+            scenario, notes = _with_cpu_layer(loading, scenario, notes)
+        if request.speculation is not None:
+            scenario = replace(scenario, draft_tokens=request.speculation.draft_tokens, speculation=request.speculation)
         names = {f"cuda:{gpu.number}": gpu.name for gpu in list_gpus()}
         name = "" if device.uses_host_memory else names.get(device.name, device.name)
         return PlannedHere(scenario, notes, name)
@@ -177,19 +134,17 @@ def calibrated_for_planning(directory: Path, request: PlanRequest) -> PlannedHer
         checkpoint.close()
 
 
-def _with_cpu_layer(
-    checkpoint: Checkpoint, options: Options, config: Any, scenario: Scenario, notes: tuple[str, ...]
-) -> tuple[Scenario, tuple[str, ...]]:
+def _with_cpu_layer(loading: Loading, scenario: Scenario, notes: tuple[str, ...]) -> tuple[Scenario, tuple[str, ...]]:
     """Time a layer on the CPU as well where not everything fits on the device, to know what the CPU could add."""
     rates = scenario.known_rates
-    if options.cpu_blocks:
+    if scenario.allow_cpu:
         if rates.cpu_layer is None:
             notes = (*notes, "--cpu-blocks: the host's budget does not even hold a layer to try, so none is planned")
         return scenario, notes
     enough_bytes = budget_for_everything(scenario)
     if enough_bytes is not None and enough_bytes <= scenario.budget_bytes:
         return scenario, notes
-    layer = time_cpu_layer(checkpoint, options, config, scenario)
+    layer = time_cpu_layer(loading, scenario)
     return scenario.at(replace(rates, cpu_layer=layer)), notes
 
 

@@ -14,122 +14,65 @@ from torch import nn
 
 from headrace.errors import InvalidRequestError, UnsupportedModelError
 from headrace.inference.block_weights import BlockWeights, ConversionBuffer
-from headrace.inference.calibration import Calibration, reader_settings
+from headrace.inference.calibration import Calibration
 from headrace.inference.compiling import compile_layers
 from headrace.inference.cpu_blocks import HostInputs, compute_on_host
 from headrace.inference.embedding_and_head import EmbeddingRows, StreamedHead, TableSource, head_rows
-from headrace.inference.handle import Handle
+from headrace.inference.handle import Handle, Overheads
+from headrace.inference.loading import Loading
 from headrace.inference.skeleton import HOST, attach_generation_config, build_skeleton
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.model.stored_model import StoredBlock, StoredModel
-from headrace.planning.load_options import Options
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan
 from headrace.planning.prediction import Candidate
 from headrace.planning.strategies import Strategy
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import Checkpoint
-from headrace.streaming.device import CpuDevice, Device
-from headrace.streaming.stream import Stream, StreamSettings
+from headrace.streaming.device import Device
+from headrace.streaming.stream import Stream
 from headrace.streaming.system_memory import resident_bytes, return_free_memory
 from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES, TORCH_DTYPES
 
 RESERVE_MARGIN_BYTES = 64 << 20
 
 
-def assemble(
-    checkpoint: Checkpoint,
-    config: Any,
-    candidate: Candidate,
-    calibration: Calibration,
-    options: Options,
-    *,
-    started: float,
-    device: Device | None = None,
-) -> Any:
-    """Build the model by a plan: skeleton, stream, blocks, ends."""
-    plan, stored = candidate.plan, checkpoint.model
-    dtype = TORCH_DTYPES[plan.compute_dtype]
-    device = CpuDevice() if device is None else device
-    where = device.torch_device
-    model = build_skeleton(config, dtype, attention=options.attention, device=where)
+def assemble(loading: Loading, candidate: Candidate, calibration: Calibration, *, started: float) -> Any:
+    """Build the model by a plan: skeleton, memory and stream, then layers, head and embedding that take turns in it."""
+    checkpoint, device, plan = loading.checkpoint, loading.device, candidate.plan
+    where, dtype = device.torch_device, TORCH_DTYPES[plan.compute_dtype]
+    model = build_skeleton(loading.config, dtype, attention=loading.options.asked.attention, device=where)
     attach_generation_config(model, checkpoint.directory)
-    architecture = stored.architecture
     recipes = recipes_of(model, checkpoint.index.entries.values())
-    _check_structure(model, stored, recipes)
-    gc.collect()
-    return_free_memory()
-    device.release_cached()
-    device.reset_peak()
+    _check_structure(model, checkpoint.model, recipes)
+    overheads = _settle(device)
     # From here on, what is taken is weights, caches and work space.
-    process_overhead_bytes, device_overhead_bytes = resident_bytes(), device.held_bytes()
     _load_fixed(model, checkpoint, recipes, dtype, where)
     table = _table(checkpoint, plan, where)
-    stream = Stream(
-        layouts=[block.layout for block in stored.blocks],
-        aligned=None if device.uses_host_memory else [block.aligned for block in stored.blocks],
-        places=plan.placements,
-        source=checkpoint.open_source(),
-        device=device,
-        settings=_stream_settings(options, plan, stored),
-    )
+    stream = _open_stream(loading, plan)
     try:
         buffer = ConversionBuffer(plan.memory.conversion_bytes, where)
-        own_buffer = ConversionBuffer(plan.host_memory.conversion_bytes)
-        clean_ups = []
-        view_droppers = []
-        inputs = HostInputs()
-        for block in stored.blocks:
-            if block.layer_index is None:
-                continue
-            prefix = f"{architecture.layers}.{block.layer_index}."
-            on_cpu = plan.placements[block.index] is Placement.CPU
-            weights = BlockWeights(
-                model.get_submodule(prefix[:-1]),
-                {name.removeprefix(prefix): r for name, r in recipes.items() if name.startswith(prefix)},
-                block.layout.positions if device.uses_host_memory else block.aligned.positions,
-                dtype,
-                own_buffer if on_cpu else buffer,
-                calibration.scenario.copies_weights,
-                HOST if on_cpu else where,
-            )
-            view_droppers.append(weights.drop_views)
-            stays = plan.placements[block.index] not in TRAVELLING
-            clean_ups.append(_take_turns(weights, stream, block.index, stays=stays))
-            if on_cpu:
-                compute_on_host(weights.block, inputs, where)
-        head_blocks = [block for block in stored.blocks if block.head_rows is not None]
-        head = StreamedHead(
-            head_blocks,
-            stream,
-            dtype,
-            buffer,
-            copy_misaligned=calibration.scenario.copies_weights,
-            whole=not device.uses_host_memory,
-            device=where,
-        )
-        model.set_output_embeddings(head)
+        copies = calibration.scenario.copies_weights
+        layers = _Layers(model, recipes, stream, loading, plan, buffer, copies_weights=copies)
+        _attach_head(model, loading, stream, dtype, buffer, copies_weights=copies)
         _attach_embedding(model, checkpoint, stream, plan, dtype, table, where)
-        if options.compile_layers:
-            compile_layers(
-                list(model.get_submodule(architecture.layers)), dtype=dtype, stored_dtype=stored.stored_dtype
-            )
+        if loading.options.asked.compile_layers:
+            compile_layers(list(layers.modules), dtype=dtype, stored_dtype=checkpoint.model.stored_dtype)
         model.headrace = Handle(
             checkpoint=checkpoint,
             plan=plan,
             prediction=candidate.prediction,
             scenario=calibration.scenario,
-            stream=stream,
-            load_s=time.perf_counter() - started,
-            process_overhead_bytes=process_overhead_bytes,
             notes=calibration.notes,
             warnings=calibration.warnings,
-            layers=tuple(model.get_submodule(architecture.layers)),
+            stream=stream,
             device=device,
-            view_droppers=tuple(view_droppers),
-            device_overhead_bytes=device_overhead_bytes,
+            layers=layers.modules,
+            overheads=overheads,
+            load_s=time.perf_counter() - started,
+            view_droppers=tuple(weights.drop_views for weights in layers.weights),
         )
-        _record_passes(model, clean_ups, inputs)
-        # Keys, values and activations come in passes; whoever shares the device must not take their room meanwhile.
+        _record_passes(model, layers)
+        # Keys, values and activations come in passes; others that share the device must not take their room meanwhile.
         # A margin stays for tensors that the allocator keeps apart, so that all of it is within the promise.
         in_passes = plan.memory.kv_cache_bytes + plan.memory.work_space_bytes - RESERVE_MARGIN_BYTES
         device.reserve(max(0, in_passes))
@@ -137,6 +80,99 @@ def assemble(
         stream.close()
         raise
     return model
+
+
+def _settle(device: Device) -> Overheads:
+    """Give back what building left over, and note what is held before any weight is read."""
+    gc.collect()
+    return_free_memory()
+    device.release_cached()
+    device.reset_peak()
+    return Overheads(process_bytes=resident_bytes(), device_bytes=device.held_bytes())
+
+
+def _open_stream(loading: Loading, plan: Plan) -> Stream:
+    """Take the memory of the plan and start the readers."""
+    blocks, device = loading.checkpoint.model.blocks, loading.device
+    settings = replace(
+        loading.reader,
+        slots=plan.slots,
+        slot_bytes=plan.slot_bytes,
+        overlap=plan.strategy is not Strategy.SEQUENTIAL,
+        poison=loading.options.asked.poison,
+        block_names=tuple(block.name for block in blocks),
+    )
+    if not plan.uses_host_memory:
+        settings = replace(settings, chunk_bytes=plan.chunk_bytes, ring_chunks=plan.ring_chunks)
+    return Stream(
+        layouts=[block.layout for block in blocks],
+        aligned=None if device.uses_host_memory else [block.aligned for block in blocks],
+        places=plan.placements,
+        source=loading.checkpoint.open_source(),
+        device=device,
+        settings=settings,
+    )
+
+
+class _Layers:
+    """The decoder layers, each of which waits for its weights and gives them back."""
+
+    def __init__(
+        self,
+        model: Any,
+        recipes: dict[str, Recipe],
+        stream: Stream,
+        loading: Loading,
+        plan: Plan,
+        buffer: ConversionBuffer,
+        *,
+        copies_weights: bool,
+    ) -> None:
+        stored, device = loading.checkpoint.model, loading.device
+        path = stored.architecture.layers
+        self.modules: tuple[nn.Module, ...] = tuple(model.get_submodule(path))
+        self.weights: list[BlockWeights] = []
+        self.inputs = HostInputs()
+        self._clean_ups: list[Callable[[], None]] = []
+        cpu_buffer = ConversionBuffer(plan.host_memory.conversion_bytes)
+        for block in stored.blocks:
+            if block.layer_index is None:
+                continue
+            prefix, placement = f"{path}.{block.layer_index}.", plan.placements[block.index]
+            on_cpu = placement is Placement.CPU
+            weights = BlockWeights(
+                self.modules[block.layer_index],
+                {name.removeprefix(prefix): r for name, r in recipes.items() if name.startswith(prefix)},
+                block.layout.positions if device.uses_host_memory else block.aligned.positions,
+                TORCH_DTYPES[plan.compute_dtype],
+                cpu_buffer if on_cpu else buffer,
+                copies_weights,
+                HOST if on_cpu else device.torch_device,
+            )
+            self.weights.append(weights)
+            self._clean_ups.append(_take_turns(weights, stream, block.index, stays=placement not in TRAVELLING))
+            if on_cpu:
+                compute_on_host(weights.block, self.inputs, device.torch_device)
+
+    def clean_up(self) -> None:
+        """Let go of what a pass that was broken off still holds."""
+        for clean_up in self._clean_ups:
+            clean_up()
+
+
+def _attach_head(
+    model: Any, loading: Loading, stream: Stream, dtype: torch.dtype, buffer: ConversionBuffer, *, copies_weights: bool
+) -> None:
+    head = StreamedHead(
+        [block for block in loading.checkpoint.model.blocks if block.head_rows is not None],
+        stream,
+        dtype,
+        buffer,
+        copy_misaligned=copies_weights,
+        whole=not loading.device.uses_host_memory,
+        device=loading.device.torch_device,
+    )
+    model.set_output_embeddings(head)
 
 
 def _check_structure(model: Any, stored: StoredModel, recipes: dict[str, Recipe]) -> None:
@@ -163,20 +199,6 @@ def _check_structure(model: Any, stored: StoredModel, recipes: dict[str, Recipe]
             for name, _ in module.named_parameters(recurse=False)
         ),
     )
-
-
-def _stream_settings(options: Options, plan: Plan, model: StoredModel) -> StreamSettings:
-    settings = replace(
-        reader_settings(options),
-        slots=plan.slots,
-        slot_bytes=plan.slot_bytes,
-        overlap=plan.strategy is not Strategy.SEQUENTIAL,
-        poison=options.poison,
-        block_names=tuple(block.name for block in model.blocks),
-    )
-    if plan.uses_host_memory:
-        return settings
-    return replace(settings, chunk_bytes=plan.chunk_bytes, ring_chunks=plan.ring_chunks)
 
 
 def _load_fixed(
@@ -301,21 +323,20 @@ def _rows_of_head(heads: list[Any], stream: Stream, wanted: list[int]) -> torch.
     return torch.stack([parts[place][row - firsts[place]] for place, row in zip(places, wanted, strict=True)])
 
 
-def _record_passes(model: Any, clean_ups: list[Callable[[], None]], inputs: HostInputs) -> None:
+def _record_passes(model: Any, layers: _Layers) -> None:
     """Note when each forward pass begins and ends, and its tokens; clean up after one that was broken off."""
     starts: list[float] = []
 
     def clean() -> None:
         starts.clear()
-        for clean_up in clean_ups:
-            clean_up()
+        layers.clean_up()
 
     def begin(_module: nn.Module, _args: Any, _kwargs: dict[str, Any]) -> None:
         if model.headrace.closed:
             raise InvalidRequestError("this model was closed; load it again")
         if starts:
             clean()
-        inputs.forget()
+        layers.inputs.forget()
         starts.append(time.perf_counter())
 
     def end(_module: nn.Module, _args: Any, kwargs: dict[str, Any], _output: Any) -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from headrace.dtypes import STORED_DTYPES
 from headrace.errors import BudgetError, UnsupportedModelError
 from headrace.inference.layer_timing import Timed, TimedLayer, time_layer
+from headrace.inference.loading import Loading
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
-from headrace.machine.machine import Disk, Processor
+from headrace.machine.machine import Machine, Processor
 from headrace.model.layout import align_down
 from headrace.model.model import WORK_SPACE_CONSTANT_BYTES
 from headrace.model.stored_model import StoredModel
 from headrace.planning.infeasible import minimum_bytes, refuse_below_minimum
-from headrace.planning.load_options import Options, compute_dtypes, work_seconds
 from headrace.planning.measured_rates import host_exchange
 from headrace.planning.memory import MemoryAccount
 from headrace.planning.rates import LayerTimes, Rates
 from headrace.planning.scenario import Scenario
+from headrace.planning.scenarios import compute_dtypes, work_seconds
 from headrace.planning.workload import Packed
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
@@ -28,7 +29,6 @@ from headrace.streaming.pressure import PressureGauge
 from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.probe.link import probe_accelerator
 from headrace.streaming.probe.sizes import ProbeSizes
-from headrace.streaming.stream import StreamSettings
 from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES, TORCH_DTYPES
 from headrace.units import format_rate
 
@@ -59,38 +59,28 @@ class Calibration(NamedTuple):
     """those of the notes that tell of trouble"""
 
 
-def calibrate(
-    checkpoint: Checkpoint,
-    options: Options,
-    config: Any,
-    device: Device | None = None,
-    *,
-    pass_tokens: Sequence[int] = (),
-    packed: Packed | None = None,
-) -> Calibration:
-    """Measure what planning needs of this model on `device`, the CPU by default. One or two seconds.
+def calibrate(loading: Loading, *, pass_tokens: Sequence[int] = (), packed: Packed | None = None) -> Calibration:
+    """Measure what planning needs of this model on its device. One or two seconds.
 
     `pass_tokens`: further numbers of tokens in a pass at which the layer is timed. `packed`: the least that packed
     passes must hold. On an accelerator it takes no more than the budget, and gives it back. Raises BudgetError before
     anything is measured where nothing could fit.
     """
     gauge = PressureGauge()
-    if device is None or device.uses_host_memory:
-        scenario, notes = _calibrate_cpu(checkpoint, options, config, pass_tokens, packed)
+    if loading.device.uses_host_memory:
+        scenario, notes = _calibrate_cpu(loading, pass_tokens, packed)
     else:
-        scenario, notes = _calibrate_accelerator(checkpoint, options, config, device, pass_tokens)
+        scenario, notes = _calibrate_accelerator(loading, pass_tokens)
     pressure = gauge.pressure()
-    warnings = (*note_what_there_is_not(device or CpuDevice(), options.budget_bytes), *pressure.notes())
+    warnings = (*note_what_there_is_not(loading.device, loading.options.budget_bytes), *pressure.notes())
     return Calibration(replace(scenario, busy=pressure.busy), (*warnings, *notes), warnings)
 
 
 # -- the host's CPU -----------------------------------------------------------------------------------------------
 
 
-def _calibrate_cpu(
-    checkpoint: Checkpoint, options: Options, config: Any, pass_tokens: Sequence[int], packed: Packed | None
-) -> tuple[Scenario, list[str]]:
-    model = checkpoint.model
+def _calibrate_cpu(loading: Loading, pass_tokens: Sequence[int], packed: Packed | None) -> tuple[Scenario, list[str]]:
+    model, options = loading.checkpoint.model, loading.options
     notes: list[str] = []
     names = compute_dtypes(model, options.dtype)
     scenarios = {
@@ -100,7 +90,7 @@ def _calibrate_cpu(
             compute_dtype=name,
             budget_bytes=options.budget_bytes,
             copies_weights=machine_probe.products_need_alignment(TORCH_DTYPES[name]),
-            draft_tokens=options.draft_tokens,
+            draft_tokens=options.asked.draft_tokens,
             packed=packed,
             read_is_limited=options.read_limit_bytes_per_s is not None,
         )
@@ -115,25 +105,22 @@ def _calibrate_cpu(
         compared = ", ".join(f"{n} {work_seconds(curves[n], options.workload) * 1e9:.3g}" for n in fitting)
         notes.append(f"compute dtype {name}: nanoseconds per weight of this work: {compared}")
     scenario = scenarios[name]
-    disk = _measure_disk(checkpoint, options, name)
+    disk = _measure_disk(loading, name)
     near = _near_break_even(scenario, curves[name], model.blocks[0].read_bytes / disk.busy_bytes_per_s)
     timed = time_layer(
-        checkpoint,
-        config,
-        options.workload,
+        loading,
         TORCH_DTYPES[name],
         conversion_bytes=MemoryAccount(scenario).conversion_bytes,
         copy_misaligned=scenario.copies_weights,
-        attention=options.attention,
-        reader=reader_settings(options),
         other_tokens=sorted({*near, *pass_tokens} - {options.workload.sequences}),
+        device=loading.device,
     )
     notes.append(
         f"disk: {format_rate(disk.alone_bytes_per_s)} in direct reads of this checkpoint, "
         f"{format_rate(disk.busy_bytes_per_s)} while computing (then {disk.compute_slowdown:.2f} times as long)"
     )
     rates = replace(
-        _layer_rates(curves[name], timed, disk.alone_bytes_per_s, options, model),
+        _layer_rates(scenario, curves[name], timed, disk.alone_bytes_per_s),
         compute_slowdown=disk.compute_slowdown,
         read_slowdown=disk.alone_bytes_per_s / disk.busy_bytes_per_s,
         read_latency_s=disk.read_latency_s,
@@ -159,12 +146,12 @@ class _Disk(NamedTuple):
     read_latency_s: float
 
 
-def _measure_disk(checkpoint: Checkpoint, options: Options, dtype_name: str) -> _Disk:
+def _measure_disk(loading: Loading, dtype_name: str) -> _Disk:
     """Read the checkpoint for a moment, alone and during a product; a limit on the reader bounds both."""
-    limit = options.read_limit_bytes_per_s or float("inf")
+    checkpoint, limit = loading.checkpoint, loading.reader.read_limit_bytes_per_s or float("inf")
     files = checkpoint.index.files
     settings = machine_probe.ReadSettings(8 << 20, 2, 0.0)
-    read_latency_s = machine_probe.handover_seconds(checkpoint.open_source(), reader_settings(options))
+    read_latency_s = machine_probe.handover_seconds(checkpoint.open_source(), loading.reader)
     source = checkpoint.open_source()
     try:
         if checkpoint.index.total_bytes < CONTENTION_MIN_BYTES:
@@ -181,7 +168,7 @@ def _measure_disk(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
             STORED_TORCH_DTYPES[checkpoint.model.stored_dtype],
             TORCH_DTYPES[dtype_name],
             shape=_largest_shape(checkpoint.model),
-            tokens=options.workload.sequences,
+            tokens=loading.options.workload.sequences,
         )
         slowed = machine_probe.contention(source, files, settings, product, rounds=5, seconds=0.06)
     finally:
@@ -195,12 +182,9 @@ def _measure_disk(checkpoint: Checkpoint, options: Options, dtype_name: str) -> 
 # -- an accelerator -----------------------------------------------------------------------------------------------
 
 
-def _calibrate_accelerator(
-    checkpoint: Checkpoint, options: Options, config: Any, device: Device, pass_tokens: Sequence[int]
-) -> tuple[Scenario, list[str]]:
-    model = checkpoint.model
+def _calibrate_accelerator(loading: Loading, pass_tokens: Sequence[int]) -> tuple[Scenario, list[str]]:
+    model, options, device = loading.checkpoint.model, loading.options, loading.device
     name = options.dtype or STORED_DTYPES[model.stored_dtype].name
-    settings = reader_settings(options)
     scenario = Scenario(
         model=model,
         workload=options.workload,
@@ -209,15 +193,16 @@ def _calibrate_accelerator(
         host_budget_bytes=options.host_budget_bytes,
         device=device.name,
         pinned=_can_lock(device),
-        allow_cpu=options.cpu_blocks,
-        allow_host_cache=options.cache_on_host,
-        draft_tokens=options.draft_tokens,
+        allow_cpu=options.asked.cpu_blocks,
+        allow_host_cache=options.asked.cache_on_host,
+        draft_tokens=options.asked.draft_tokens,
         read_is_limited=options.read_limit_bytes_per_s is not None,
     )
     if options.read_limit_bytes_per_s is not None:
-        scenario = replace(scenario, chunk_bytes=settings.chunk_bytes, ring_chunks=2 * settings.reader_threads)
+        reader = loading.reader
+        scenario = replace(scenario, chunk_bytes=reader.chunk_bytes, ring_chunks=2 * reader.reader_threads)
     refuse_below_minimum(scenario, options.strategy)
-    probed = _known(options, device)
+    probed = _known(options.asked.machine, device)
     if probed is None:
         sizes = _probe_sizes(_largest_shape(model), options.budget_bytes)
         probed = probe_accelerator(device, name=device.name, sizes=sizes, compute_dtypes=(name,))
@@ -229,24 +214,20 @@ def _calibrate_accelerator(
         stored_dtype=model.stored_dtype,
     )  # what converting costs, where weights are stored in another dtype, is timed with the layer
     link_bytes_per_s = copies.while_computing_bytes_per_s.expected
-    read_bytes_per_s = _read_rate(checkpoint, options)
+    read_bytes_per_s = _read_rate(loading)
     near = _near_break_even(scenario, curve, model.blocks[0].held_bytes / link_bytes_per_s)
     timed = time_layer(
-        checkpoint,
-        config,
-        options.workload,
+        loading,
         TORCH_DTYPES[name],
         conversion_bytes=MemoryAccount(scenario).conversion_bytes,
         copy_misaligned=False,
-        attention=options.attention,
-        reader=settings,
         other_tokens=sorted({*pass_tokens, *near} - {options.workload.sequences}),
         device=device,
     )
-    on_cpu = time_cpu_layer(checkpoint, options, config, scenario) if options.cpu_blocks else None
+    on_cpu = time_cpu_layer(loading, scenario) if scenario.allow_cpu else None
     copy_bytes_per_s = machine_probe.memory_copy_rate()
     rates = replace(
-        _layer_rates(curve, timed, read_bytes_per_s, options, model),
+        _layer_rates(scenario, curve, timed, read_bytes_per_s),
         link_bytes_per_s=link_bytes_per_s,
         staged_bytes_per_s=min(copy_bytes_per_s, link_bytes_per_s),
         memory_copy_bytes_per_s=copy_bytes_per_s,
@@ -266,30 +247,26 @@ def _calibrate_accelerator(
     return scenario.at(rates), notes
 
 
-def time_cpu_layer(checkpoint: Checkpoint, options: Options, config: Any, scenario: Scenario) -> LayerTimes | None:
+def time_cpu_layer(loading: Loading, scenario: Scenario) -> LayerTimes | None:
     """One layer computed by the CPU for an accelerator; None where the host's budget does not hold one."""
     account = MemoryAccount(scenario)
-    if scenario.host_budget_bytes < 2 * checkpoint.model.blocks[0].read_bytes + account.work_space_bytes:
+    if scenario.host_budget_bytes < 2 * loading.checkpoint.model.blocks[0].read_bytes + account.work_space_bytes:
         return None
     try:
         return time_layer(
-            checkpoint,
-            config,
-            options.workload,
+            loading,
             TORCH_DTYPES[scenario.compute_dtype],
             conversion_bytes=account.cpu_conversion_bytes,
             copy_misaligned=False,
-            attention=options.attention,
-            reader=reader_settings(options),
             device=CpuDevice(),
         ).layer
     except BudgetError:
         return None
 
 
-def _known(options: Options, device: Device) -> Processor | None:
+def _known(machine: Machine | None, device: Device) -> Processor | None:
     """What a machine file says of this device, which then is not measured again."""
-    described = () if options.machine is None else options.machine.accelerators
+    described = () if machine is None else machine.accelerators
     return next((own for own in described if own.device == device.name), None)
 
 
@@ -314,40 +291,24 @@ def _can_lock(device: Device) -> bool:
     return pinned
 
 
-def _read_rate(checkpoint: Checkpoint, options: Options) -> float:
+def _read_rate(loading: Loading) -> float:
     """Bytes per second of direct reads of this checkpoint, no faster than the reader's limit."""
-    settings = reader_settings(options)
+    checkpoint, reader = loading.checkpoint, loading.reader
     source = checkpoint.open_source()
     try:
         rate = machine_probe.median_read_rate(
             source,
             checkpoint.index.files,
-            chunk_bytes=settings.chunk_bytes,
-            threads=settings.reader_threads,
+            chunk_bytes=reader.chunk_bytes,
+            threads=reader.reader_threads,
             seconds=_read_seconds(checkpoint),
         )
     finally:
         source.close()
-    return min(options.read_limit_bytes_per_s or float("inf"), rate or 1e9)
+    return min(reader.read_limit_bytes_per_s or float("inf"), rate or 1e9)
 
 
 # -- either -------------------------------------------------------------------------------------------------------
-
-
-def reader_settings(options: Options) -> StreamSettings:
-    """How the stream will read; slots and the like are the plan's business."""
-    disk = None if options.machine is None else options.machine.disk
-    chunk_bytes, threads = (Disk.chunk_bytes, Disk.threads) if disk is None else (disk.chunk_bytes, disk.threads)
-    if options.read_limit_bytes_per_s is not None:
-        threads = max(threads, 4)  # reads ahead of the limit, so that a slow moment of the disk does not show
-        chunk_bytes = min(chunk_bytes, max(1 << 20, int(options.read_limit_bytes_per_s / 100) >> 12 << 12))
-    return StreamSettings(
-        slots=1,
-        slot_bytes=0,
-        reader_threads=threads,
-        chunk_bytes=chunk_bytes,
-        read_limit_bytes_per_s=options.read_limit_bytes_per_s,
-    )
 
 
 def _read_seconds(checkpoint: Checkpoint) -> float:
@@ -388,13 +349,11 @@ def _near_break_even(scenario: Scenario, curve: ComputeCurve, load_s: float) -> 
     ]
 
 
-def _layer_rates(
-    curve: ComputeCurve, timed: TimedLayer, read_bytes_per_s: float, options: Options, model: StoredModel
-) -> Rates:
+def _layer_rates(scenario: Scenario, curve: ComputeCurve, timed: TimedLayer, read_bytes_per_s: float) -> Rates:
     """The rates of what the layer was timed on, its curve bent through what was seen."""
-    layers = [block for block in model.blocks if block.head_rows is None]
+    layers = [block for block in scenario.model.blocks if block.head_rows is None]
     mean = sum(block.active_parameters for block in layers) / len(layers)
-    own = Timed(options.workload.sequences, timed.layer.decode_s, timed.head_seconds_per_parameter)
+    own = Timed(scenario.workload.sequences, timed.layer.decode_s, timed.head_seconds_per_parameter)
     points = sorted((own, *timed.others))
     return Rates(
         read_bytes_per_s=read_bytes_per_s,

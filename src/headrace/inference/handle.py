@@ -25,7 +25,7 @@ from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.timeline import Lane, Timeline
 from headrace.streaming.checkpoint import Checkpoint
-from headrace.streaming.device import CpuDevice, Device, DeviceEvent
+from headrace.streaming.device import Device, DeviceEvent
 from headrace.streaming.stream import Stream
 from headrace.streaming.system_memory import peak_resident_bytes
 from headrace.units import format_bytes
@@ -120,7 +120,16 @@ class Possible(NamedTuple):
         return cls(read_bytes_per_s, min(max(limits_s), fastest_s), copied_bytes_per_s)
 
 
-@dataclass
+class Overheads(NamedTuple):
+    """What was held before any weight was read."""
+
+    process_bytes: int
+    """resident set: interpreter and libraries"""
+    device_bytes: int
+    """by this process's allocator on an accelerator"""
+
+
+@dataclass(kw_only=True)
 class Handle:
     """Plan, prediction and measurements of one loaded model; owner of its stream."""
 
@@ -129,27 +138,25 @@ class Handle:
     prediction: Prediction
     scenario: Scenario
     """what was asked of the planner, and the rates that were measured"""
-    stream: Stream
-    load_s: float
-    process_overhead_bytes: int
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
     """what was decided while loading, in sentences"""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...]
     """those of them that tell of trouble"""
-    passes: list[PassRecord] = field(default_factory=list)
-    layers: tuple[nn.Module, ...] = ()
+    stream: Stream
+    device: Device
+    layers: tuple[nn.Module, ...]
     """the model's decoder layers, in order"""
-    draft_length: DraftLength | None = None
+    overheads: Overheads
+    load_s: float
+    view_droppers: tuple[Callable[[], None], ...]
+    """called when the model is closed: they drop views of its memory"""
+    passes: list[PassRecord] = field(default_factory=list, init=False)
+    draft_length: DraftLength | None = field(default=None, init=False)
     """chooses the drafts of each pass, where the model was loaded for drafts"""
-    device: Device = field(default_factory=CpuDevice)
-    device_overhead_bytes: int = 0
-    """what this process's allocator held on the device before this model was loaded"""
-    clean_up: Callable[[], None] = lambda: None
+    clean_up: Callable[[], None] = field(default=lambda: None, init=False)
     """lets go of what a pass that was broken off still holds"""
-    view_droppers: tuple[Callable[[], None], ...] = ()
-    """called when the model is closed: whoever has views of its memory drops them"""
-    closed: bool = False
-    _last_end: DeviceEvent | None = None
+    closed: bool = field(default=False, init=False)
+    _last_end: DeviceEvent | None = field(default=None, init=False)
 
     def note_pass(self, start_s: float, tokens: int) -> None:
         """A pass was computed, or on an accelerator enqueued, that began at `start_s`."""
@@ -215,7 +222,7 @@ class Handle:
         self.device.release_cached()
         memory = self.device.memory()
         free = "" if memory is None else f", {format_bytes(memory.free_bytes)} of which are free now"
-        held = self.device.held_bytes() - self.device_overhead_bytes
+        held = self.device.held_bytes() - self.overheads.device_bytes
         first_line = (str(error).splitlines() or ["out of memory"])[0]
         return BudgetError(
             f"{self.device.name} ran out of memory in a pass: headrace holds {format_bytes(held)} and was promised "
@@ -251,11 +258,11 @@ class Handle:
             read_bytes_per_s=counters.bytes_read / elapsed if elapsed else 0.0,
             stall_s=counters.stall_s,
             peak_memory_bytes=self.device.peak_bytes() if on_device else peak_bytes,
-            process_overhead_bytes=self.device_overhead_bytes if on_device else self.process_overhead_bytes,
+            process_overhead_bytes=self.overheads.device_bytes if on_device else self.overheads.process_bytes,
             bytes_copied=counters.bytes_copied,
             copied_bytes_per_s=counters.bytes_copied / elapsed if elapsed else 0.0,
             peak_host_memory_bytes=peak_bytes if on_device else 0,
-            host_overhead_bytes=self.process_overhead_bytes if on_device else 0,
+            host_overhead_bytes=self.overheads.process_bytes if on_device else 0,
         )
 
     def close(self) -> None:

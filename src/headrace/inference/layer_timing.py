@@ -31,6 +31,7 @@ from headrace.errors import BudgetError
 from headrace.inference.block_weights import BlockWeights, ConversionBuffer
 from headrace.inference.embedding_and_head import EmbeddingRows
 from headrace.inference.kv_cache import build_cache
+from headrace.inference.loading import Loading
 from headrace.inference.skeleton import build_skeleton, shortened_config
 from headrace.inference.weight_names import recipes_of
 from headrace.model.blocks import HEAD_CHUNK_ROWS, product_slices
@@ -42,7 +43,7 @@ from headrace.planning.workload import Workload
 from headrace.streaming.arena import Arena, Memory, Piece
 from headrace.streaming.checkpoint import Checkpoint, torch_dtype
 from headrace.streaming.device import CpuDevice, Device
-from headrace.streaming.stream import Stream, StreamSettings
+from headrace.streaming.stream import Stream
 
 PROMPT_TOKENS_MAX = 2048
 """Longer prompts are scaled up from this one; the part of attention that grows with the square is then missing."""
@@ -97,36 +98,24 @@ class TimedLayer(NamedTuple):
 
 
 def time_layer(
-    checkpoint: Checkpoint,
-    config: Any,
-    workload: Workload,
+    loading: Loading,
     dtype: torch.dtype,
     *,
     conversion_bytes: int,
     copy_misaligned: bool,
-    attention: str | None,
-    reader: StreamSettings,
+    device: Device,
     other_tokens: Sequence[int] = (),
-    device: Device | None = None,
 ) -> TimedLayer:
-    """Time the first layer of the checkpoint under this workload, and in decode passes of `other_tokens`.
+    """Time the first layer of the checkpoint under its workload, and in decode passes of `other_tokens`.
 
-    `reader` says how the run will read, for what waiting costs. `device`: who computes; the processor by default.
+    `device` computes: the one that the model is loaded onto, or the CPU beside it.
     """
-    device = CpuDevice() if device is None else device
     with torch.inference_mode():
         stage = _Stage(
-            checkpoint,
-            config,
-            dtype,
-            conversion_bytes=conversion_bytes,
-            copy_misaligned=copy_misaligned,
-            attention=attention,
-            reader=reader,
-            device=device,
+            loading, dtype, conversion_bytes=conversion_bytes, copy_misaligned=copy_misaligned, device=device
         )
         try:
-            return _timed_layer(stage, workload, other_tokens)
+            return _timed_layer(stage, loading.options.workload, other_tokens)
         finally:
             stage.close()
 
@@ -183,22 +172,23 @@ class _Stage:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        config: Any,
+        loading: Loading,
         dtype: torch.dtype,
         *,
         conversion_bytes: int,
         copy_misaligned: bool,
-        attention: str | None,
-        reader: StreamSettings,
         device: Device,
     ) -> None:
+        checkpoint, config = loading.checkpoint, loading.config
         self._checkpoint, self._dtype = checkpoint, dtype
         self._device, self._where = device, device.torch_device
         self.waits_on_host = device.uses_host_memory
         self._layers = 1 if device.uses_host_memory else LAYERS_ENQUEUED
         self._model = build_skeleton(
-            shortened_config(config, self._layers), dtype, attention=attention, device=self._where
+            shortened_config(config, self._layers),
+            dtype,
+            attention=loading.options.asked.attention,
+            device=self._where,
         )
         model, architecture = checkpoint.model, checkpoint.model.architecture
         self._width = model.hidden_size if architecture.model_type != "opt" else config.word_embed_proj_dim
@@ -227,7 +217,7 @@ class _Stage:
             places=[Placement.DISK, Placement.DISK],
             source=checkpoint.open_source(),
             device=CpuDevice(),
-            settings=replace(reader, slots=1, slot_bytes=waited.footprint_bytes, overlap=False),
+            settings=replace(loading.reader, slots=1, slot_bytes=waited.footprint_bytes, overlap=False),
         )
         self._next_part, self._waits = 0, False
         self._entered_s = self._left_s = 0.0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from headrace import __version__
 from headrace.accuracy.history import learn
 from headrace.accuracy.history_file import read_history
 from headrace.economics.sampling_cost import sampled_work
-from headrace.errors import InvalidRequestError, near_names
+from headrace.errors import InvalidRequestError
 from headrace.inference.model_source import resolve_model
 from headrace.machine.catalogue import find_machine
 from headrace.machine.machine import Machine
@@ -26,57 +26,48 @@ from headrace.planning.answer_json import answer_json
 from headrace.planning.planner import compare
 from headrace.planning.scenario import Scenario
 from headrace.planning.scenarios import PlanRequest, scenario_on
-from headrace.planning.strategies import RUNNABLE, Strategy
-from headrace.planning.workload import Speculation, Workload
-from headrace.units import parse_rate, parse_size
+from headrace.planning.strategies import RUNNABLE
+
+
+class PlanKeywords(TypedDict, total=False):
+    """The fields of `PlanRequest` as keywords of `headrace.plan`."""
+
+    memory: str | int | None
+    host_memory: str | int | None
+    device: str
+    batch: int
+    prompt_tokens: int
+    generate_tokens: int
+    strategy: str
+    dtype: str
+    read_limit: str | float | None
+    cpu_blocks: bool
+    cache_on_host: bool
+    draft_tokens: int | None
+    acceptance: float | None
+    expert_hit_rate: float | None
 
 
 def plan(
     model: str | Path,
     *,
     machine: str | Path | Machine | None = None,
-    memory: str | int | None = None,
-    host_memory: str | int | None = None,
-    device: str = "auto",
-    batch: int = 1,
-    prompt_tokens: int = 16,
-    generate_tokens: int = 32,
-    strategy: str = "auto",
-    dtype: str = "auto",
-    read_limit: str | float | None = None,
-    cpu_blocks: bool = False,
-    cache_on_host: bool = False,
     weights: str | None = None,
     kv_bits: int | None = None,
-    draft_tokens: int | None = None,
-    acceptance: float = 0.7,
-    expert_hit_rate: float | None = None,
     sampling: str | None = None,
     learned: bool = True,
+    **asked: Unpack[PlanKeywords],
 ) -> dict[str, Any]:
     """Predict every strategy for a model on a machine: the object that `headrace plan --json` prints.
 
     `model` is a checkpoint's directory, a .gguf file, a config.json, a hub id or a name of the catalogue. `machine` is
     a name of the catalogue, a machine file, or a `Machine`; None measures this one with the model, which needs torch.
-    Raises InvalidRequestError, CheckpointError, MachineError and their like.
+    `asked`, with the defaults of `PlanRequest`: the work is `batch` (1) sequences of `prompt_tokens` (16) and
+    `generate_tokens` (32); `memory` and `host_memory` are in bytes or text such as 8GiB; other names mean what they
+    mean in `headrace plan`. Raises InvalidRequestError, CheckpointError, MachineError and their like.
     """
-    request = request_of(
-        memory=memory,
-        host_memory=host_memory,
-        device=device,
-        batch=batch,
-        prompt_tokens=prompt_tokens,
-        generate_tokens=generate_tokens,
-        strategy=strategy,
-        dtype=dtype,
-        read_limit=read_limit,
-        cpu_blocks=cpu_blocks,
-        cache_on_host=cache_on_host,
-        draft_tokens=draft_tokens,
-        acceptance=acceptance,
-        expert_hit_rate=expert_hit_rate,
-    )
     changes = ModelChanges(weights=weights, kv_bits=kv_bits)
+    request = PlanRequest(**asked)
     answer = plan_answer(model, machine=machine, request=request, changes=changes, sampling=sampling, learned=learned)
     return answer_json(answer, version=__version__)
 
@@ -97,40 +88,6 @@ class ModelChanges:
         return model
 
 
-def request_of(
-    *,
-    memory: str | int | None,
-    host_memory: str | int | None,
-    device: str,
-    batch: int,
-    prompt_tokens: int,
-    generate_tokens: int,
-    strategy: str,
-    dtype: str,
-    read_limit: str | float | None,
-    cpu_blocks: bool,
-    cache_on_host: bool,
-    draft_tokens: int | None,
-    acceptance: float,
-    expert_hit_rate: float | None,
-) -> PlanRequest:
-    """Read the options as users write them; raises InvalidRequestError for an invalid one."""
-    limit = parse_rate(read_limit) if isinstance(read_limit, str) else read_limit
-    return PlanRequest(
-        workload=Workload(sequences=batch, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens),
-        strategy=_strategy(strategy),
-        memory_bytes=parse_size(memory) if isinstance(memory, str) else memory,
-        host_memory_bytes=parse_size(host_memory) if isinstance(host_memory, str) else host_memory,
-        device=device,
-        dtype=None if dtype == "auto" else dtype,
-        read_limit_bytes_per_s=limit,
-        cpu_blocks=cpu_blocks,
-        cache_on_host=cache_on_host,
-        speculation=None if draft_tokens is None else Speculation(draft_tokens=draft_tokens, acceptance=acceptance),
-        expert_hit_rate=expert_hit_rate,
-    )
-
-
 def plan_answer(
     model: str | Path,
     *,
@@ -146,7 +103,7 @@ def plan_answer(
     multiplier = 1.0
     if sampling is not None:
         work, multiplier, why = sampled_work(request.workload, sampling)
-        request, notes = replace(request, workload=work), (why,)
+        request, notes = request.doing(work), (why,)
     if machine is None and is_checkpoint(str(model)) and changes == ModelChanges():
         return _measured_with(resolve_model(model), request, notes, multiplier)
     origin = "this machine"
@@ -197,24 +154,13 @@ def _load(model: str | Path, changes: ModelChanges) -> Model:
     return changes.applied(stored)
 
 
-def _strategy(name: str) -> Strategy | None:
-    if name == "auto":
-        return None
-    if name not in {strategy.value for strategy in Strategy}:
-        known = [strategy.value for strategy in Strategy]
-        raise InvalidRequestError(
-            f"--strategy {name}: there is no such strategy; {near_names(name, known)}known: auto, {', '.join(known)}"
-        )
-    return Strategy(name)
-
-
 def _answer(
     scenario: Scenario, request: PlanRequest, *, notes: tuple[str, ...], source: str, multiplier: float
 ) -> PlanAnswer:
     machine = scenario.described_machine
     return PlanAnswer(
         scenario=scenario,
-        compared=compare(scenario, request.strategy),
+        compared=compare(scenario, request.only),
         notes=notes,
         machine_name=machine.name,
         accelerator=machine.processor.name if machine.processor.device else "",
@@ -227,15 +173,15 @@ def _measured_with(directory: Path, request: PlanRequest, notes: tuple[str, ...]
     """Measure this machine with the model in `directory`, on the device that a run would take."""
     from headrace.inference.api import calibrated_for_planning
 
-    if request.strategy is not None and request.strategy not in RUNNABLE:
+    if request.only is not None and request.only not in RUNNABLE:
         raise InvalidRequestError(
-            f"--strategy {request.strategy.value}: a checkpoint on one computer runs as {', '.join(RUNNABLE)}; for "
+            f"--strategy {request.strategy}: a checkpoint on one computer runs as {', '.join(RUNNABLE)}; for "
             "other strategies name a machine that can do them (--machine 8xh100)"
         )
     found = calibrated_for_planning(directory, request)
     return PlanAnswer(
         scenario=found.scenario,
-        compared=compare(found.scenario, request.strategy),
+        compared=compare(found.scenario, request.only),
         notes=(*notes, *found.notes),
         machine_name=platform.node() or "this machine",
         accelerator=found.accelerator,

@@ -2,47 +2,110 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from headrace.errors import InvalidRequestError, MachineError
+from headrace.dtypes import DTYPES, STORED_DTYPES
+from headrace.errors import InvalidRequestError, MachineError, near_names
+from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.machine import Machine
 from headrace.model.model import Model
+from headrace.planning.budgets import beyond_memory, device_reserve_bytes, host_reserve_bytes, reserve_bytes
 from headrace.planning.infeasible import minimum_bytes
-from headrace.planning.load_options import (
-    beyond_memory,
-    compute_dtypes,
-    device_reserve_bytes,
-    host_reserve_bytes,
-    reserve_bytes,
-    work_seconds,
-)
 from headrace.planning.measured_rates import accelerator_rates, cpu_layer_times, cpu_rates
 from headrace.planning.plan import CPU_DEVICE
 from headrace.planning.rates import LayerTimes
 from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Speculation, Workload
-from headrace.units import format_bytes
+from headrace.units import format_bytes, parse_rate, parse_size
+
+DEFAULT_ACCEPTANCE = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What `headrace plan` is asked of a model and a machine; None where the default is wanted."""
+    """What `headrace plan` is asked of a model and a machine, as users write it.
 
-    workload: Workload = field(default_factory=Workload)
-    strategy: Strategy | None = None
-    memory_bytes: int | None = None
-    """what each device may hold"""
-    host_memory_bytes: int | None = None
-    """what each node's host memory may hold beside its devices"""
+    Raises InvalidRequestError for what cannot be meant of any model.
+    """
+
+    memory: str | int | None = None
+    """what each device may hold, in bytes or as text; None: what there is, less a reserve"""
+    host_memory: str | int | None = None
+    """what each node's host memory may hold beside its devices, likewise"""
     device: str = "auto"
-    dtype: str | None = None
-    read_limit_bytes_per_s: float | None = None
+    batch: int = 1
+    prompt_tokens: int = 16
+    generate_tokens: int = 32
+    strategy: str = "auto"
+    dtype: str = "auto"
+    read_limit: str | float | None = None
+    """bytes per second, or text"""
     cpu_blocks: bool = False
     cache_on_host: bool = False
-    speculation: Speculation | None = None
+    draft_tokens: int | None = None
+    acceptance: float | None = None
+    """of a draft; None: DEFAULT_ACCEPTANCE"""
     expert_hit_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        known = [each.value for each in Strategy]
+        if self.strategy != "auto" and self.strategy not in known:
+            raise InvalidRequestError(
+                f"--strategy {self.strategy}: there is no such strategy; {near_names(self.strategy, known)}"
+                f"known: auto, {', '.join(known)}"
+            )
+        if self.dtype != "auto" and self.dtype not in DTYPES:
+            raise InvalidRequestError(f"unsupported dtype {self.dtype!r}; choose auto, {', '.join(DTYPES)}")
+        if self.acceptance is not None and self.draft_tokens is None:
+            raise InvalidRequestError("--acceptance is the share of drafts that are right: give --draft-tokens as well")
+        # Each of these refuses what it cannot read.
+        _ = self.workload, self.speculation, self.memory_bytes, self.host_memory_bytes, self.read_limit_bytes_per_s
+
+    @property
+    def workload(self) -> Workload:
+        """The work that is planned for."""
+        return Workload(sequences=self.batch, prompt_tokens=self.prompt_tokens, generate_tokens=self.generate_tokens)
+
+    def doing(self, work: Workload) -> PlanRequest:
+        """The same question about other work."""
+        return replace(
+            self, batch=work.sequences, prompt_tokens=work.prompt_tokens, generate_tokens=work.generate_tokens
+        )
+
+    @property
+    def only(self) -> Strategy | None:
+        """The one strategy that is asked for; None: all are compared."""
+        return None if self.strategy == "auto" else Strategy(self.strategy)
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """The dtype that is asked for; None: the faster one."""
+        return None if self.dtype == "auto" else self.dtype
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What each device may hold, if that was said."""
+        return None if self.memory is None else parse_size(self.memory)
+
+    @property
+    def host_memory_bytes(self) -> int | None:
+        """What each node's host memory may hold, if that was said."""
+        return None if self.host_memory is None else parse_size(self.host_memory)
+
+    @property
+    def read_limit_bytes_per_s(self) -> float | None:
+        """No faster than this, if that was said."""
+        return None if self.read_limit is None else parse_rate(self.read_limit)
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """Drafts of each pass, where there are any."""
+        if self.draft_tokens is None:
+            return None
+        acceptance = DEFAULT_ACCEPTANCE if self.acceptance is None else self.acceptance
+        return Speculation(draft_tokens=self.draft_tokens, acceptance=acceptance)
 
 
 class Asked(NamedTuple):
@@ -70,7 +133,7 @@ def scenario_on(machine: Machine, model: Model, request: PlanRequest, *, origin:
             expert_hit_rate=request.expert_hit_rate,
         )
         return Asked(scenario, (*scenario.model.notes, *machine.notes, *_notes_on_budgets(scenario, machine, request)))
-    if request.expert_hit_rate is not None and request.strategy is not Strategy.EXPERTS:
+    if request.expert_hit_rate is not None and request.only is not Strategy.EXPERTS:
         raise InvalidRequestError(
             f"--expert-hit-rate does not apply to {origin}, which was measured: experts travel with their layer. Add "
             "--strategy experts"
@@ -92,17 +155,46 @@ def refuse_long_context(model: Model, work: Workload) -> None:
         )
 
 
-def _on_cpu(machine: Machine, model: Model, request: PlanRequest) -> Scenario:
-    """The CPU computes, in the dtype that is faster there among those that fit."""
+def compute_dtypes(model: Model, wanted: str | None) -> tuple[str, ...]:
+    """The dtypes to compare: the one that is wanted, or the stored one and float32.
+
+    Raises MachineError where the weights are stored in a dtype that is not computed with.
+    """
+    stored = model.stored_dtype
+    if stored not in STORED_DTYPES and stored != model.weight_format:
+        raise MachineError(f"{model.name} is stored as {stored}, which no machine file has measurements of")
+    if wanted is not None:
+        return (wanted,)
+    own = STORED_DTYPES[stored].name if stored in STORED_DTYPES else "bfloat16"
+    return tuple(dict.fromkeys((own, "float32")))
+
+
+def work_seconds(curve: ComputeCurve, work: Workload) -> float:
+    """Seconds per weight of the whole work: how the faster of two dtypes is told."""
+    prefill = curve.seconds_per_parameter(work.sequences * work.prompt_tokens)
+    return prefill + (work.generate_tokens - 1) * curve.seconds_per_parameter(work.sequences)
+
+
+def refuse_on_cpu(*, host_memory: bool, cpu_blocks: bool, cache_on_host: bool) -> None:
+    """Raise InvalidRequestError where an option for an accelerator is given although the CPU computes."""
     for option, given in (
-        ("--host-memory", request.host_memory_bytes is not None),
-        ("--cpu-blocks", request.cpu_blocks),
-        ("--cache-on-host", request.cache_on_host),
+        ("--host-memory", host_memory),
+        ("--cpu-blocks", cpu_blocks),
+        ("--cache-on-host", cache_on_host),
     ):
         if given:
             raise InvalidRequestError(
                 f"{option} is for an accelerator (--device cuda); the CPU has one memory, which --memory bounds"
             )
+
+
+def _on_cpu(machine: Machine, model: Model, request: PlanRequest) -> Scenario:
+    """The CPU computes, in the dtype that is faster there among those that fit."""
+    refuse_on_cpu(
+        host_memory=request.host_memory is not None,
+        cpu_blocks=request.cpu_blocks,
+        cache_on_host=request.cache_on_host,
+    )
     free_bytes = machine.host_bytes
     default_bytes = max(0, free_bytes - reserve_bytes(free_bytes))
     scenarios = [
@@ -119,7 +211,7 @@ def _on_cpu(machine: Machine, model: Model, request: PlanRequest) -> Scenario:
             speculation=request.speculation,
             expert_hit_rate=request.expert_hit_rate,
         )
-        for dtype in compute_dtypes(model, request.dtype)
+        for dtype in compute_dtypes(model, request.compute_dtype)
     ]
     fitting = [each for each in scenarios if minimum_bytes(each) <= each.budget_bytes]
     return min(fitting or scenarios, key=lambda each: work_seconds(each.known_rates.curve, request.workload))
@@ -131,7 +223,7 @@ def _on_accelerator(machine: Machine, model: Model, request: PlanRequest) -> Sce
     free_bytes = accelerator.available_bytes
     budget_bytes = max(0, free_bytes - device_reserve_bytes(free_bytes))
     host_budget_bytes = max(0, host_bytes - host_reserve_bytes(host_bytes))
-    dtype = compute_dtypes(model, request.dtype)[0]
+    dtype = compute_dtypes(model, request.compute_dtype)[0]
     return Scenario(
         model=model,
         workload=request.workload,
@@ -172,7 +264,7 @@ def _refuse_measured_options(machine: Machine, request: PlanRequest) -> None:
     """Refuse what only a measured machine heeds."""
     compared = "there the CPU's layers, and keys and values that wait on the host, are compared anyhow"
     for option, given, instead in (
-        ("--dtype", request.dtype is not None, "use --weights"),
+        ("--dtype", request.compute_dtype is not None, "use --weights"),
         ("--read-limit", request.read_limit_bytes_per_s is not None, "use a machine file with that disk"),
         ("--cpu-blocks", request.cpu_blocks, compared),
         ("--cache-on-host", request.cache_on_host, compared),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.errors import BudgetError
-from headrace.planning.load_options import beyond_memory, device_reserve_bytes, host_reserve_bytes
+from headrace.planning.budgets import beyond_memory, device_reserve_bytes, host_reserve_bytes
 from headrace.streaming.device import Device
 from headrace.streaming.system_memory import default_budget_bytes, free_bytes, total_bytes
 from headrace.units import format_bytes

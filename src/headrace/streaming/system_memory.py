@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import psutil
 
-from headrace.planning.load_options import reserve_bytes
+from headrace.planning.budgets import reserve_bytes
 
 _NO_LIMIT = 1 << 60
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)

@@ -11,12 +11,18 @@ import pytest
 
 from headrace.dtypes import STORED_BYTES
 from headrace.errors import InvalidRequestError, MachineError
+from headrace.inference.load_options import LoadKeywords, LoadOptions, Options
+from headrace.inference.plan_api import PlanKeywords
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.model.stored_model import StoredModel, build_stored_model
-from headrace.planning.load_options import Options, compute_dtypes, make_options, reserve_bytes, work_seconds
+from headrace.planning.budgets import reserve_bytes
+from headrace.planning.scenarios import PlanRequest, compute_dtypes, work_seconds
 from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Workload
+from headrace.streaming import device_budget
+from headrace.streaming.device import CpuDevice
+from headrace.streaming.fakes.accelerator import FakeAccelerator
 
 
 def small_model(*, context_tokens: int, dtype: str = "BF16") -> StoredModel:
@@ -45,14 +51,20 @@ def small_model(*, context_tokens: int, dtype: str = "BF16") -> StoredModel:
 
 
 def made(model: StoredModel, **changes: Any) -> Options:
-    return make_options(model, **({"memory": None, "default_budget_bytes": lambda: 12345} | changes))
+    return LoadOptions(**({"memory": 12345} | changes)).checked(model, CpuDevice())
 
 
 def test_defaults() -> None:
     model = small_model(context_tokens=4096)
     options = made(model)
     assert options == Options(
-        budget_bytes=12345, workload=Workload(sequences=1, prompt_tokens=512, generate_tokens=512)
+        asked=LoadOptions(memory=12345),
+        workload=Workload(sequences=1, prompt_tokens=512, generate_tokens=512),
+        budget_bytes=12345,
+        host_budget_bytes=0,
+        strategy=None,
+        dtype=None,
+        read_limit_bytes_per_s=None,
     )
     assert made(small_model(context_tokens=100)).workload == Workload(
         sequences=1, prompt_tokens=50, generate_tokens=50
@@ -60,8 +72,7 @@ def test_defaults() -> None:
 
 
 def test_texts_become_numbers() -> None:
-    options = made(
-        small_model(context_tokens=64),
+    asked = LoadOptions(
         memory="3MiB",
         strategy="overlap",
         dtype="float32",
@@ -70,8 +81,10 @@ def test_texts_become_numbers() -> None:
         max_tokens=7,
         read_limit="20MB/s",
     )
-    assert options == Options(
+    assert asked.checked(small_model(context_tokens=64), CpuDevice()) == Options(
+        asked=asked,
         budget_bytes=3 << 20,
+        host_budget_bytes=0,
         workload=Workload(sequences=3, prompt_tokens=5, generate_tokens=2),
         strategy=Strategy.OVERLAP,
         dtype="float32",
@@ -90,6 +103,9 @@ def test_texts_become_numbers() -> None:
         ({"prompt_tokens": 9, "max_tokens": 9}, "a prompt of 9 tokens leaves nothing of 9"),
         ({"prompt_tokens": 0}, "a prompt of 0 tokens"),
         ({"batch": 0}, "batch must be at least 1, not 0"),
+        ({"draft_tokens": 65}, "draft tokens must lie between 0 and 64"),
+        ({"draft_tokens": 1, "batch": 2}, "drafts serve one sequence"),
+        ({"memory": "banana"}, "'banana' is not a size"),
         ({"read_limit": 0.0}, "read limit must be positive"),
         ({"read_limit": float("inf")}, "read limit must be positive"),
     ],
@@ -103,6 +119,33 @@ def test_the_edges_are_allowed() -> None:
     model = small_model(context_tokens=64)
     assert made(model, max_tokens=64, prompt_tokens=63).workload.generate_tokens == 1
     assert made(model, max_tokens=2).workload.prompt_tokens == 1
+
+
+def test_without_a_budget_it_is_what_is_free_less_a_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_budget, "default_budget_bytes", lambda: 777)
+    monkeypatch.setattr(device_budget, "free_bytes", lambda: 20 << 30)
+    model = small_model(context_tokens=64)
+    assert LoadOptions().checked(model, CpuDevice())[2:4] == (777, 0)
+    accelerator = FakeAccelerator(memory_bytes=20 << 30)
+    assert LoadOptions().checked(model, accelerator)[2:4] == (19 << 30, 18 << 30)
+    given = LoadOptions(memory="1GiB", host_memory=5 << 20).checked(model, accelerator)
+    assert (given.budget_bytes, given.host_budget_bytes) == (1 << 30, 5 << 20)
+
+
+@pytest.mark.parametrize("changes", [{"host_memory": 1 << 30}, {"cpu_blocks": True}, {"cache_on_host": True}])
+def test_the_cpu_alone_refuses_options_of_an_accelerator(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match=r"is for an accelerator .*--memory bounds"):
+        made(small_model(context_tokens=64), **changes)
+
+
+@pytest.mark.parametrize(("keywords", "options"), [(LoadKeywords, LoadOptions), (PlanKeywords, PlanRequest)])
+def test_keywords_of_functions_are_the_options(keywords: Any, options: Any) -> None:
+    assert list(keywords.__annotations__) == [field.name for field in dataclasses.fields(options)]
+
+
+def test_drafts_that_cannot_be_are_refused_in_plans() -> None:
+    with pytest.raises(InvalidRequestError, match="give --draft-tokens as well"):
+        PlanRequest(acceptance=0.5)
 
 
 def test_what_is_left_alone() -> None:
