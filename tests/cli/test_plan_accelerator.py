@@ -21,7 +21,7 @@ from headrace.cli.main import main
 from headrace.errors import BudgetError, InvalidRequestError, MachineError
 from headrace.inference import api, calibration
 from headrace.inference.layer_timing import TimedLayer
-from headrace.inference.plan_api import plan_answer, request_of
+from headrace.inference.plan_api import plan_answer
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.machine.machine import Machine, Processor
 from headrace.machine.machine_file import machine_to_toml
@@ -39,6 +39,7 @@ from headrace.planning.plan import Arrangement, Placement
 from headrace.planning.planner import compare, plan_fastest, plan_strategy, recommended
 from headrace.planning.prediction import Candidate, predict
 from headrace.planning.scenario import Scenario
+from headrace.planning.scenarios import PlanRequest
 from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Workload
 from headrace.streaming import device_budget
@@ -144,24 +145,9 @@ def fitting(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def answer_of(model: Path, made: Machine | None = None, **options: Any) -> PlanAnswer:
-    asked: dict[str, Any] = {
-        "memory": on_device(model, 5),
-        "host_memory": on_host(40),
-        "device": "auto",
-        "batch": 1,
-        "prompt_tokens": 8,
-        "generate_tokens": 8,
-        "strategy": "auto",
-        "dtype": "auto",
-        "read_limit": None,
-        "cpu_blocks": False,
-        "cache_on_host": False,
-        "draft_tokens": None,
-        "acceptance": 0.7,
-        "expert_hit_rate": None,
-        **options,
-    }
-    return plan_answer(model, machine=made or machine(), request=request_of(**asked))
+    asked: dict[str, Any] = {"memory": on_device(model, 5), "host_memory": on_host(40), **options}
+    request = PlanRequest(prompt_tokens=8, generate_tokens=8, **asked)
+    return plan_answer(model, machine=made or machine(), request=request)
 
 
 def scenario_of(model: Path, made: Machine | None = None, **options: Any) -> Scenario:

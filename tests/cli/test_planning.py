@@ -11,7 +11,7 @@ from cli_checkpoints import STREAMED_DTYPE, streaming_budget, write_model
 from headrace.cli.output import Output
 from headrace.cli.plan_report import show_plan
 from headrace.errors import InvalidRequestError, MachineError
-from headrace.inference.plan_api import plan_answer, request_of
+from headrace.inference.plan_api import plan_answer
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.machine.machine import Machine
 from headrace.planning.answer import PlanAnswer
@@ -21,6 +21,7 @@ from headrace.planning.infeasible import minimum_bytes
 from headrace.planning.planner import plan_fastest
 from headrace.planning.prediction import Candidate
 from headrace.planning.scenario import Scenario
+from headrace.planning.scenarios import PlanRequest
 from measured_machines import computer
 
 FLAT_UNTIL = 64
@@ -53,21 +54,11 @@ def answer_of(
     dtype: str = STREAMED_DTYPE,
     prompt_tokens: int = 8,
 ) -> PlanAnswer:
-    request = request_of(
+    request = PlanRequest(
         memory=memory or f"{streaming_budget(model, prompt_tokens=8, new_tokens=8)}B",
-        host_memory=None,
-        device="auto",
-        batch=1,
         prompt_tokens=prompt_tokens,
         generate_tokens=8,
-        strategy="auto",
         dtype=dtype,
-        read_limit=None,
-        cpu_blocks=False,
-        cache_on_host=False,
-        draft_tokens=None,
-        acceptance=0.7,
-        expert_hit_rate=None,
     )
     made_up = machine(read_bytes_per_s=read_bytes_per_s, flat_until=flat_until)
     return plan_answer(model, machine=made_up, request=request)

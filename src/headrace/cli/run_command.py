@@ -27,8 +27,7 @@ from headrace.cli.options import (
 )
 from headrace.cli.output import Output, check_writable, write_trace
 from headrace.cli.prompt import read_prompts
-from headrace.cli.run_record import record_of
-from headrace.cli.run_report import draft_summary, run_json, run_summary, run_table
+from headrace.cli.run_report import draft_summary, record_of, run_json, run_summary, run_table
 from headrace.cli.run_session import DEFAULT_DRAFT_TOKENS, DEFAULT_NEW_TOKENS, RunRequest, RunResult, perform
 from headrace.cli.sampling import Sampling
 from headrace.inference.load_options import LoadOptions

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 from typing import TYPE_CHECKING, Any
 
 from headrace import __version__
+from headrace.accuracy.history import RunRecord
 from headrace.cli.output import table, three_digits
-from headrace.cli.run_session import DraftReport, RunResult
+from headrace.cli.run_session import DraftReport, RunRequest, RunResult
 from headrace.planning.plan import Placement
 from headrace.units import format_bytes, format_rate, format_seconds
 
@@ -221,4 +223,38 @@ def run_summary(result: RunResult) -> str:
     return (
         f"{sum(result.generated_tokens)} tokens after {sum(result.prompt_tokens)}, {result.notes[-1]}; "
         f"a pass waits for {waits}; {format_bytes(measured.bytes_read)} read; {peak}"
+    )
+
+
+def _machine_name(device: str) -> str:
+    """A GPU's runs teach nothing about the processor beside it."""
+    name = platform.node() or "this machine"
+    return name if device == "cpu" else f"{name} {device}"
+
+
+def record_of(request: RunRequest, result: RunResult) -> RunRecord:
+    """What the local history keeps of a run."""
+    handle, measured = result.handle, result.measured
+    plan, model, predicted = handle.plan, handle.checkpoint.model, handle.prediction
+    return RunRecord(
+        at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=_machine_name(plan.device),
+        model=model.name,
+        active_parameters=float(sum(block.active_parameters for block in model.blocks)),
+        stored_dtype=model.stored_dtype,
+        compute_dtype=plan.compute_dtype,
+        strategy=plan.strategy.value,
+        budget_bytes=plan.budget_bytes,
+        sequences=plan.workload.sequences,
+        prompt_tokens=plan.workload.prompt_tokens,
+        generated_tokens=sum(result.generated_tokens),
+        read_limited=request.options.read_limit is not None,
+        binds=predicted.binds,
+        predicted_prefill_s=predicted.prefill_s,
+        measured_prefill_s=measured.prefill_s,
+        predicted_decode_s=predicted.decode_s_per_pass,
+        measured_decode_s=measured.decode_s_per_pass or 0.0,
+        measured_read_bytes_per_s=measured.read_bytes_per_s or 0.0,
+        streamed_blocks=plan.streamed_blocks,
+        headrace_version=__version__,
     )
