@@ -159,3 +159,34 @@ def test_probe_writes_a_machine_that_plan_reads(
 
 def test_the_dtypes_to_choose_from_are_all_that_are_computed_in() -> None:
     assert {choice.value for choice in DtypeChoice} == {"auto", *DTYPES}
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "told"),
+    [
+        ("run", (*PROMPT, "--draft-tokens", "4"), "give --draft lookup as well"),
+        ("run", (*PROMPT, "--draft", "lookup", "--draft-tokens", "0"), "--draft-tokens must be at least 1"),
+        ("plan", ("--acceptance", "0.5"), "give --draft-tokens as well"),
+        ("plan", ("--expert-hit-rate", "0.5"), "name a machine as well"),
+        ("plan", ("--expert-hit-rate", "0.5", "--machine", "rtx-4090"), "has no experts"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    model: Path, command: str, options: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(model), *options]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert told in shown.err
+
+
+def test_a_plan_for_this_machine_counts_drafts(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def strategies(*options: str) -> dict[str, Any]:
+        assert main(["plan", str(model), "--json", *options]) == 0
+        return {item["name"]: item for item in json.loads(capsys.readouterr().out)["strategies"]}
+
+    drafted, plain = strategies("--draft-tokens", "4", "--acceptance", "1"), strategies()
+    for name, found in drafted.items():
+        assert found["tokens_per_s"] * found["decode_s_per_pass"] == pytest.approx(5)
+        assert plain[name]["tokens_per_s"] * plain[name]["decode_s_per_pass"] == pytest.approx(1)
+        assert sum(found["memory_bytes"].values()) >= sum(plain[name]["memory_bytes"].values())

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headrace.accuracy.cross_validated import CrossValidated, cross_validated
 from headrace.accuracy.history import accuracy as accuracy_of
 from headrace.accuracy.history import as_json as stages_json
 from headrace.accuracy.history_file import VARIABLE, history_path, read_history
-from headrace.accuracy.published import read_rows
-from headrace.accuracy.published_metrics import FamilyAccuracy, PredictedRow, accuracy_by_family, predict_row
 from headrace.cli.command import Command
 from headrace.cli.options import JsonOption, existing_file
 from headrace.cli.output import Output, table
+
+if TYPE_CHECKING:
+    from headrace.accuracy.cross_validated import CrossValidated
+    from headrace.accuracy.published_metrics import FamilyAccuracy, PredictedRow
 
 EXAMPLES = ("headrace accuracy", "headrace accuracy --json", "headrace accuracy --published measurements.csv")
 _WORST = 12
@@ -68,6 +69,11 @@ def accuracy(
 
 def _show_published(path: Path, output: Output) -> None:
     """Predict every row of the file and print the errors, as a table or as the one JSON object."""
+    # These take a while to import, which other commands need not wait for.
+    from headrace.accuracy.cross_validated import cross_validated
+    from headrace.accuracy.published import read_rows
+    from headrace.accuracy.published_metrics import accuracy_by_family, predict_row
+
     rows = [predict_row(row) for row in read_rows(path)]
     families = accuracy_by_family(rows)
     judged = cross_validated(path)

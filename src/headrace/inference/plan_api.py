@@ -178,6 +178,11 @@ def _measured_with(directory: Path, request: PlanRequest, notes: tuple[str, ...]
             f"--strategy {request.strategy}: a checkpoint on one computer runs as {', '.join(RUNNABLE)}; for "
             "other strategies name a machine that can do them (--machine 8xh100)"
         )
+    if request.expert_hit_rate is not None:
+        raise InvalidRequestError(
+            "--expert-hit-rate: a checkpoint on this machine runs with a layer's experts all together; name a machine "
+            "as well (--machine rtx-4090)"
+        )
     found = calibrated_for_planning(directory, request)
     return PlanAnswer(
         scenario=found.scenario,

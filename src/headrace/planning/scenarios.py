@@ -121,6 +121,10 @@ def scenario_on(machine: Machine, model: Model, request: PlanRequest, *, origin:
     Where a CPU computes, a large head is cut into pieces. `origin` names the machine in errors. Raises
     InvalidRequestError for options that do not apply, MachineError for what the machine does not say.
     """
+    if request.expert_hit_rate is not None and not any(layer.num_experts for layer in model.layers()):
+        raise InvalidRequestError(
+            f"{model.name} has no experts that could be found anywhere; leave --expert-hit-rate out"
+        )
     if not machine.is_calibrated:
         _refuse_measured_options(machine, request)
         scenario = Scenario.described(
