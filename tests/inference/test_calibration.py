@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import headrace
 from accelerator_machine import Gauge, make_up
 from headrace.inference import calibration
-from headrace.planning.load_options import make_options
+from headrace.inference.load_options import LoadOptions
+from headrace.inference.loading import Loading
 from headrace.streaming import device_budget
 from headrace.streaming.checkpoint import Checkpoint
+from headrace.streaming.device import CpuDevice
 from headrace.streaming.pressure import Pressure
 from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.probe.machine import Slowdowns
@@ -60,9 +63,13 @@ def test_the_disk_is_read_between_computing_where_both_go_on_later(
     monkeypatch.setattr(machine_probe, "handover_seconds", lambda *_args: 1e-4)
     monkeypatch.setattr(machine_probe, "contention", lambda *_args, **_options: Slowdowns(1.2, 1.5, 3e8))
     checkpoint = Checkpoint(directory)
-    options = make_options(checkpoint.model, memory="64MB", default_budget_bytes=lambda: 0)
-    disk = measure_disk(checkpoint, options, "float32")
+
+    def loading(**options: Any) -> Loading:
+        device = CpuDevice()
+        return Loading.of(checkpoint, LoadOptions(memory="64MB", **options).checked(checkpoint.model, device), device)
+
+    disk = measure_disk(loading(), "float32")
     assert disk == pytest.approx((3e8, 2e8, 1.2, 1e-4))
-    limited = measure_disk(checkpoint, options._replace(read_limit_bytes_per_s=1e8), "float32")
+    limited = measure_disk(loading(read_limit=1e8), "float32")
     assert limited == pytest.approx((1e8, 1e8, 1 + 0.2 * 0.5, 1e-4)), "held back, it slows computing less"
     checkpoint.close()

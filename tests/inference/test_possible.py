@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.inference.handle import Handle, PassRecord
+from headrace.inference.handle import Handle, Overheads, PassRecord
 from headrace.planning.plan import Placement
 from headrace.planning.prediction import Prediction
 from headrace.planning.rates import Rates
@@ -65,7 +65,22 @@ def handle_of(
         row_bytes_read=0, known_rates=rates, placements=(Placement.DISK,), on_cpu=not link_s, uses_host_memory=True
     )
     prediction = replace(PREDICTION, decode_parts_s=parts)
-    return Handle(other, other, prediction, other, stream, 0.0, 0, passes=records, device=CpuDevice())
+    handle = Handle(
+        checkpoint=other,
+        plan=other,
+        prediction=prediction,
+        scenario=other,
+        notes=(),
+        warnings=(),
+        stream=stream,
+        device=CpuDevice(),
+        layers=(),
+        overheads=Overheads(0, 0),
+        load_s=0.0,
+        view_droppers=(),
+    )
+    handle.passes += records
+    return handle
 
 
 seconds = st.floats(1e-4, 1e3)
