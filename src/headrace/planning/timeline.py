@@ -60,16 +60,16 @@ class Timeline:
 def chrome_trace(processes: Iterable[tuple[str, Timeline]]) -> str:
     """Return the Chrome trace (JSON object format, times in microseconds) with one process per named timeline.
 
-    Events of a lane that overlap, of several readers or stages, are in threads of their own.
+    Events of a lane that overlap, of several readers or stages, are in threads of their own, all of the lane's name.
     Format: "Trace Event Format", complete events (`ph: X`); opens in Perfetto and in chrome://tracing.
     """
     rows: list[dict[str, Any]] = []
     for process_id, (name, timeline) in enumerate(processes, start=1):
         rows.append({"ph": "M", "name": "process_name", "pid": process_id, "tid": 0, "args": {"name": name}})
         threads = [
-            (lane.value if number == 1 else f"{lane.value} {number}", events)
+            (lane.value, events)
             for lane in Lane
-            for number, events in enumerate(_apart([e for e in timeline.events if e.lane is lane]), start=1)
+            for events in _apart([event for event in timeline.events if event.lane is lane])
         ]
         for thread_id, (label, events) in enumerate(threads, start=1):
             of_thread = {"pid": process_id, "tid": thread_id}
