@@ -51,12 +51,13 @@ class MachineError(HeadraceError):
 class BudgetError(HeadraceError):
     """The memory budget does not suffice.
 
-    `required_bytes` is the smallest budget that would, where one is known.
+    `required_bytes` is the smallest budget that would, where one is known; `short` says it in a table's few words.
     """
 
-    def __init__(self, message: str, *, required_bytes: int | None = None) -> None:
+    def __init__(self, message: str, *, required_bytes: int | None = None, short: str = "") -> None:
         super().__init__(message)
         self.required_bytes = required_bytes
+        self.short = short or message
 
 
 class DependencyError(HeadraceError):

@@ -78,3 +78,35 @@ def format_seconds(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
+
+
+_WORDS = (("trillion", 1e12), ("billion", 1e9), ("million", 1e6))
+
+
+def format_number(value: float) -> str:
+    """Write a number with three digits and no exponent, large ones with a word: `0.0035`, `1,360`, `45.7 million`."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    value = float(f"{value:.3g}")  # rounded first: 999,999 is 1 million
+    for word, factor in _WORDS:
+        if abs(value) >= factor:
+            return f"{value / factor:,.3g} {word}" if abs(value) < 1000 * factor else f"{value / factor:,.0f} {word}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_count(number: float) -> str:
+    """Write how many there are of something: `9,314`; from a million on as `format_number` does."""
+    return f"{number:,.0f}" if number < 999_999.5 else format_number(number)
+
+
+def format_range(low: str, high: str) -> str:
+    """Write two ends, with their unit once where it is the same: `39.5 - 58.8 ms`."""
+    (number, _, unit), (_, _, other) = low.partition(" "), high.partition(" ")
+    return f"{number if unit == other else low} - {high}"
+
+
+def size_option(size_bytes: float) -> str:
+    """Write bytes as an option's value that is no smaller: `3215MB`."""
+    return f"{math.ceil(size_bytes / 1e6)}MB"

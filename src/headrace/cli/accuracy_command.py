@@ -13,7 +13,9 @@ from headrace.accuracy.history import as_json as stages_json
 from headrace.accuracy.history_file import VARIABLE, history_path, read_history
 from headrace.cli.command import Command
 from headrace.cli.options import JsonOption, existing_file
-from headrace.cli.output import Output, table
+from headrace.cli.output import Output
+from headrace.cli.table import Table
+from headrace.units import format_number
 
 if TYPE_CHECKING:
     from headrace.accuracy.cross_validated import CrossValidated
@@ -47,11 +49,11 @@ def accuracy(
         )
         return
     if path is None:
-        output.text(f"The history is off ({VARIABLE} is set to nothing).\n")
+        output.show(f"The history is off ({VARIABLE} is set to nothing).")
         return
-    output.text(f"{len(records)} runs in {path}\n")
+    output.show(f"{len(records)} runs in {path}")
     if not found:
-        output.text("`headrace run` adds one each time; then this shows predicted against measured.\n")
+        output.show("`headrace run` adds one each time; then this shows predicted against measured.")
         return
     rows = [
         [
@@ -64,7 +66,8 @@ def accuracy(
         ]
         for item in found
     ]
-    output.show(table(("stage", "configuration", "runs", "median error", "90th percentile", "worst"), rows))
+    columns = ("stage", "configuration", "runs", "median error", "90th percentile", "worst")
+    output.show(Table(columns=columns, rows=rows, words=("configuration",), least=("worst",)))
 
 
 def _show_published(path: Path, output: Output) -> None:
@@ -134,11 +137,11 @@ def _inside(rows: list[PredictedRow]) -> float | None:
 def _show(
     output: Output, rows: list[PredictedRow], families: list[FamilyAccuracy], judged: CrossValidated | None
 ) -> None:
-    output.text(f"{len(rows)} published measurements; errors are |predicted / measured - 1|\n\n")
+    output.show(f"{len(rows)} published measurements; errors are |predicted / measured - 1|\n")
     output.show(
-        table(
-            ("family", "rows", "excluded", "median error", "90th percentile", "inside the interval"),
-            [
+        Table(
+            columns=("family", "rows", "excluded", "median error", "90th percentile", "inside the interval"),
+            rows=[
                 [
                     item.family,
                     str(item.n),
@@ -153,11 +156,11 @@ def _show(
         )
     )
     if judged is not None:
-        output.text("The same rows, each predicted by engines that were fitted without its whole source:\n\n")
+        output.show("\nThe same rows, each predicted by engines that were fitted without its whole source:\n")
         output.show(
-            table(
-                ("family", "median error", "90th percentile", "inside the interval"),
-                [
+            Table(
+                columns=("family", "median error", "90th percentile", "inside the interval"),
+                rows=[
                     [item.family, *map(_percent, (item.median_abs_error, item.p90_abs_error, item.inside_interval))]
                     for item in judged.families.values()
                 ],
@@ -165,16 +168,19 @@ def _show(
         )
     inside = _inside(rows)
     if inside is not None:
-        output.text(f"{_percent(inside)} of all rows that are predicted lie inside their interval.\n\n")
+        output.show(f"\n{_percent(inside)} of all rows that are predicted lie inside their interval.")
     reasons = Counter(item.excluded for item in rows if item.excluded is not None)
     if reasons:
-        output.text("Not counted among the errors:\n")
+        output.show("\nNot counted among the errors:")
         for reason, count in reasons.most_common():
-            output.text(f"  {count:4d}  {reason}\n")
+            output.show(f"  {count:4d}  {reason}", hanging=6)
     worst = sorted((item for item in rows if item.error is not None), key=lambda item: -(item.error or 0.0))[:_WORST]
     if worst:
-        output.text("\nFarthest off:\n")
-        output.show(table(("row", "what", "predicted (low - high)", "measured"), [_row(item) for item in worst]))
+        columns = ("row", "what", "predicted", "low - high", "measured", "")
+        rows_of_worst = [_row(item) for item in worst]
+        output.show(
+            "\nFarthest off:", Table(columns=columns, rows=rows_of_worst, words=("what", ""), least=("low - high",))
+        )
 
 
 def _row(item: PredictedRow) -> list[str]:
@@ -182,8 +188,8 @@ def _row(item: PredictedRow) -> list[str]:
     if predicted is None:
         raise ValueError(f"{row.id} has no prediction")
     what = f"{row.model}, {row.hardware.split(',')[0][:28]}, {row.strategy}, batch {row.batch_text}"
-    span = f"{predicted.expected:.3g} ({predicted.low:.3g} - {predicted.high:.3g}) {row.unit}"
-    return [row.id, what, span, f"{row.value:g} {row.unit}"]
+    span = f"{format_number(predicted.low)} - {format_number(predicted.high)}"
+    return [row.id, what, format_number(predicted.expected), span, format_number(row.value), row.unit]
 
 
 def _percent(share: float | None) -> str:

@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from headrace.cli.output import three_digits
 from headrace.cli.run_progress import Share
-from headrace.units import format_seconds
+from headrace.units import format_number, format_seconds
 
 if TYPE_CHECKING:
     from headrace.inference.batching.job import DonePass, Tally
@@ -77,7 +76,7 @@ class BatchProgress:
         tokens = sum(item.load.tokens for item in self._recent)
         words = (
             f"{self._before + tally.requests + tally.errors} of {self._requests} requests, "
-            f"{three_digits(generated / seconds)} tokens/s, {tokens / len(self._recent):.0f} tokens per pass, "
+            f"{format_number(generated / seconds)} tokens/s, {tokens / len(self._recent):.0f} tokens per pass, "
             f"about {_about(left)} left"
         )
         return Share(done, self._work_tokens, words)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from headrace import __version__
-from headrace.cli.output import table, three_digits
 from headrace.cli.run_report import machine_json, plan_json
-from headrace.units import format_bytes, format_seconds
+from headrace.cli.table import Table
+from headrace.units import format_bytes, format_count, format_number, format_seconds
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from headrace.inference.batching.job_request import BatchJobRequest
     from headrace.inference.batching.start import BatchResult
 
@@ -76,17 +74,17 @@ def batch_table(result: BatchResult) -> Table:
     beyond = result.peak_memory_bytes - handle.overheads.process_bytes
     rows = [
         ["time of the job", format_seconds(forecast.total_s), format_seconds(tally.seconds)],
-        ["passes", str(forecast.passes), str(tally.passes)],
-        ["tokens per pass", f"{forecast.tokens_per_pass:.1f}", f"{tally.pass_tokens / tally.passes:.1f}"],
-        ["answer tokens", str(forecast.generated_tokens), str(tally.generated_tokens)],
+        ["passes", format_count(forecast.passes), format_count(tally.passes)],
+        ["tokens per pass", format_number(forecast.tokens_per_pass), format_number(tally.pass_tokens / tally.passes)],
+        ["answer tokens", format_count(forecast.generated_tokens), format_count(tally.generated_tokens)],
         [
             "answer tokens per second",
-            three_digits(forecast.generated_per_s),
-            three_digits(tally.generated_tokens / tally.seconds),
+            format_number(forecast.generated_per_s),
+            format_number(tally.generated_tokens / tally.seconds),
         ],
         ["memory held", format_bytes(handle.plan.memory.total_bytes), format_bytes(beyond)],
     ]
-    return table(("", "predicted", "measured"), rows)
+    return Table(columns=("", "predicted", "measured"), rows=rows)
 
 
 def batch_summary(request: BatchJobRequest, result: BatchResult) -> str:

@@ -9,9 +9,11 @@ import typer
 from headrace import __version__
 from headrace.cli.command import Command
 from headrace.cli.options import JsonOption, parse_count
-from headrace.cli.output import Output, table
+from headrace.cli.output import Output
+from headrace.cli.table import Table
 from headrace.economics.claims.claims import Checked, check_claims
 from headrace.errors import InvalidRequestError
+from headrace.units import format_number
 
 EXAMPLES = (
     "headrace claims",
@@ -68,27 +70,16 @@ def _row(checked: Checked) -> dict[str, Any]:
 
 
 def _show(output: Output, checked: Checked, *, alone: bool, first: bool) -> None:
-    from rich.text import Text
-
-    lines = [] if first else [Text("")]
-    lines += [
-        Text.assemble((checked.claim.name, "bold"), f": {checked.claim.says}"),
-        Text.assemble("  ", (checked.outcome.verdict, "bold")),
-        Text(f"  {checked.outcome.arithmetic}"),
-    ]
-    if not alone:
-        lines.append(
-            Text(
-                "  rests on " + ", ".join(f"{name}={item.value:.6g}" for name, item in checked.assumptions.items()),
-                "dim",
-            )
-        )
-    output.show(*lines)
+    if not first:
+        output.show("")
+    output.show(f"{checked.claim.name}: {checked.claim.says}", hanging=2)
+    output.show(f"  {checked.outcome.verdict}", f"  {checked.outcome.arithmetic}")
+    values = {name: format_number(item.value) for name, item in checked.assumptions.items()}
     if alone:
-        rows = [(name, f"{item.value:.6g}", item.source) for name, item in checked.assumptions.items()]
-        sources = table(("assumption", "value", "source"), rows)
-        sources.columns[2].justify = "left"
-        output.show(Text(""), sources)
+        rows = [(name, values[name], item.source) for name, item in checked.assumptions.items()]
+        output.show("", Table(columns=("assumption", "value", "source"), rows=rows, words=("source",)))
+    else:
+        output.show("  rests on " + ", ".join(f"{name}={value}" for name, value in values.items()))
 
 
 CLAIMS = Command("claims", claims, EXAMPLES)

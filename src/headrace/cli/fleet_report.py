@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable
 from typing import Any
 
 from headrace import __version__
-from headrace.cli.output import Output, table, three_digits
+from headrace.cli.output import Output
 from headrace.cli.plan_report import how
+from headrace.cli.table import Table
 from headrace.economics.fleet import HUMAN_USD_PER_PAGE, Bill, Fleet, FleetAsked
 from headrace.machine.quantity import Interval
-from headrace.units import format_seconds
+from headrace.units import format_count, format_number, format_seconds
 
 
 def fleet_json(asked: FleetAsked, made: Fleet) -> dict[str, Any]:
@@ -97,16 +98,16 @@ def show_fleet(output: Output, asked: FleetAsked, made: Fleet) -> None:
     """Print the sizes, the bills, and what they compare with."""
     service, machine = made.service, asked.scenario.described_machine
     plan, predicted = service.candidate
-    output.text(
-        f"{large(asked.copies)} {'copy' if asked.copies == 1 else 'copies'} of {asked.scenario.model.name} at "
-        f"{asked.tokens_per_s:g} tokens/s each, on {machine.name}\n"
-        f"{plan.strategy.value} ({how(plan)}), a batch of {service.sequences:,} on {counted(service.devices)}: "
-        f"{three_digits(service.tokens_per_s_per_device.expected)} tokens/s per device, "
-        f"{three_digits(service.reader_tokens_per_s.expected)} for each reader, first token after "
-        f"{format_seconds(predicted.prefill_s)}; waits for {predicted.binds}\n"
+    output.show(
+        f"{format_count(asked.copies)} {'copy' if asked.copies == 1 else 'copies'} of {asked.scenario.model.name} at "
+        f"{format_number(asked.tokens_per_s)} tokens/s each, on {machine.name}",
+        f"{plan.strategy.value} ({how(plan)}), a batch of {format_count(service.sequences)} on "
+        f"{counted(service.devices)}: {format_number(service.tokens_per_s_per_device.expected)} tokens/s per device, "
+        f"{format_number(service.reader_tokens_per_s.expected)} for each reader, first token after "
+        f"{format_seconds(predicted.prefill_s)}; waits for {predicted.binds}\n",
     )
     rows = [
-        ("devices", *_span(made.devices)),
+        ("devices", *_span(made.devices, written=format_count)),
         ("H100 equivalents", *_span(made.h100_equivalents)),
         ("copies per device", *_span(made.copies_per_device)),
     ]
@@ -123,54 +124,53 @@ def show_fleet(output: Output, asked: FleetAsked, made: Fleet) -> None:
             rows.append((f"{name}, $ per million tokens written", *_span(bill.usd_per_million_tokens)))
             rows.append((f"{name}, $ per million tokens read", *_span(bill.usd_per_million_prompt_tokens)))
             rows.append((f"{name}, $ per 750 words", *_span(bill.usd_per_750_words)))
-    output.show(table(("", "expected", "low", "high"), rows))
+    output.show(Table(columns=("", "expected", "low", "high"), rows=rows), "")
     for name, bill in (("rented", made.rented), ("owned", made.owned)):
         if isinstance(bill, str):
-            output.text(f"{name}: {bill}\n")
-    output.text(f"One copy of the weights takes {counted(made.devices_per_copy_of_weights)}; ")
-    output.text(f"if no two readers shared one, it would take {counted(made.private_devices)}.\n")
+            output.show(f"{name}: {bill}")
+    output.show(
+        f"One copy of the weights takes {counted(made.devices_per_copy_of_weights)}; if no two readers shared one, it "
+        f"would take {counted(made.private_devices)}."
+    )
     if asked.stock is not None:
-        output.text(
-            f"Installed stock: {large(asked.stock.h100_equivalents.expected)} H100 equivalents, {asked.stock.date} "
-            f"({asked.stock.h100_equivalents.source}).\n"
+        output.show(
+            f"Installed stock: {format_number(asked.stock.h100_equivalents.expected)} H100 equivalents, "
+            f"{asked.stock.date} ({asked.stock.h100_equivalents.source})."
         )
-    output.text(_human(made))
-    output.text(
-        f"Inference has taken as much arithmetic as training on {large(made.training_tokens)} tokens after "
-        f"{large(made.crossover_tokens)} tokens: {_days(made.crossover_days)} at {large(made.tokens_per_day)} a day, "
-        f"read and written. In device hours after {large(made.crossover_tokens_in_money)}, as it reaches "
-        f"{made.inference_share:.2%} of the peak.\n"
+    output.show(
+        _human(made),
+        f"Inference has taken as much arithmetic as training on {format_number(made.training_tokens)} tokens after "
+        f"{format_number(made.crossover_tokens)} tokens: {_days(made.crossover_days)} at "
+        f"{format_number(made.tokens_per_day)} a day, read and written. In device hours after "
+        f"{format_number(made.crossover_tokens_in_money)}, as it reaches {format_number(100 * made.inference_share)} % "
+        "of the peak.",
     )
 
 
 def _human(made: Fleet) -> str:
     bill = next((item for item in (made.rented, made.owned) if isinstance(item, Bill)), None)
     human = HUMAN_USD_PER_PAGE
-    text = f"A human writer's 750 words: {human.expected:g} $ ({human.low:g} to {human.high:g})"
+    text = (
+        f"A human writer's 750 words: {format_number(human.expected)} $ ({format_number(human.low)} to "
+        f"{format_number(human.high)})"
+    )
     if bill is None:
-        return text + ".\n"
+        return f"{text}."
     times = bill.human_times_dearer
-    return f"{text}, {large(times.expected)} times as much ({large(times.low)} to {large(times.high)}).\n"
-
-
-def large(number: float) -> str:
-    """Write a number for people, large ones with a word."""
-    for word, factor in (("trillion", 1e12), ("billion", 1e9), ("million", 1e6)):
-        if number >= factor:
-            return f"{three_digits(number / factor)} {word}"
-    if 0 < number < 1e-3:
-        return f"{number:.{2 - math.floor(math.log10(number))}f}"
-    return three_digits(number)
+    low, high = format_number(times.low), format_number(times.high)
+    return f"{text}, {format_number(times.expected)} times as much ({low} to {high})."
 
 
 def counted(devices: float) -> str:
     """Write a number of devices."""
-    return "1 device" if devices == 1 else f"{large(devices)} devices"
+    return "1 device" if devices == 1 else f"{format_count(devices)} devices"
 
 
 def _days(days: float) -> str:
-    return f"{three_digits(days)} days" if days >= 1 else format_seconds(days * 86_400)
+    return f"{format_number(days)} days" if days >= 1 else format_seconds(days * 86_400)
 
 
-def _span(interval: Interval, *, factor: float = 1.0) -> tuple[str, str, str]:
-    return large(interval.expected * factor), large(interval.low * factor), large(interval.high * factor)
+def _span(
+    interval: Interval, *, factor: float = 1.0, written: Callable[[float], str] = format_number
+) -> tuple[str, str, str]:
+    return written(interval.expected * factor), written(interval.low * factor), written(interval.high * factor)

@@ -10,12 +10,13 @@ import typer
 
 from headrace.cli.command import Command
 from headrace.cli.options import JsonOption
-from headrace.cli.output import Output, table, three_digits
+from headrace.cli.output import Output
+from headrace.cli.table import Table
 from headrace.machine.catalogue import find_machine, link_entries, processor_entries, system_names
 from headrace.machine.machine import Link, Machine
 from headrace.machine.machine_file import machine_to_toml
 from headrace.machine.quantity import Quantity
-from headrace.units import format_bytes, format_rate
+from headrace.units import format_bytes, format_number, format_range, format_rate
 
 EXAMPLES = (
     "headrace machines",
@@ -138,17 +139,19 @@ def _show_all(output: Output) -> None:
                 processor.name,
                 format_bytes(processor.memory_bytes),
                 format_rate(processor.memory_bytes_per_s.expected),
-                f"{three_digits(processor.flops['bf16'].expected / 1e12)} T",
+                f"{format_number(processor.flops['bf16'].expected / 1e12)} T",
                 "" if entry.host_link is None else format_rate(entry.host_link.expected),
                 "" if entry.scale_up is None else format_rate(entry.scale_up.expected),
-                "" if processor.rent_usd_per_h is None else f"{processor.rent_usd_per_h.expected:.2f}",
+                "" if processor.rent_usd_per_h is None else format_number(processor.rent_usd_per_h.expected),
             ]
         )
     columns = ("name", "processor", "memory", "its rate", "bf16/s", "from host", "to others", "$/h")
-    output.show(table(columns, rows))
-    output.text(f"Whole computers: {', '.join(system_names())}\n")
-    output.text("Write 8xh100 for eight in one computer, 4x8xh100 for four of those; `headrace machines NAME` tells\n")
-    output.text("ranges and sources, and with --toml writes a file to change.\n")
+    output.show(
+        Table(columns=columns, rows=rows, least=("processor", "to others", "from host")),
+        f"\nWhole computers: {', '.join(system_names())}\n",
+        "Write 8xh100 for eight in one computer, 4x8xh100 for four of those; `headrace machines NAME` tells ranges and "
+        "sources, and with --toml writes a file to change.",
+    )
 
 
 def _show_one(output: Output, machine: Machine) -> None:
@@ -158,7 +161,7 @@ def _show_one(output: Output, machine: Machine) -> None:
         _line("device memory", format_bytes(processor.memory_bytes), processor.memory_bytes_per_s, format_rate)
     )
     for name, rate in processor.flops.items():
-        lines.append(_line("arithmetic", name, rate, lambda value: f"{three_digits(value / 1e12)} TFLOP/s"))
+        lines.append(_line("arithmetic", name, rate, lambda value: f"{format_number(value / 1e12)} TFLOP/s"))
     lines.append(_line("of which products reach", "", processor.achievable, lambda value: f"{value:.0%}"))
     if machine.host is not None:
         memory = format_bytes(machine.host.memory_bytes)
@@ -178,14 +181,15 @@ def _show_one(output: Output, machine: Machine) -> None:
     told: set[str] = set()
     for line in lines:
         figure, _, source = line.partition("\n")
-        output.text(f"{figure}\n" if source in told else f"{line}\n")
+        output.show(figure, hanging=4)
+        if source not in told:
+            output.show(source)
         told.add(source)
-    for note in machine.notes:
-        output.text(f"note: {note}\n")
+    output.show(*(f"note: {note}" for note in machine.notes), hanging=2)
 
 
 def _written(text: str, value: float) -> str:
-    return text.format(three_digits(value))
+    return text.format(format_number(value))
 
 
 def _role(link: Link) -> str:
@@ -199,9 +203,9 @@ def _role(link: Link) -> str:
 
 
 def _line(what: str, detail: str, quantity: Quantity, text: Callable[[float], str]) -> str:
-    span = f" ({text(quantity.low)} - {text(quantity.high)})" if quantity.low != quantity.high else ""
+    span = f" ({format_range(text(quantity.low), text(quantity.high))})" if quantity.low != quantity.high else ""
     head = f"{what}{', ' + detail if detail else ''}"
-    return f"  {head:44s} {text(quantity.expected)}{span}\n      {quantity.source}"
+    return f"  {head:42s} {text(quantity.expected)}{span}\n      {quantity.source}"
 
 
 MACHINES = Command("machines", machines, EXAMPLES)

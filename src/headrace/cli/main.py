@@ -28,9 +28,11 @@ from headrace.cli.demo_command import DEMO
 from headrace.cli.fleet_command import FLEET
 from headrace.cli.machines_command import MACHINES
 from headrace.cli.models_command import MODELS
+from headrace.cli.output import text_width
 from headrace.cli.plan_command import PLAN
 from headrace.cli.probe_command import PROBE
 from headrace.cli.run_command import RUN
+from headrace.cli.table import wrapped
 from headrace.errors import HeadraceError
 
 DEBUG_VARIABLE = "HEADRACE_DEBUG"
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it once more when it ends
         return 1
     except HeadraceError as error:
-        sys.stderr.write(f"headrace: {error}\n")
+        sys.stderr.write(wrapped(f"headrace: {error}", text_width(), hanging=2) + "\n")
         if _debugging():
             traceback.print_exc()
         return 2

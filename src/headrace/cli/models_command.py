@@ -8,11 +8,12 @@ import typer
 
 from headrace.cli.command import Command
 from headrace.cli.options import JsonOption
-from headrace.cli.output import Output, table, three_digits
+from headrace.cli.output import Output
+from headrace.cli.table import Table
 from headrace.model.catalogue import ModelEntry, find_model, model_entries
 from headrace.model.model import Model
 from headrace.planning.answer_json import model_json
-from headrace.units import format_bytes
+from headrace.units import format_bytes, format_count, format_number
 
 EXAMPLES = ("headrace models", "headrace models deepseek-v3", "headrace models 'gpt-3*1000' --json")
 
@@ -51,48 +52,45 @@ def _show_all(output: Output) -> None:
         rows.append(
             [
                 entry.name,
-                _billions(model.parameters),
-                _billions(model.active_parameters) if experts else "",
+                format_number(model.parameters),
+                format_number(model.active_parameters) if experts else "",
                 str(model.num_layers),
-                f"{model.hidden_size:,}",
+                format_count(model.hidden_size),
                 format_bytes(model.weights_bytes),
-                f"{model.weight_format}",
+                model.weight_format,
                 format_bytes(model.kv_bytes_per_token()),
-                f"{model.context_tokens:,}",
+                format_count(model.context_tokens),
             ]
         )
     columns = ("model", "parameters", "active", "layers", "width", "weights", "format", "KV per token", "context")
-    output.show(table(columns, rows))
-    output.text(
-        "Scale one with NAME*1000, change its weights with NAME@int4; `headrace models NAME` tells its source.\n"
+    output.show(
+        Table(columns=columns, rows=rows, least=("width", "layers", "format", "active", "KV per token")),
+        "Scale one with NAME*1000, change its weights with NAME@int4; `headrace models NAME` tells its source.",
     )
 
 
 def _show_one(output: Output, model: Model) -> None:
-    output.text(
-        f"{model.name}: {model.parameters:,} parameters, {model.active_parameters:,} used by a token\n"
+    output.show(
+        f"{model.name}: {format_number(model.parameters)} parameters, {format_number(model.active_parameters)} used by "
+        "a token",
         f"{format_bytes(model.weights_bytes)} of weights ({model.weight_format}), "
-        f"{format_bytes(model.kv_bytes_per_token())} of KV cache per token, {model.context_tokens:,} tokens at most\n"
+        f"{format_bytes(model.kv_bytes_per_token())} of KV cache per token, {format_count(model.context_tokens)} "
+        "tokens at most\n",
     )
     rows = [
         [
             f"{group.count} layers",
-            _billions(group.layer.parameters),
+            format_number(group.layer.parameters),
             format_bytes(group.layer.size_bytes),
             f"{group.layer.query_heads} / {group.layer.kv_heads}",
             f"{group.layer.experts_per_token} of {group.layer.num_experts}" if group.layer.num_experts else "",
-            f"{group.layer.window_tokens:,}" if group.layer.window_tokens else "all",
+            format_count(group.layer.window_tokens) if group.layer.window_tokens else "all",
         ]
         for group in model.groups
     ]
-    output.show(table(("", "parameters each", "bytes each", "heads / KV heads", "experts", "tokens seen"), rows))
-    output.text(f"source: {model.source}\n")
-    for note in model.notes:
-        output.text(f"note: {note}\n")
-
-
-def _billions(parameters: float) -> str:
-    return f"{three_digits(parameters / 1e9)} B"
+    columns = ("", "parameters each", "bytes each", "heads / KV heads", "experts", "tokens seen")
+    output.show(Table(columns=columns, rows=rows), "")
+    output.show(f"source: {model.source}", *(f"note: {note}" for note in model.notes), hanging=2)
 
 
 MODELS = Command("models", models, EXAMPLES)

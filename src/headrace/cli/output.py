@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+from headrace.cli.table import Table, wrapped
 from headrace.errors import InvalidRequestError
 from headrace.planning.timeline import Timeline, chrome_trace
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.table import Table
-
-PLAIN_WIDTH = 132
-"""columns of tables that go to a file or a pipe"""
+PLAIN_WIDTH = 80
+"""columns of text that goes to a file or a pipe, unless COLUMNS says otherwise"""
+LEAST_WIDTH = 40
 
 
 class Output:
@@ -29,8 +28,9 @@ class Output:
 
         self.as_json = as_json
         self.stdout: TextIO = sys.stdout
-        self.to_stdout = _console(Console(file=sys.stdout, highlight=False))
-        self.to_stderr = _console(Console(stderr=True, highlight=False))
+        self.to_stdout = Console(file=sys.stdout, highlight=False)
+        self.to_stderr = Console(stderr=True, highlight=False)
+        self.width = text_width()
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
@@ -46,19 +46,22 @@ class Output:
         self.text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def text(self, text: str) -> None:
-        """Write part of the result at once."""
+        """Write part of the result at once, as it is."""
         self.stdout.write(text)
         self.stdout.flush()
 
-    def show(self, *renderables: RenderableType) -> None:
-        """Print part of the result, for people."""
-        for renderable in renderables:
-            self.to_stdout.print(renderable)
+    def show(self, *parts: str | Table, hanging: int = 0) -> None:
+        """Print parts of the result, for people: paragraphs, whose further lines are indented, and tables."""
+        for part in parts:
+            self.text(self._laid_out(part, hanging))
 
-    def note(self, *renderables: RenderableType) -> None:
+    def note(self, *parts: str | Table) -> None:
         """Print a remark to standard error."""
-        for renderable in renderables:
-            self.to_stderr.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
+        for part in parts:
+            self.to_stderr.print(self._laid_out(part, 2), end="", soft_wrap=True, markup=False, emoji=False)
+
+    def _laid_out(self, part: str | Table, hanging: int) -> str:
+        return part.text(self.width) if isinstance(part, Table) else wrapped(part, self.width, hanging=hanging) + "\n"
 
     @property
     def one_terminal(self) -> bool:
@@ -72,30 +75,6 @@ class Output:
             return os.path.sameopenfile(self.stdout.fileno(), sys.stderr.fileno())
         except (OSError, ValueError):  # streams without a descriptor, closed ones
             return False
-
-
-def _console(console: Console) -> Console:
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console
-
-
-def three_digits(value: float) -> str:
-    """Write a number for people: three digits, no exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
-    """Lay out a small table: the first column names the row, the others hold numbers."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="", pad_edge=False)
-    for number, name in enumerate(columns):
-        made.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 def check_writable(path: Path, *, option: str) -> None:
@@ -117,3 +96,8 @@ def write_trace(path: Path, *, predicted: Timeline, measured: Timeline | None = 
         path.write_text(chrome_trace(processes), encoding="utf-8")
     except OSError as error:
         raise InvalidRequestError(f"--trace {path} cannot be written: {error.strerror}") from error
+
+
+def text_width() -> int:
+    """Columns of the terminal, or what COLUMNS says."""
+    return max(LEAST_WIDTH, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TextIO
 
-from headrace.cli.output import Output, three_digits
-from headrace.units import format_seconds
+from headrace.cli.output import Output
+from headrace.units import format_number, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -108,7 +108,7 @@ class RunProgress:
         done = self._passes_done * self._sequences
         words = f"{done} of {self._tokens_each * self._sequences} tokens"
         if pass_s > 0:
-            words += f", {three_digits(self._sequences / pass_s)} tokens/s"
+            words += f", {format_number(self._sequences / pass_s)} tokens/s"
         since = self._clock() - self._pass_ends[-1]
         left = max(0.0, (self._tokens_each - self._passes_done) * pass_s - since)
         if pass_s > SLOW_PASS_S and self._blocks_done:

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import __version__
 from headrace.accuracy.history import RunRecord
-from headrace.cli.output import table, three_digits
 from headrace.cli.run_session import DraftReport, RunRequest, RunResult
+from headrace.cli.table import Table
 from headrace.planning.plan import Placement
-from headrace.units import format_bytes, format_rate, format_seconds
+from headrace.units import format_bytes, format_number, format_rate, format_seconds
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from headrace.inference.handle import Handle, Measured, Possible
     from headrace.planning.plan import Plan
 
@@ -145,9 +143,9 @@ def run_table(result: RunResult) -> Table:
             ],
             [
                 "tokens per second",
-                three_digits(predicted.tokens_per_s),
-                three_digits(measured.tokens_per_s),
-                three_digits(possible_tokens_per_s),
+                format_number(predicted.tokens_per_s),
+                format_number(measured.tokens_per_s),
+                format_number(possible_tokens_per_s),
             ],
         ]
     if handle.plan.streamed_blocks:
@@ -164,7 +162,7 @@ def run_table(result: RunResult) -> Table:
     )
     if not handle.plan.uses_host_memory:
         rows.append(_host_memory_row(handle.plan, measured))
-    return table(("", "predicted", "measured", "possible"), rows)
+    return Table(columns=("", "predicted", "measured", "possible"), rows=rows)
 
 
 def _travel_row(handle: Handle, measured: Measured, possible: Possible) -> list[str]:
@@ -203,8 +201,8 @@ def draft_summary(drafted: DraftReport) -> str:
     seen = drafted.drafted
     return (
         f"drafts: {seen.tokens_per_pass:.2f} tokens per pass, {seen.accepted} of {seen.drafted} drafted tokens right; "
-        f"{three_digits(drafted.measured_tokens_per_s)} tokens/s, with so many right predicted "
-        f"{three_digits(drafted.predicted_tokens_per_s)}, without drafts {three_digits(drafted.plain_tokens_per_s)}"
+        f"{format_number(drafted.measured_tokens_per_s)} tokens/s, with so many right predicted "
+        f"{format_number(drafted.predicted_tokens_per_s)}, without drafts {format_number(drafted.plain_tokens_per_s)}"
     )
 
 

@@ -18,7 +18,7 @@ from headrace.planning.planner import plan_fastest, plan_strategy
 from headrace.planning.prediction import Candidate, is_simulated, predict
 from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
-from headrace.units import format_bytes, format_seconds
+from headrace.units import format_bytes, format_count, format_number, format_seconds, size_option
 
 WORTH_A_SENTENCE = 0.99
 """a change that leaves more than this share of the time is not worth a sentence"""
@@ -45,7 +45,7 @@ def _sentences(scenario: Scenario, best: Candidate) -> Iterator[str]:
     yield _what_binds(scenario, best)
     even = predicted.break_even_tokens_per_pass
     if predicted.binds in {"disk", "link"} and even >= plan.workload.sequences + 1:
-        yield f"More tokens in a pass are free up to {even:.0f} (a batch, drafts)."
+        yield f"More tokens in a pass are free up to {format_count(even)} (a batch, drafts)."
     yield _more_device_memory(scenario).describe(best)
     if not scenario.on_cpu and Placement.DISK in plan.placements:
         yield _more_host_memory(scenario, best).describe(best)
@@ -139,7 +139,7 @@ class MoreMemory(NamedTuple):
         if enough is not None and step == enough - budget:
             return (
                 f"{format_bytes(step)} more {self.name} would hold {self.holds}: {format_seconds(now_s - saved_s)} per "
-                f"pass ({self.option} {enough})."
+                f"pass ({self.option} {size_option(enough)})."
             )
         saved_s *= STEP_BYTES / step
         return f"Each further GiB of {self.name} saves about {format_seconds(saved_s)} per pass."
@@ -177,7 +177,7 @@ def _help_of_cpu(scenario: Scenario, best: Candidate) -> str:
     needed_bytes = MemoryAccount(scenario).host(one_layer).total_bytes
     if needed_bytes > scenario.host_budget_bytes:
         return (
-            f"For --cpu-blocks the host's budget is too small: raise --host-memory to {format_bytes(needed_bytes)} for "
+            f"For --cpu-blocks the host's budget is too small: raise --host-memory to {size_option(needed_bytes)} for "
             "one layer."
         )
     plan, predicted = plan_fastest(replace(scenario, allow_cpu=True))
@@ -230,7 +230,7 @@ def _twice_the_batch(scenario: Scenario, best: Candidate) -> str:
         return ""
     if gain < 1.1:
         return ""
-    return f"A batch of {doubled.workload.sequences} would bring {gain:.2f} times the tokens per second."
+    return f"A batch of {format_count(doubled.workload.sequences)} would bring {format_number(gain)} times the tokens per second."
 
 
 def _faster_machines(machine: Machine) -> list[tuple[str, Machine]]:

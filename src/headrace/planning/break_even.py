@@ -24,7 +24,7 @@ from headrace.planning.plan import Arrangement, Placement, arranged
 from headrace.planning.prediction import Candidate, is_simulated
 from headrace.planning.scenario import Scenario
 from headrace.planning.workload import Workload
-from headrace.units import format_bytes
+from headrace.units import format_bytes, format_count, format_number
 
 MAX_DRAFT_TOKENS = 16
 """drafts longer than this are hardly ever accepted whole, so they count as no way to more tokens per pass"""
@@ -142,18 +142,18 @@ def _report(scenario: Scenario, tokens: Interval, source: Tier, arrangement: Arr
 def _by_batch(scenario: Scenario, arrangement: Arrangement, tokens: float, cache_bytes: float) -> Reach:
     checked = scenario.tokens_checked
     if scenario.workload.sequences * checked >= tokens:
-        return Reach("decode", reached=True, how=f"this batch of {scenario.workload.sequences:,}")
+        return Reach("decode", reached=True, how=f"this batch of {format_count(scenario.workload.sequences)}")
     if tokens == math.inf:
         return Reach("batch", reached=False, how="no batch reaches it: keys and values travel with each sequence")
     sequences = math.ceil(tokens / checked)
     priced = f"its KV cache takes {format_bytes(cache_bytes)}"
     if _holds(scenario.batch(sequences), arrangement):
-        return Reach("batch", reached=True, how=f"a batch of {sequences:,} sequences; {priced}")
+        return Reach("batch", reached=True, how=f"a batch of {format_count(sequences)} sequences; {priced}")
     times = cache_bytes / scenario.model.weights_bytes
     return Reach(
         "batch",
         reached=False,
-        how=f"a batch of {sequences:,} sequences cannot be held: {priced}, {times:.3g} times the weights",
+        how=f"a batch of {format_count(sequences)} sequences cannot be held: {priced}, {format_number(times)} times the weights",
     )
 
 
@@ -170,12 +170,12 @@ def _holds(scenario: Scenario, arrangement: Arrangement) -> bool:
 def _by_prefill(scenario: Scenario, tokens: float) -> Reach:
     work, most = scenario.workload, scenario.model.context_tokens
     if work.sequences * work.prompt_tokens >= tokens:
-        how = f"this prefill of {work.sequences * work.prompt_tokens:,} tokens"
+        how = f"this prefill of {format_count(work.sequences * work.prompt_tokens)} tokens"
     elif work.sequences * most >= tokens:
-        how = f"prompts of {math.ceil(tokens / work.sequences):,} tokens"
+        how = f"prompts of {format_count(math.ceil(tokens / work.sequences))} tokens"
     elif tokens < math.inf:
         prompts = math.ceil(tokens / work.prompt_tokens)
-        how = f"the prompts of {prompts:,} such sequences in one pass, a chunk of them at a time"
+        how = f"the prompts of {format_count(prompts)} such sequences in one pass, a chunk of them at a time"
     else:
         return Reach("prefill", reached=False, how="no prompt is long enough")
     return Reach("prefill", reached=True, how=how)
@@ -192,7 +192,7 @@ def _by_drafts(work: Workload, tokens: float) -> Reach:
     return Reach(
         "speculation",
         reached=False,
-        how=f"{drafts:,} drafts per sequence and pass would be needed; few beyond {MAX_DRAFT_TOKENS} are accepted",
+        how=f"{format_count(drafts)} drafts per sequence and pass would be needed; few beyond {MAX_DRAFT_TOKENS} are accepted",
     )
 
 
@@ -210,6 +210,6 @@ def _by_fewer_bits(scenario: Scenario, arrangement: Arrangement, tokens: float) 
     return Reach(
         "quantisation",
         reached=carried >= fewer,
-        how=f"weights in 4 bits lower it to {fewer:,.0f} tokens per pass"
-        + ("" if carried >= fewer else f", which a decode pass of {carried:,} still does not reach"),
+        how=f"weights in 4 bits lower it to {format_count(fewer)} tokens per pass"
+        + ("" if carried >= fewer else f", which a decode pass of {format_count(carried)} still does not reach"),
     )

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from headrace.errors import BudgetError, HeadraceError
-from headrace.machine.machine import Tier
+from headrace.machine.catalogue import find_machine
+from headrace.machine.machine import Machine, Tier
 from headrace.model.formats import NARROWER_FORMATS, requantised
 from headrace.planning.memory import MemoryAccount, described_memory
 from headrace.planning.placements import smallest_arrangements
@@ -15,7 +16,7 @@ from headrace.planning.plan import Arrangement
 from headrace.planning.scenario import Scenario
 from headrace.planning.splits import candidates
 from headrace.planning.strategies import RUNNABLE, Strategy
-from headrace.units import format_bytes
+from headrace.units import format_bytes, size_option
 
 
 class Infeasible(NamedTuple):
@@ -25,6 +26,8 @@ class Infeasible(NamedTuple):
     why_not: str
     required_bytes: int | None = None
     """per device, where memory is what lacks"""
+    short: str = ""
+    """`why_not` in a few words"""
 
 
 def minimum_bytes(scenario: Scenario, strategy: Strategy | None = None) -> int:
@@ -55,9 +58,10 @@ def refusal(account: MemoryAccount, strategy: Strategy | None) -> BudgetError:
         return BudgetError(
             f"{format_bytes(scenario.host_budget_bytes)} of host memory cannot hold the ring through which "
             f"{scenario.model.name} is read to {scenario.device}: {scenario.ring_chunks} chunks of "
-            f"{format_bytes(scenario.chunk_bytes)}. Raise --host-memory to {format_bytes(account.ring_bytes)} "
+            f"{format_bytes(scenario.chunk_bytes)}. Raise --host-memory to {size_option(account.ring_bytes)} "
             f"({account.ring_bytes} bytes).",
             required_bytes=account.ring_bytes,
+            short=f"its ring needs --host-memory {size_option(account.ring_bytes)}",
         )
     use, work = account.device(smallest.arrangement), scenario.workload
     parts = ", ".join(
@@ -72,14 +76,15 @@ def refusal(account: MemoryAccount, strategy: Strategy | None) -> BudgetError:
         )
         if size
     )
-    where = "" if scenario.on_cpu else f" on {scenario.device}"
+    where, on_the_host = "" if scenario.on_cpu else f" on {scenario.device}", _more_on_the_host(account, strategy)
     return BudgetError(
         f"a budget of {format_bytes(scenario.budget_bytes)}{where} is too small for {scenario.model.name} "
         f"({smallest.strategy.value}, {scenario.compute_dtype}, {work.sequences} x ({work.prompt_tokens} + "
         f"{work.generate_tokens}) tokens): it needs at least {format_bytes(use.total_bytes)} "
-        f"({use.total_bytes} bytes: {parts}). Raise --memory to {format_bytes(use.total_bytes)}"
-        f"{_more_on_the_host(account, strategy)}, or reduce --batch or the number of tokens.",
+        f"({use.total_bytes} bytes: {parts}). Raise --memory to {size_option(use.total_bytes)}{on_the_host}, or reduce "
+        "--batch or the number of tokens.",
         required_bytes=use.total_bytes,
+        short=f"needs {format_bytes(use.total_bytes)}{where}: --memory {size_option(use.total_bytes)}{on_the_host}",
     )
 
 
@@ -109,7 +114,7 @@ def _more_on_the_host(account: MemoryAccount, strategy: Strategy | None) -> str:
         for arrangement in smallest_arrangements(account, one, ignore_host_budget=True)
         if account.device(arrangement).total_bytes <= account.scenario.budget_bytes
     ]
-    return f", or --host-memory to {format_bytes(min(needed))}" if needed else ""
+    return f" or --host-memory {size_option(min(needed))}" if needed else ""
 
 
 def budget_for_everything(scenario: Scenario) -> int | None:
@@ -137,11 +142,11 @@ def lack_of(scenario: Scenario, arrangement: Arrangement) -> Lack | None:
     disk_bytes = scenario.described_machine.usable_bytes(Tier.DISK)
     for where, needed, offered in (
         ("each device", need.device.total_bytes, scenario.budget_bytes),
-        ("host memory", need.host.total_bytes, scenario.host_budget_bytes),
+        ("the host", need.host.total_bytes, scenario.host_budget_bytes),
         ("the disk", need.disk_bytes, disk_bytes),
     ):
         if needed > offered:
-            text = f"{where} would hold {format_bytes(needed)} and may hold {format_bytes(offered)}"
+            text = f"needs {format_bytes(needed)} of {where}'s {format_bytes(offered)}"
             return Lack(text, needed if where == "each device" else math.inf)
     return None
 
@@ -153,7 +158,7 @@ def described_refusal(scenario: Scenario, strategy: Strategy, lacking: list[Lack
     lack = min(lacking, key=lambda each: each.required_bytes)
     change = _smallest_change(scenario, strategy)
     required = None if lack.required_bytes == math.inf else math.ceil(lack.required_bytes)
-    return BudgetError(f"{lack.text}. {change}" if change else lack.text, required_bytes=required)
+    return BudgetError(f"{lack.text}; {change}", required_bytes=required)
 
 
 def _not_applicable(scenario: Scenario, strategy: Strategy) -> str:
@@ -168,9 +173,11 @@ def _not_applicable(scenario: Scenario, strategy: Strategy) -> str:
     if strategy is Strategy.SHARDED and scenario.workload.sequences < 2:
         return "each device works on sequences of its own; raise --batch to 2"
     if strategy is Strategy.TENSOR_2D:
-        return f"needs 16 devices or more whose number divides the heads; {machine.name} has {machine.num_devices}"
+        return f"needs 16 devices or more that divide the heads; {machine.name} has {machine.num_devices}"
     if strategy in _OVER_DEVICES or strategy in (Strategy.TENSOR_OVERLAP, Strategy.SHARDED):
-        return f"needs more devices than the {machine.num_devices} of {machine.name}, or another number of them"
+        if machine.num_devices == 1:
+            return f"needs several devices: {_more_devices(machine, replace(machine, devices=2))}"
+        return f"needs another number of devices than the {machine.num_devices} of {machine.name}"
     return f"does not apply to {scenario.model.name} on {machine.name}"
 
 
@@ -181,17 +188,26 @@ def _smallest_change(scenario: Scenario, strategy: Strategy) -> str:
     """Find the smallest of a few changes that would make a strategy fit: batch, devices, precision."""
     batch = _largest_batch(scenario, strategy)
     if batch:
-        return f"Reduce --batch to {batch}"
-    found = []
-    devices = _fewest_devices(scenario, strategy)
-    if devices:
-        found.append(f"use {devices} devices")
-    precision = _widest_format(scenario, strategy)
-    if precision:
-        found.append(f"use --weights {precision}")
-    if not found:
-        return "No smaller batch, no more of these devices (up to 128 times as many) and no fewer bits would fit"
-    return ", or ".join(found).capitalize()
+        return f"--batch {batch} would fit"
+    larger, precision = _fewest_devices(scenario, strategy), _widest_format(scenario, strategy)
+    found = [
+        *([_more_devices(scenario.described_machine, larger)] if larger is not None else []),
+        *([f"--weights {precision}"] if precision else []),
+    ]
+    if found:
+        return " or ".join(found) + " would fit"
+    return "too much even in 4 bits" if scenario.workload.sequences == 1 else "too much even for --batch 1"
+
+
+def _more_devices(machine: Machine, larger: Machine) -> str:
+    """The option that asks for the larger machine, where the catalogue knows it; else how many devices it has."""
+    (now, then) = (machine.nodes, larger.nodes) if larger.nodes > machine.nodes else (machine.devices, larger.devices)
+    name = f"{then}x{machine.name.removeprefix(f'{now}x') if now > 1 else machine.name}"
+    try:
+        known = find_machine(name).num_devices == larger.num_devices
+    except HeadraceError:
+        known = False
+    return f"--machine {name}" if known else f"{larger.num_devices} devices"
 
 
 def _fits(scenario: Scenario, strategy: Strategy) -> bool:
@@ -209,9 +225,9 @@ def _largest_batch(scenario: Scenario, strategy: Strategy) -> int:
     return low
 
 
-def _fewest_devices(scenario: Scenario, strategy: Strategy) -> int:
+def _fewest_devices(scenario: Scenario, strategy: Strategy) -> Machine | None:
     if strategy not in _OVER_DEVICES:
-        return 0
+        return None
     machine = scenario.described_machine
     for doublings in range(1, 8):
         larger = (
@@ -221,10 +237,10 @@ def _fewest_devices(scenario: Scenario, strategy: Strategy) -> int:
         )
         try:
             if _fits(scenario.on(larger), strategy):
-                return larger.num_devices
+                return larger
         except HeadraceError:
-            return 0
-    return 0
+            return None
+    return None
 
 
 def _widest_format(scenario: Scenario, strategy: Strategy) -> str:

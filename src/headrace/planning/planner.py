@@ -92,7 +92,7 @@ def compare(scenario: Scenario, only: Strategy | None = None) -> Compared:
             else:
                 found[strategy] = _described(scenario, strategy)
         except BudgetError as error:
-            found[strategy] = Infeasible(strategy, str(error), error.required_bytes)
+            found[strategy] = Infeasible(strategy, str(error), error.required_bytes, error.short)
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headrace.dtypes import DTYPES, STORED_DTYPES
+from headrace.dtypes import DTYPES, STORED_DTYPES
 from headrace.errors import InvalidRequestError, MachineError, near_names
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.machine.machine import Machine

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from headrace.units import format_seconds
+
+MOST_COLUMNS = 80
+_LABEL_COLUMNS = 10
+
 
 class Lane(StrEnum):
     """Who was busy: the link, the copy to a device, the processor; or the processor waiting."""
@@ -100,8 +105,8 @@ def _apart(events: Sequence[Event]) -> list[list[Event]]:
     return found
 
 
-def text_chart(timeline: Timeline, *, pass_index: int, width: int = 72) -> str:
-    """Draw one pass as rows of characters, read, compute and stall; a full cell is a busy one.
+def text_chart(timeline: Timeline, *, pass_index: int, columns: int = 80) -> str:
+    """Draw one pass as rows of characters, read, compute and stall; a full cell is a busy one. 80 columns at most.
 
     Where anything was copied to a device, copying has a row too. Returns an empty string when nothing was computed or
     waited for in the pass.
@@ -112,12 +117,12 @@ def text_chart(timeline: Timeline, *, pass_index: int, width: int = 72) -> str:
     start, end = timeline.pass_span(pass_index)
     if end <= start:
         return ""
-    lines = []
+    lines, width = [], min(columns, MOST_COLUMNS) - _LABEL_COLUMNS
     copying = (Lane.COPY,) if any(event.lane is Lane.COPY for event in timeline.events) else ()
     for lane in (Lane.READ, *copying, Lane.COMPUTE, Lane.STALL):
         cells = _coverage([e for e in timeline.events if e.lane is lane], start, end, width)
         lines.append(f"{lane.value:>7} |" + "".join(_shade(share) for share in cells) + "|")
-    lines.append(" " * 8 + f"0{(end - start) * 1e3:>{width - 3}.0f} ms")
+    lines.append(" " * (_LABEL_COLUMNS - 2) + f"0{format_seconds(end - start):>{width}s}")
     return "\n".join(lines)
 
 

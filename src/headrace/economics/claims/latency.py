@@ -16,12 +16,12 @@ from headrace.economics.claims.facts import (
     model,
     model_fact,
 )
-from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, count
+from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome
 from headrace.model.model import Layer, LayerGroup, Model
 from headrace.planning.closed_form import pass_cost
 from headrace.planning.plan import Parallelism, arranged
 from headrace.planning.workload import PassTokens
-from headrace.units import format_bytes, format_seconds
+from headrace.units import format_bytes, format_count, format_number, format_seconds
 
 _FLOORS = ("V100-32", "A100-80", "H100", "B200", "GB300")
 _STREAMER = "v100-32"
@@ -92,9 +92,9 @@ def _overlap(given: Ledger) -> Outcome:
     reached = cache <= given("reachable_kv_bytes")
     where = "in decoding and prefill" if reached else "in prefill; a batch of decoding sequences has no room"
     return Outcome(
-        f"holds from {tokens:,.0f} tokens per pass on: {where}",
-        f"arithmetic / link = {count(flops)} x {given('weight_element_bytes'):g} / 2 / {link / 1e9:g} GB/s = "
-        f"{tokens:,.0f} tokens per pass. As many sequences of {context:,.0f} tokens: {format_bytes(cache)} of cache, "
+        f"holds from {format_count(tokens)} tokens per pass on: {where}",
+        f"arithmetic / link = {format_number(flops)} x {given('weight_element_bytes'):g} / 2 / {link / 1e9:g} GB/s = "
+        f"{format_count(tokens)} tokens per pass. As many sequences of {format_count(context)} tokens: {format_bytes(cache)} of cache, "
         f"{cache / given('gpt3_weights_bytes'):.3g} times the weights; or {prompts:.2g} prompts of that length at "
         "once. Below that, prefetching was measured to gain nothing from host memory at batches of 64 to 256, and "
         f"{given('prefetch_gain_disk'):.0%} from NVMe",
@@ -148,7 +148,7 @@ def _larger(given: Ledger) -> Outcome:
     verdict = "false" if max(growths) <= 1 else "holds, mildly" if mild else "holds"
     slower = f"{min(growths):.3g} to {max(growths):.3g} times the latency"
     return Outcome(
-        f"{verdict}: {slower} for {parameters:,.0f} times the parameters",
+        f"{verdict}: {slower} for {format_number(parameters)} times the parameters",
         "reading a full memory once: "
         + ", ".join(f"{device} {format_seconds(seconds)}" for device, seconds in floors.items())
         + ", however many devices hold the model; what grows is layers x overhead: "

@@ -77,14 +77,6 @@ class Claim:
     check: Callable[[Ledger], Outcome]
 
 
-def count(number: float) -> str:
-    """Write a number in a formula: four digits, large ones with a word."""
-    for word, factor in (("e15", 1e15), (" trillion", 1e12), (" billion", 1e9), (" million", 1e6)):
-        if abs(number) >= factor:
-            return f"{number / factor:.4g}{word}"
-    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
-
-
 def whole(number: float) -> int:
     """Devices are not divided: round up, a rounding error of the division forgiven."""
     return math.ceil(number * (1 - 1e-12))

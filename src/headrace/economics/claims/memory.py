@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from headrace.economics.claims.facts import DEVICES, larger_fact, memory_bytes, memory_name, model_fact
-from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, count, whole
-from headrace.units import format_bytes
+from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, whole
+from headrace.units import format_bytes, format_number
 
 _SMALL = "V100-16"
 _HUNDREDS = 100
@@ -37,7 +37,7 @@ def _hundreds(given: Ledger) -> Outcome:
         verdict,
         f"{format_bytes(weights)} of weights / memory: "
         + ", ".join(f"{number} {device}" for device, number in needed.items())
-        + f". Training: {given('training_bytes_per_parameter'):g} B x {count(given('gpt3_parameters'))} = "
+        + f". Training: {given('training_bytes_per_parameter'):g} B x {format_number(given('gpt3_parameters'))} = "
         + f"{format_bytes(state)}: "
         + ", ".join(f"{number} {device}" for device, number in training.items()),
         {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from headrace.economics.claims.facts import model_fact, predicted_tokens_per_s
-from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, count
+from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome
 from headrace.planning import price
+from headrace.units import format_count, format_number
 
 _LIST_PRICES = "a public price list of hosted models (litellm's), output tokens"
 
@@ -63,7 +64,7 @@ def _page(given: Ledger) -> Outcome:
     held = _near(usd, given("claimed_usd_per_page"))
     return Outcome(
         "holds, at the price of 2021" if held else f"false: {usd:.3g} $",
-        f"{tokens:,.0f} tokens x {listed_usd:g} $ per 1,000 = {usd:.3g} $ per 750 words. Since then: "
+        f"{format_count(tokens)} tokens x {listed_usd:g} $ per 1,000 = {usd:.3g} $ per 750 words. Since then: "
         + ", ".join(f"{name} {tokens / 1000 * each:.3g} $" for name, each in later.items()),
         {
             "usd_per_750_words": usd,
@@ -83,7 +84,7 @@ def _page_larger(given: Ledger) -> Outcome:
         if held
         else f"false: {usd:.3g} $",
         f"{page:.3g} $ x {growth:g}^{exponent:g} = {usd:.4g} $ per {words} words, {usd / words:.3g} $ per word, for "
-        f"{count(growth * given('gpt3_parameters'))} parameters",
+        f"{format_number(growth * given('gpt3_parameters'))} parameters",
         {"usd_per_750_words": usd, "usd_per_word": usd / words},
     )
 
@@ -92,8 +93,8 @@ def _growth(given: Ledger) -> Outcome:
     small, large = given("gpt1_parameters"), given("gpt3_parameters")
     ratio, claimed = large / small, given("growth")
     return Outcome(
-        "holds" if 0.5 <= ratio / claimed <= 2 else f"false: {ratio:,.0f} times",
-        f"{count(large)} / {count(small)} parameters = {ratio:,.0f} times, against {claimed:,.0f}",
+        "holds" if 0.5 <= ratio / claimed <= 2 else f"false: {format_number(ratio)} times",
+        f"{format_number(large)} / {format_number(small)} parameters = {format_number(ratio)} times, against {format_number(claimed)}",
         {"ratio": ratio},
     )
 
@@ -120,7 +121,7 @@ def _mostly_inference(given: Ledger) -> Outcome:
     share = served / (served + price.crossover_tokens(trained))
     return Outcome(
         f"{'holds' if share > 0.5 else 'false'}: {share:.0%} of the operations are inference",
-        f"2 N x {count(served)} tokens served in {days:g} days, against 6 N x {count(trained)} trained: "
+        f"2 N x {format_number(served)} tokens served in {days:g} days, against 6 N x {format_number(trained)} trained: "
         f"{share:.1%}. (OpenAI wrote in 2018 that most neural-network compute goes into inference; Epoch finds that "
         "labs that spend best divide it about equally.)",
         {"inference_share": share, "served_tokens": served},
@@ -135,9 +136,9 @@ def _crossover(given: Ledger) -> Outcome:
     hours = price.crossover_tokens(trained, training_share=training, inference_share=inference)
     return Outcome(
         f"inference has cost as much as training after {days:.3g} days",
-        f"6 N D = 2 N T: T = 3 x {count(trained)} = {count(tokens)} tokens; at {count(per_day)} a day, {days:.3g} days"
+        f"6 N D = 2 N T: T = 3 x {format_number(trained)} = {format_number(tokens)} tokens; at {format_number(per_day)} a day, {days:.3g} days"
         f". In device hours sooner where less of the peak is reached: x {inference:g} / {training:g} = "
-        f"{count(hours)} tokens, {hours / per_day:.3g} days",
+        f"{format_number(hours)} tokens, {hours / per_day:.3g} days",
         {"tokens": tokens, "days": days, "tokens_in_money": hours, "days_in_money": hours / per_day},
     )
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from headrace.economics.claims.facts import equivalents, model_fact, predicted_service, stock, stock_power
-from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, count
+from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome
 from headrace.planning.price import HOURS_PER_YEAR
+from headrace.units import format_number
 
 
 class _Case(NamedTuple):
@@ -68,7 +69,7 @@ ASSUMPTIONS: dict[str, Default] = {
 def _verdict(times: float) -> str:
     if times <= 1:
         return f"false: {times:.2g} of what is installed would do"
-    return f"holds: {count(float(f'{times:.2g}'))} times what is installed"
+    return f"holds: {format_number(float(f'{times:.2g}'))} times what is installed"
 
 
 def _needed(given: Ledger, rate: float, device: str) -> tuple[float, float, str]:
@@ -77,8 +78,8 @@ def _needed(given: Ledger, rate: float, device: str) -> tuple[float, float, str]
     stocked, worth = given("stock_h100_equivalents"), given(f"{device}_h100_equivalents")
     devices, held = readers * each / rate, stocked / worth
     text = (
-        f"{count(readers)} x {each:g} tokens/s / {rate:.4g} per device = {count(devices)} {device.upper()}; the stock "
-        f"of {count(stocked)} H100 equivalents / {worth:.3g} is {count(held)} of them: {devices / held:.4g} times"
+        f"{format_number(readers)} x {each:g} tokens/s / {rate:.4g} per device = {format_number(devices)} {device.upper()}; the stock "
+        f"of {format_number(stocked)} H100 equivalents / {worth:.3g} is {format_number(held)} of them: {devices / held:.4g} times"
     )
     return devices, devices / held, text
 
@@ -108,7 +109,7 @@ def _copies_larger(given: Ledger) -> Outcome:
     devices, times, text = _needed(given, rate, "b200")
     return Outcome(
         _verdict(times),
-        f"{count(parameters)} dense parameters, in proportion to Llama-3.1-405B: {rate:.3g} tokens/s per B200. {text}",
+        f"{format_number(parameters)} dense parameters, in proportion to Llama-3.1-405B: {rate:.3g} tokens/s per B200. {text}",
         {"tokens_per_s_per_device": rate, "devices": devices, "times_stock": times},
     )
 
@@ -122,7 +123,7 @@ def _stock(given: Ledger) -> Outcome:
     return Outcome(
         f"{total / 1e6:.3g} million H100 equivalents, {watts / 1e9:.3g} GW of devices",
         f"sum over makers; {watts / total:.3g} W each; run all year {twh:.3g} TWh, {twh / all_twh:.0%} of the "
-        f"{all_twh:g} TWh of all data centres in 2024. Through 2026 {count(later[0])}, through 2027 {count(later[1])} "
+        f"{all_twh:g} TWh of all data centres in 2024. Through 2026 {format_number(later[0])}, through 2027 {format_number(later[1])} "
         "are expected",
         {"h100_equivalents": total, "power_w": watts, "twh_per_year": twh, "h100_equivalents_2027": later[1]},
     )
@@ -132,8 +133,10 @@ def _sessions(given: Ledger) -> Outcome:
     readers, fewest, most = given("readers"), given("sessions_low"), given("sessions_high")
     low, high = readers / most, readers / fewest
     return Outcome(
-        f"holds: {low:,.0f} to {high:,.0f} times too few" if low > 1 else "false: there is room for all",
-        f"{count(readers)} readers / {count(fewest)} to {count(most)} sessions at once",
+        f"holds: {format_number(low)} to {format_number(high)} times too few"
+        if low > 1
+        else "false: there is room for all",
+        f"{format_number(readers)} readers / {format_number(fewest)} to {format_number(most)} sessions at once",
         {"times_low": low, "times_high": high},
     )
 
