@@ -51,7 +51,7 @@ class Table:
 
     def _least(self, name: str) -> int:
         """Headings break at spaces, and so do words in cells; numbers stay whole."""
-        heading = max(map(len, name.split()), default=0)
+        heading = max(map(len, _tied(name).split(" ")))
         cells = [0, *map(len, self._column(name))]
         if not self._is_words(name):
             return max(heading, *cells)

@@ -230,7 +230,8 @@ def _twice_the_batch(scenario: Scenario, best: Candidate) -> str:
         return ""
     if gain < 1.1:
         return ""
-    return f"A batch of {format_count(doubled.workload.sequences)} would bring {format_number(gain)} times the tokens per second."
+    batch = format_count(doubled.workload.sequences)
+    return f"A batch of {batch} would bring {format_number(gain)} times the tokens per second."
 
 
 def _faster_machines(machine: Machine) -> list[tuple[str, Machine]]:

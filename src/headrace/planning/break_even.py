@@ -153,7 +153,8 @@ def _by_batch(scenario: Scenario, arrangement: Arrangement, tokens: float, cache
     return Reach(
         "batch",
         reached=False,
-        how=f"a batch of {format_count(sequences)} sequences cannot be held: {priced}, {format_number(times)} times the weights",
+        how=f"a batch of {format_count(sequences)} sequences cannot be held: {priced}, {format_number(times)} times "
+        "the weights",
     )
 
 
@@ -192,7 +193,8 @@ def _by_drafts(work: Workload, tokens: float) -> Reach:
     return Reach(
         "speculation",
         reached=False,
-        how=f"{format_count(drafts)} drafts per sequence and pass would be needed; few beyond {MAX_DRAFT_TOKENS} are accepted",
+        how=f"{format_count(drafts)} drafts per sequence and pass would be needed; few beyond {MAX_DRAFT_TOKENS} are "
+        "accepted",
     )
 
 

@@ -94,9 +94,10 @@ def _overlap(given: Ledger) -> Outcome:
     return Outcome(
         f"holds from {format_count(tokens)} tokens per pass on: {where}",
         f"arithmetic / link = {format_number(flops)} x {given('weight_element_bytes'):g} / 2 / {link / 1e9:g} GB/s = "
-        f"{format_count(tokens)} tokens per pass. As many sequences of {format_count(context)} tokens: {format_bytes(cache)} of cache, "
-        f"{cache / given('gpt3_weights_bytes'):.3g} times the weights; or {prompts:.2g} prompts of that length at "
-        "once. Below that, prefetching was measured to gain nothing from host memory at batches of 64 to 256, and "
+        f"{format_count(tokens)} tokens per pass. As many sequences of {format_count(context)} tokens: "
+        f"{format_bytes(cache)} of cache, {cache / given('gpt3_weights_bytes'):.3g} times the weights; or "
+        f"{prompts:.2g} prompts of that length at once. Below that, prefetching was measured to gain nothing from host "
+        "memory at batches of 64 to 256, and "
         f"{given('prefetch_gain_disk'):.0%} from NVMe",
         {"tokens_per_pass": tokens, "kv_cache_bytes": cache, "kv_over_weights": cache / given("gpt3_weights_bytes")},
     )

@@ -83,8 +83,8 @@ def _page_larger(given: Ledger) -> Outcome:
         "holds, if price is proportional to dense parameters (same hardware, same batch)"
         if held
         else f"false: {usd:.3g} $",
-        f"{page:.3g} $ x {growth:g}^{exponent:g} = {usd:.4g} $ per {words} words, {usd / words:.3g} $ per word, for "
-        f"{format_number(growth * given('gpt3_parameters'))} parameters",
+        f"{page:.3g} $ x {growth:g}^{exponent:g} = {format_number(usd)} $ per {words} words, {usd / words:.3g} $ per "
+        f"word, for {format_number(growth * given('gpt3_parameters'))} parameters",
         {"usd_per_750_words": usd, "usd_per_word": usd / words},
     )
 
@@ -94,7 +94,8 @@ def _growth(given: Ledger) -> Outcome:
     ratio, claimed = large / small, given("growth")
     return Outcome(
         "holds" if 0.5 <= ratio / claimed <= 2 else f"false: {format_number(ratio)} times",
-        f"{format_number(large)} / {format_number(small)} parameters = {format_number(ratio)} times, against {format_number(claimed)}",
+        f"{format_number(large)} / {format_number(small)} parameters = {format_number(ratio)} times, against "
+        f"{format_number(claimed)}",
         {"ratio": ratio},
     )
 
@@ -121,9 +122,9 @@ def _mostly_inference(given: Ledger) -> Outcome:
     share = served / (served + price.crossover_tokens(trained))
     return Outcome(
         f"{'holds' if share > 0.5 else 'false'}: {share:.0%} of the operations are inference",
-        f"2 N x {format_number(served)} tokens served in {days:g} days, against 6 N x {format_number(trained)} trained: "
-        f"{share:.1%}. (OpenAI wrote in 2018 that most neural-network compute goes into inference; Epoch finds that "
-        "labs that spend best divide it about equally.)",
+        f"2 N x {format_number(served)} tokens served in {days:g} days, against 6 N x {format_number(trained)} "
+        f"trained: {share:.1%}. (OpenAI wrote in 2018 that most neural-network compute goes into inference; Epoch "
+        "finds that labs that spend best divide it about equally.)",
         {"inference_share": share, "served_tokens": served},
     )
 
@@ -136,7 +137,8 @@ def _crossover(given: Ledger) -> Outcome:
     hours = price.crossover_tokens(trained, training_share=training, inference_share=inference)
     return Outcome(
         f"inference has cost as much as training after {days:.3g} days",
-        f"6 N D = 2 N T: T = 3 x {format_number(trained)} = {format_number(tokens)} tokens; at {format_number(per_day)} a day, {days:.3g} days"
+        f"6 N D = 2 N T: T = 3 x {format_number(trained)} = {format_number(tokens)} tokens; at "
+        f"{format_number(per_day)} a day, {format_number(days)} days"
         f". In device hours sooner where less of the peak is reached: x {inference:g} / {training:g} = "
         f"{format_number(hours)} tokens, {hours / per_day:.3g} days",
         {"tokens": tokens, "days": days, "tokens_in_money": hours, "days_in_money": hours / per_day},

@@ -78,8 +78,9 @@ def _needed(given: Ledger, rate: float, device: str) -> tuple[float, float, str]
     stocked, worth = given("stock_h100_equivalents"), given(f"{device}_h100_equivalents")
     devices, held = readers * each / rate, stocked / worth
     text = (
-        f"{format_number(readers)} x {each:g} tokens/s / {rate:.4g} per device = {format_number(devices)} {device.upper()}; the stock "
-        f"of {format_number(stocked)} H100 equivalents / {worth:.3g} is {format_number(held)} of them: {devices / held:.4g} times"
+        f"{format_number(readers)} x {format_number(each)} tokens/s / {format_number(rate)} per device = "
+        f"{format_number(devices)} {device.upper()}; the stock of {format_number(stocked)} H100 equivalents / "
+        f"{format_number(worth)} is {format_number(held)} of them: {format_number(devices / held)} times"
     )
     return devices, devices / held, text
 
@@ -91,7 +92,7 @@ def _copies(case: _Case) -> Callable[[Ledger], Outcome]:
         return Outcome(
             _verdict(times),
             f"{text}; answering at a promised speed, about {times * factor:.3g} times. Predicted instead of measured: "
-            f"{predicted:.4g} tokens/s per device",
+            f"{format_number(predicted)} tokens/s per device",
             {
                 "devices": devices,
                 "times_stock": times,
@@ -109,7 +110,8 @@ def _copies_larger(given: Ledger) -> Outcome:
     devices, times, text = _needed(given, rate, "b200")
     return Outcome(
         _verdict(times),
-        f"{format_number(parameters)} dense parameters, in proportion to Llama-3.1-405B: {rate:.3g} tokens/s per B200. {text}",
+        f"{format_number(parameters)} dense parameters, in proportion to Llama-3.1-405B: {format_number(rate)} "
+        f"tokens/s per B200. {text}",
         {"tokens_per_s_per_device": rate, "devices": devices, "times_stock": times},
     )
 
@@ -123,8 +125,8 @@ def _stock(given: Ledger) -> Outcome:
     return Outcome(
         f"{total / 1e6:.3g} million H100 equivalents, {watts / 1e9:.3g} GW of devices",
         f"sum over makers; {watts / total:.3g} W each; run all year {twh:.3g} TWh, {twh / all_twh:.0%} of the "
-        f"{all_twh:g} TWh of all data centres in 2024. Through 2026 {format_number(later[0])}, through 2027 {format_number(later[1])} "
-        "are expected",
+        f"{all_twh:g} TWh of all data centres in 2024. Through 2026 {format_number(later[0])}, through 2027 "
+        f"{format_number(later[1])} are expected",
         {"h100_equivalents": total, "power_w": watts, "twh_per_year": twh, "h100_equivalents_2027": later[1]},
     )
 
