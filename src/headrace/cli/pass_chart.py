@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from headrace.cli.table import wrapped
 from headrace.planning.answer import PlanAnswer
-from headrace.planning.closed_form import pass_cost
+from headrace.planning.closed_form import mean_context_tokens, pass_cost
 from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.plan import Arrangement, Placement, arranged
 from headrace.planning.scenario import Scenario
@@ -67,7 +67,7 @@ def _seconds(scenario: Scenario, arrangement: Arrangement) -> Callable[[float], 
     model, machine = scenario.model, scenario.described_machine
     constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
     rates = MachineRates.expected(constants)
-    context = 1 if arrangement.cache_on_host else scenario.workload.context_tokens
+    context = 1 if arrangement.cache_on_host else mean_context_tokens(scenario.workload)
 
     def of(tokens: float) -> float:
         carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=context)

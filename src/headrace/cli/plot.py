@@ -5,17 +5,22 @@ matplotlib draws them; it is an extra (`pip install 'headrace[plot]'`) and is im
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import DependencyError, InvalidRequestError
 from headrace.planning.curves import Curve, against_devices, against_size, against_tokens
-from headrace.units import format_bytes
+from headrace.planning.plan import CPU_DEVICE
+from headrace.units import format_bytes, format_count, format_number, format_seconds
 
 if TYPE_CHECKING:
+    from headrace.machine.quantity import Interval
     from headrace.planning.answer import PlanAnswer
+    from headrace.planning.prediction import Prediction
     from headrace.planning.scenario import Scenario
 
 _FORMATS = (".png", ".svg")
@@ -44,8 +49,8 @@ def draw_plan(path: Path, answer: PlanAnswer) -> None:
     _devices_panel(axes[2], scenario)
     work = scenario.workload
     figure.suptitle(
-        f"{scenario.model.name} on {answer.machine_name}: {work.sequences} x ({work.prompt_tokens} + "
-        f"{work.generate_tokens}) tokens"
+        f"{scenario.model.name} on {answer.machine_name}: {format_count(work.sequences)} x "
+        f"({format_count(work.prompt_tokens)} + {format_count(work.generate_tokens)}) tokens"
     )
     _save(figure, path)
 
@@ -54,91 +59,134 @@ def _draw_measured(path: Path, answer: PlanAnswer) -> None:
     from headrace.errors import BudgetError
     from headrace.planning.planner import plan_fastest
     from headrace.planning.prediction import predict
-    from headrace.planning.workload import Workload
 
     scenario, best = answer.scenario, answer.best
     assert best is not None
     figure, axes = _figure(2)
-    model = scenario.model
     counts = [2**power for power in range(15)]
     load_s = best.prediction.load_s_per_pass
-    passes = [replace(best.plan, workload=Workload(sequences=count)) for count in counts]
+    passes = [replace(best.plan, workload=replace(scenario.workload, sequences=count)) for count in counts]
     compute_s = [predict(plan, scenario.without_layer).compute_s_per_pass for plan in passes]
-    left = axes[0]
-    left.loglog(counts, compute_s, color=_COLOURS[2], label="computing", linestyle="--")
+    left, right = axes
+    left.plot(counts, compute_s, color=_COLOURS[2], label="computing alone", linestyle="--")
     if load_s:
-        left.axhline(load_s, color=_COLOURS[4], linestyle="--", label="loading")
-        left.loglog(counts, [max(load_s, s) for s in compute_s], color=_COLOURS[0], label="overlapped", linewidth=2)
-        left.loglog(counts, [load_s + s for s in compute_s], color=_COLOURS[1], label="in turn")
+        left.axhline(load_s, color=_COLOURS[4], linestyle="--", label="loading alone")
+        left.plot(counts, [max(load_s, s) for s in compute_s], color=_COLOURS[0], label="overlapped", linewidth=2)
+        left.plot(counts, [load_s + s for s in compute_s], color=_COLOURS[1], label="in turn")
         _mark_break_even(left, best.prediction.break_even_tokens_per_pass)
-    left.set_xlabel("tokens per pass")
-    left.set_ylabel("seconds per pass")
-    left.legend(fontsize=8)
+    _finish(left, x="tokens per pass", y="time per pass", title=_tokens_finding(answer))
+    _logarithmic(left.xaxis, format_count)
+    _logarithmic(left.yaxis, _time)
     budgets, seconds = [], []
-    for step in range(1, 13):
+    for step in range(1, 17):
         budget = round(scenario.budget_bytes * step / 8)
         try:
             seconds.append(plan_fastest(replace(scenario, budget_bytes=budget)).prediction.decode_s_per_pass)
         except BudgetError:
             continue
-        budgets.append(budget / 1e9)
-    axes[1].plot(budgets, seconds, color=_COLOURS[0], marker="o", markersize=3)
-    axes[1].axvline(scenario.budget_bytes / 1e9, color=_COLOURS[5], linestyle=":", label="this budget")
+        budgets.append(budget)
+    right.plot(budgets, seconds, color=_COLOURS[0], marker="o", markersize=3, label="fastest plan")
+    right.axvline(scenario.budget_bytes, color=_COLOURS[5], linestyle=":", label="this budget")
+    right.set_ylim(bottom=0)
     device = best.plan.device
-    axes[1].set_xlabel("memory, GB" if device == "cpu" else f"memory of {device}, GB")
-    axes[1].set_ylabel("seconds per pass")
-    axes[1].set_ylim(bottom=0)
-    axes[1].legend(fontsize=8)
-    where = answer.machine_name if device == "cpu" else f"{device} of {answer.machine_name}"
-    figure.suptitle(f"{model.name} in {format_bytes(scenario.budget_bytes)} on {where}")
+    memory = "memory" if device == CPU_DEVICE else f"memory of {device}"
+    _finish(right, x=memory, y="time per pass", title=_memory_finding(budgets, seconds, best.prediction))
+    right.xaxis.set_major_formatter(lambda size_bytes, _: f"{format_number(size_bytes / 1e9)} GB")
+    right.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(7))
+    right.yaxis.set_major_formatter(lambda value, _: _time(value) if value > 0 else "0")
+    where = answer.machine_name if device == CPU_DEVICE else f"{device} of {answer.machine_name}"
+    figure.suptitle(f"{scenario.model.name} in {format_bytes(scenario.budget_bytes)} on {where}")
     _save(figure, path)
+
+
+def _memory_finding(budgets: Sequence[int], seconds: Sequence[float], now: Prediction) -> str:
+    """What twice the memory would bring; the last budget drawn is twice that of the plan."""
+    if not budgets or seconds[-1] > 0.97 * now.decode_s_per_pass:
+        return "more memory would save nothing worth having"
+    then, before = format_seconds(seconds[-1]), format_seconds(now.decode_s_per_pass)
+    return f"{format_bytes(budgets[-1])} would make a pass {then}, not {before}"
 
 
 def _tokens_panel(axis: Any, answer: PlanAnswer) -> None:
     for colour, curve in zip(_COLOURS, against_tokens(answer.scenario), strict=False):
         _line(axis, curve, colour)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xlabel("tokens per pass")
-    axis.set_ylabel("seconds per pass")
-    axis.set_title("more tokens are free up to break-even", fontsize=10)
     report = answer.break_even
     if report is not None:
         _mark_break_even(axis, report.tokens_per_pass.expected)
-    axis.legend(fontsize=7)
+    _finish(axis, x="tokens per pass", y="time per pass", title=_tokens_finding(answer))
+    _logarithmic(axis.xaxis, format_count)
+    _logarithmic(axis.yaxis, _time)
+
+
+def _tokens_finding(answer: PlanAnswer) -> str:
+    report, best = answer.break_even, answer.best
+    if report is None:
+        return "nothing is streamed: a pass takes as long as its arithmetic"
+    tokens = report.tokens_per_pass.expected
+    if not tokens < math.inf:
+        return "no number of tokens outweighs loading"
+    what = "more tokens are free" if best and best.plan.streamed_blocks else "streamed, more tokens are free"
+    return f"{what} up to {format_count(tokens)} per pass"
 
 
 def _size_panel(axis: Any, scenario: Scenario) -> None:
-    curve = against_size(scenario)
-    _line(axis, Curve(name="this model, scaled", points=curve.points), _COLOURS[0], marker="o")
-    own = [point for point in curve.points if point[0] == scenario.model.parameters]
+    points = against_size(scenario).points
+    _line(axis, Curve(name="this model, scaled", points=points), _COLOURS[0], marker="o")
+    own = [point for point in points if point[0] == scenario.model.parameters]
     if own:
-        axis.plot([own[0][0]], [own[0][1].expected], marker="*", color=_COLOURS[1], markersize=12, linestyle="none")
-        axis.annotate(scenario.model.name, (own[0][0], own[0][1].expected), fontsize=8, xytext=(6, -12),
-                      textcoords="offset points")  # fmt: skip
-    if not curve.points:
+        at = (own[0][0], own[0][1].expected)
+        axis.plot(*at, marker="*", color=_COLOURS[1], markersize=12, linestyle="none", label=scenario.model.name)
+    if not points:
         axis.text(0.5, 0.5, "no rent is known of these devices", ha="center", transform=axis.transAxes, fontsize=9)
-    else:
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-    axis.set_xlabel("parameters")
-    axis.set_ylabel("dollars per 750 words")
-    axis.set_title(f"on as many {scenario.described_machine.processor.name} as it takes", fontsize=10)
+    processor = scenario.described_machine.processor.name
+    _finish(
+        axis,
+        x=f"parameters, on as many {processor} as hold them",
+        y="dollars per 750 words",
+        title=_size_finding(points, scenario.model.parameters),
+    )
+    if points:
+        _logarithmic(axis.xaxis, format_number)
+        axis.tick_params(axis="x", labelsize=8)
+        _logarithmic(axis.yaxis, lambda usd: f"{format_number(usd)} $")
+
+
+def _size_finding(points: Sequence[tuple[float, Interval]], parameters: float) -> str:
+    """How dollars grow from this size to ten times as much, or over the nearest such step that was found."""
+    steps = [(x, y / x, second.expected / first.expected) for (x, first), (y, second) in itertools.pairwise(points)]
+    tenfold = [(x, times) for x, larger, times in steps if 9 < larger < 11]
+    if not tenfold:
+        return "what it costs by size"
+    _, times = min(tenfold, key=lambda step: abs(math.log(step[0] / parameters)))
+    return f"a model 10 times as large costs {format_number(times)} times as much"
 
 
 def _devices_panel(axis: Any, scenario: Scenario) -> None:
     curves = against_devices(scenario)
     for colour, curve in zip(_COLOURS, curves, strict=False):
         _line(axis, curve, colour, marker="o")
+    _finish(axis, x="devices", y="time per pass", title=_devices_finding(curves))
     if curves:
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.legend(fontsize=7)
         counts = sorted({count for curve in curves for count, _ in curve.points})
-        axis.set_xticks(counts, [f"{count:.0f}" for count in counts])
-    axis.set_xlabel("devices")
-    axis.set_ylabel("seconds per pass")
-    axis.set_title("width cuts latency, stages do not", fontsize=10)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(counts, [format_count(count) for count in counts], minor=False)
+        _logarithmic(axis.yaxis, _time)
+
+
+def _devices_finding(curves: Sequence[Curve]) -> str:
+    """The most that devices gain over the fewest that do the work."""
+    fastest: dict[float, float] = {}
+    for curve in curves:
+        for count, seconds in curve.points:
+            fastest[count] = min(seconds.expected, fastest.get(count, math.inf))
+    if not fastest:
+        return "no number of devices does it"
+    fewest, best = min(fastest), min(fastest, key=lambda count: fastest[count])
+    share = fastest[fewest] / fastest[best]
+    if best == fewest or share < 1.1:
+        return "more devices cut no latency"
+    than = "" if fewest == 1 else f" of that of {format_count(fewest)}"
+    return f"{format_count(best)} devices cut latency to 1/{format_number(float(f'{share:.2g}'))}{than}"
 
 
 def _line(axis: Any, curve: Curve, colour: str, *, marker: str = "") -> None:
@@ -151,16 +199,47 @@ def _line(axis: Any, curve: Curve, colour: str, *, marker: str = "") -> None:
 
 
 def _mark_break_even(axis: Any, tokens: float) -> None:
-    axis.axvline(tokens, color=_COLOURS[5], linestyle=":")
-    axis.text(
-        tokens, 0.02, f" break-even {tokens:,.0f}", rotation=90, va="bottom", ha="right", fontsize=8,
-        transform=axis.get_xaxis_transform(),
-    )  # fmt: skip
+    """A line; its label stands at the top, where curves that are still flat do not come."""
+    if tokens < math.inf:
+        axis.axvline(tokens, color=_COLOURS[5], linestyle=":")
+        axis.text(
+            tokens, 0.98, f"break-even {format_count(tokens)} ", va="top", ha="right", fontsize=8,
+            transform=axis.get_xaxis_transform(),
+        )  # fmt: skip
+
+
+def _finish(axis: Any, *, x: str, y: str, title: str) -> None:
+    """Name the axes, say the finding, and put the legend below, where it covers nothing."""
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.set_title(title, fontsize=10)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+
+
+def _logarithmic(axis: Any, written: Callable[[float], str]) -> None:
+    """A logarithmic axis with plain numbers: powers of ten, or 1, 2 and 5 of each where those are few."""
+    matplotlib = _matplotlib()
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    steps = (1.0, 2.0, 5.0) if decades < 2 else (1.0,)
+    apart = max(1, round(decades / 6))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**power for power in powers if power % apart == 0 for step in steps]
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axis.set_major_locator(matplotlib.ticker.FixedLocator(shown))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axis.set_major_formatter(lambda value, _: written(value))
+
+
+def _time(seconds: float) -> str:
+    return f"{format_number(seconds)} s" if seconds >= 1 else format_seconds(seconds)
 
 
 def _figure(panels: int) -> tuple[Any, Sequence[Any]]:
     matplotlib = _matplotlib()
-    figure = matplotlib.figure.Figure(figsize=(5.2 * panels, 4.6), layout="constrained", dpi=140)
+    figure = matplotlib.figure.Figure(figsize=(5.4 * panels, 5.0), layout="constrained", dpi=140)
     axes = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
     for axis in axes:
         axis.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
@@ -184,6 +263,7 @@ def _matplotlib() -> Any:
     try:
         import matplotlib
         import matplotlib.figure
+        import matplotlib.ticker
     except ImportError as error:
         raise DependencyError(
             f"--plot needs matplotlib, which is not installed ({error}); pip install 'headrace[plot]'"

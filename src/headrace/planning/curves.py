@@ -12,7 +12,7 @@ from headrace.errors import HeadraceError
 from headrace.machine.quantity import Interval, interval_of
 from headrace.model.scaling import scaled
 from headrace.planning.break_even import fastest_source
-from headrace.planning.closed_form import pass_cost
+from headrace.planning.closed_form import mean_context_tokens, pass_cost
 from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.plan import Arrangement, arranged
 from headrace.planning.planner import plan_strategy
@@ -92,9 +92,10 @@ def against_devices(scenario: Scenario) -> list[Curve]:
 def _passes(scenario: Scenario, arrangement: Arrangement, *, steps: int) -> Iterator[tuple[float, Interval]]:
     model, machine = scenario.model, scenario.described_machine
     constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
+    context_tokens = 1 if arrangement.cache_on_host else mean_context_tokens(scenario.workload)
     for step in range(steps):
         tokens = MAX_TOKENS ** (step / (steps - 1))
-        carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=1)
+        carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=context_tokens)
         yield (
             tokens,
             interval_of(
