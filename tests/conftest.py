@@ -22,3 +22,9 @@ def made_up_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerator_machine import make_up
 
     make_up(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def one_line_for_each_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said is compared in one line; cli/test_readable.py looks at how lines break."""
+    monkeypatch.setenv("COLUMNS", "4000")

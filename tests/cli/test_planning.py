@@ -22,6 +22,7 @@ from headrace.planning.planner import plan_fastest
 from headrace.planning.prediction import Candidate
 from headrace.planning.scenario import Scenario
 from headrace.planning.scenarios import PlanRequest
+from headrace.units import parse_size
 from measured_machines import computer
 
 FLAT_UNTIL = 64
@@ -137,9 +138,9 @@ def test_advice_is_what_planning_again_gives(model: Path) -> None:
     answer = answer_of(model, read_bytes_per_s=1e8)
     text = " ".join(answer.advice)
     assert "The disk binds" in text
-    needed = int(text.split("--memory ")[1].split(")")[0])
+    needed = parse_size(text.split("--memory ")[1].split(")")[0])
     assert plan_fastest(replace(answer.scenario, budget_bytes=needed)).plan.streamed_blocks == 0
-    assert plan_fastest(replace(answer.scenario, budget_bytes=needed - 1)).plan.strategy.value != "resident"
+    assert plan_fastest(replace(answer.scenario, budget_bytes=needed - 10**6)).plan.strategy.value != "resident"
     assert "The CPU binds" in " ".join(answer_of(model, read_bytes_per_s=1e10).advice)
 
 

@@ -27,7 +27,7 @@ def test_a_vector_picture_names_its_axes_and_break_even(tmp_path: Path) -> None:
     path = tmp_path / "plan.svg"
     draw_plan(path, ANSWER)
     text = path.read_text()
-    axes = ("tokens per pass", "seconds per pass", "dollars per 750 words", "parameters", "devices")
+    axes = ("tokens per pass", "time per pass", "dollars per 750 words", "parameters", "devices")
     for label in (*axes, "large on eight"):
         assert label in text
     report = ANSWER.break_even

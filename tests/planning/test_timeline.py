@@ -85,7 +85,7 @@ def test_the_chart_shows_who_was_busy() -> None:
     assert read == "   read |████  █ |"
     assert compute == "compute |  ██████|"
     assert stall == "  stall |██      |"
-    assert ruler.split() == ["0", "4000", "ms"]
+    assert ruler.split() == ["0", "4", "s"]
     assert len(ruler) == len("        ") + 8 + len(" ms") - 2
 
 

@@ -14,7 +14,7 @@ from headrace.planning.scenario import Scenario
 from headrace.planning.workload import PassTokens
 from headrace.units import format_count, format_seconds
 
-MOST_COLUMNS, HEIGHT = 64, 10
+WIDTH, HEIGHT = 64, 10
 _LABEL_COLUMNS = 11
 _LEAST_TOKENS, _MOST_TOKENS = 1.0, 2.0**17
 
@@ -24,7 +24,7 @@ def pass_chart(answer: PlanAnswer, *, width: int = 80) -> str:
 
     A flat line means that further tokens are free. `|` marks break-even. Lines end with a newline.
     """
-    columns = min(MOST_COLUMNS, width - _LABEL_COLUMNS)
+    columns = min(WIDTH, width - _LABEL_COLUMNS)
     scenario, best, report = answer.scenario, answer.best, answer.break_even
     assert best is not None
     curves: dict[str, Callable[[float], float]] = {"#": _seconds(scenario, best.plan.arrangement)}

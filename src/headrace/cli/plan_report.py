@@ -12,7 +12,7 @@ from headrace.planning.infeasible import Infeasible
 from headrace.planning.plan import Placement, Plan
 from headrace.planning.prediction import Candidate, is_simulated, timeline_of
 from headrace.planning.strategies import Strategy
-from headrace.planning.timeline import text_chart
+from headrace.planning.timeline import CHART_WIDTH, text_chart
 from headrace.units import format_bytes, format_count, format_number, format_range, format_rate, format_seconds
 
 COLUMNS = ("strategy", "how", "per pass", "low - high", "first token", "tokens/s", "$ per 750 words", "waits for")
@@ -46,15 +46,14 @@ def show_plan(output: Output, answer: PlanAnswer) -> None:
     refused = [f"{', '.join(name.value for name in names)}: {short}" for names, short in _refusals(answer)]
     output.show(*refused, hanging=2)
     if best is not None:
-        output.show(
-            "", f"{best.plan.strategy.value} ({how(best.plan)}) is recommended: {best.plan.strategy.description}."
-        )
+        name = best.plan.strategy
+        output.show("", f"{name.value} is recommended ({how(best.plan)}): {name.description}.", hanging=2)
         output.show(_memory_line(best.plan), *answer.advice, hanging=2)
     output.show("", *_break_even_lines(answer.break_even), hanging=2)
     if best is not None:
         if not is_simulated(best.plan, answer.scenario):
             output.text("\n" + pass_chart(answer, width=output.width))
-        chart = text_chart(timeline_of(best, answer.scenario), pass_index=3, columns=output.width)
+        chart = text_chart(timeline_of(best, answer.scenario), pass_index=3, width=min(CHART_WIDTH, output.width - 10))
         if chart:
             output.text(f"\none pass of {best.plan.strategy.value}, as predicted:\n{chart}\n")
     output.show(*(f"note: {note}" for note in answer.notes), hanging=2)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from headrace.units import format_seconds
 
-MOST_COLUMNS = 80
-_LABEL_COLUMNS = 10
+CHART_WIDTH = 70
+"""cells of a row, which has 10 columns more"""
 
 
 class Lane(StrEnum):
@@ -105,8 +105,8 @@ def _apart(events: Sequence[Event]) -> list[list[Event]]:
     return found
 
 
-def text_chart(timeline: Timeline, *, pass_index: int, columns: int = 80) -> str:
-    """Draw one pass as rows of characters, read, compute and stall; a full cell is a busy one. 80 columns at most.
+def text_chart(timeline: Timeline, *, pass_index: int, width: int = CHART_WIDTH) -> str:
+    """Draw one pass as rows of characters, read, compute and stall; a full cell is a busy one.
 
     Where anything was copied to a device, copying has a row too. Returns an empty string when nothing was computed or
     waited for in the pass.
@@ -117,12 +117,12 @@ def text_chart(timeline: Timeline, *, pass_index: int, columns: int = 80) -> str
     start, end = timeline.pass_span(pass_index)
     if end <= start:
         return ""
-    lines, width = [], min(columns, MOST_COLUMNS) - _LABEL_COLUMNS
+    lines = []
     copying = (Lane.COPY,) if any(event.lane is Lane.COPY for event in timeline.events) else ()
     for lane in (Lane.READ, *copying, Lane.COMPUTE, Lane.STALL):
         cells = _coverage([e for e in timeline.events if e.lane is lane], start, end, width)
         lines.append(f"{lane.value:>7} |" + "".join(_shade(share) for share in cells) + "|")
-    lines.append(" " * (_LABEL_COLUMNS - 2) + f"0{format_seconds(end - start):>{width}s}")
+    lines.append(" " * 8 + f"0{format_seconds(end - start):>{width}s}")
     return "\n".join(lines)
 
 
