@@ -59,7 +59,9 @@ def _answers() -> list[_Found]:
 
 
 def _asked(model: str, place: str, **work: int) -> Scenario:
-    return Scenario.described(find_model(model), find_machine(place), Workload(**work))
+    return Scenario.described(
+        find_model(model), find_machine(place), Workload(**{"prompt_tokens": 16, "generate_tokens": 32, **work})
+    )
 
 
 def _cost(scenario: Scenario, arrangement: Arrangement) -> WorkCost:
@@ -363,7 +365,7 @@ def what_travels_besides_weights_is_counted() -> None:
     machine = find_machine("8xa100-80")
     link = machine.links["host"].bytes_per_s.expected * PRESENT.link_share.expected
     mixture = find_model("mixtral-8x7b")
-    scenario = Scenario.described(mixture, machine, Workload())
+    scenario = Scenario.described(mixture, machine, Workload(prompt_tokens=16, generate_tokens=32))
     missed = _cost(scenario, _held(scenario)._replace(expert_hit_rate=0.5)).decode
     used_bytes = sum(group.count * 2 * group.layer.expert_bytes for group in mixture.groups)
     assert math.isclose(missed.cold_s, used_bytes / 2 / link, rel_tol=0.01), "2 experts a layer, every other one missed"

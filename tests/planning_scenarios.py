@@ -99,7 +99,12 @@ def accelerator_rates(spec: StoredModel, *, disk_s: float, link_s: float, **chan
 
 def cpu_scenario(spec: StoredModel, *, dtype: str = "bfloat16", **workload: int) -> Scenario:
     """Ask for plans of a made-up model on a CPU, with no memory at all."""
-    return Scenario(model=spec, workload=Workload(**workload), compute_dtype=dtype, budget_bytes=0)
+    return Scenario(
+        model=spec,
+        workload=Workload(**{"prompt_tokens": 16, "generate_tokens": 32, **workload}),
+        compute_dtype=dtype,
+        budget_bytes=0,
+    )
 
 
 def accelerator_scenario(
@@ -109,7 +114,7 @@ def accelerator_scenario(
     return dataclasses.replace(
         Scenario(
             model=spec,
-            workload=work or Workload(),
+            workload=work or Workload(prompt_tokens=16, generate_tokens=32),
             compute_dtype=dtype,
             budget_bytes=0,
             host_budget_bytes=0,

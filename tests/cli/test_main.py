@@ -15,7 +15,7 @@ import pytest
 
 from cli_checkpoints import write_model
 from headrace.cli import text_stream
-from headrace.cli.dependencies import require_run_libraries
+from headrace.cli.command import require_run_libraries
 from headrace.cli.main import main
 from headrace.cli.options import DtypeChoice
 from headrace.dtypes import DTYPES

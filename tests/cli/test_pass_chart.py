@@ -14,7 +14,7 @@ LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)
 
 
 def answer_on(*, devices: int, only: Strategy | None = None) -> PlanAnswer:
-    scenario = Scenario.described(LARGE, server(devices=devices), Workload(generate_tokens=100))
+    scenario = Scenario.described(LARGE, server(devices=devices), Workload(generate_tokens=100, prompt_tokens=16))
     return PlanAnswer(scenario=scenario, compared=compare(scenario, only))
 
 

@@ -422,7 +422,12 @@ def test_a_cpu_that_was_not_measured_can_be_asked_for_nothing(model: Path) -> No
     with pytest.raises(MachineError, match="has no measurement of bfloat16 products"):
         answer_of(model, unmeasured, cpu_blocks=True)
     with pytest.raises(MachineError):
-        cpu_layer_times(unmeasured, scenario_of(model).model, Workload(), compute_dtype="bfloat16")
+        cpu_layer_times(
+            unmeasured,
+            scenario_of(model).model,
+            Workload(prompt_tokens=16, generate_tokens=32),
+            compute_dtype="bfloat16",
+        )
 
 
 def test_which_accelerator_a_name_means() -> None:

@@ -18,7 +18,7 @@ from headrace.planning.workload import Workload
 from planning_examples import dense_model, server
 
 LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)
-SCENARIO = Scenario.described(LARGE, server(devices=1), Workload(sequences=4, generate_tokens=100))
+SCENARIO = Scenario.described(LARGE, server(devices=1), Workload(sequences=4, generate_tokens=100, prompt_tokens=16))
 
 
 def answer(scenario: Scenario = SCENARIO, *, token_multiplier: float = 1.0, only: Strategy | None = None) -> PlanAnswer:

@@ -19,7 +19,7 @@ from headrace.planning.workload import Workload
 from planning_examples import dense_model, server
 
 LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)
-SCENARIO = Scenario.described(LARGE, server(nodes=1), Workload(sequences=8, generate_tokens=100))
+SCENARIO = Scenario.described(LARGE, server(nodes=1), Workload(sequences=8, generate_tokens=100, prompt_tokens=16))
 ANSWER = PlanAnswer(scenario=SCENARIO, compared=compare(SCENARIO), machine_name="eight")
 
 

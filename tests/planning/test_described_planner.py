@@ -32,7 +32,11 @@ LARGE = dense_model(name="large", layers=80, hidden=8192, heads=64, inner=28672)
 
 
 def ask(model: Model, *, devices: int = 8, memory_gb: float = 80, **work: int) -> Scenario:
-    return Scenario.described(model, server(devices=devices, memory_gb=memory_gb), Workload(**work))
+    return Scenario.described(
+        model,
+        server(devices=devices, memory_gb=memory_gb),
+        Workload(**{"prompt_tokens": 16, "generate_tokens": 32, **work}),
+    )
 
 
 def best_of(scenario: Scenario) -> Candidate:
@@ -125,10 +129,16 @@ def test_what_does_not_fit_is_refused_with_the_smallest_change() -> None:
 def test_the_memory_that_a_refusal_names_is_enough_and_a_byte_less_is_not() -> None:
     machine = server(devices=1, memory_gb=400)
     for strategy in (Strategy.RESIDENT, Strategy.OVERLAP, Strategy.SEQUENTIAL, Strategy.HYBRID):
-        lacking = refused(Scenario.described(LARGE, machine, Workload(), memory_bytes=1e6), strategy).required_bytes
+        lacking = refused(
+            Scenario.described(LARGE, machine, Workload(prompt_tokens=16, generate_tokens=32), memory_bytes=1e6),
+            strategy,
+        ).required_bytes
         assert lacking is not None
         enough, less = (
-            compare(Scenario.described(LARGE, machine, Workload(), memory_bytes=size), only=strategy)[strategy]
+            compare(
+                Scenario.described(LARGE, machine, Workload(prompt_tokens=16, generate_tokens=32), memory_bytes=size),
+                only=strategy,
+            )[strategy]
             for size in (lacking, lacking - 1)
         )
         assert isinstance(enough, Candidate), strategy
@@ -155,7 +165,9 @@ def test_more_memory_is_never_slower() -> None:
 
 
 def test_a_budget_below_the_device_s_memory_is_kept() -> None:
-    scenario = Scenario.described(LARGE, server(devices=1), Workload(), memory_bytes=20e9)
+    scenario = Scenario.described(
+        LARGE, server(devices=1), Workload(prompt_tokens=16, generate_tokens=32), memory_bytes=20e9
+    )
     plan, predicted = plan_strategy(scenario, Strategy.OVERLAP)
     assert plan.memory.total_bytes <= 20e9
     assert predicted.decode_s_per_pass > decode_s(ask(LARGE, devices=1), Strategy.OVERLAP)
@@ -182,7 +194,7 @@ def test_bad_questions_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="can do 8192"):
         ask(SMALL, prompt_tokens=9000)
     with pytest.raises(InvalidRequestError, match="between 0 and 1"):
-        Scenario.described(SMALL, server(), Workload(), expert_hit_rate=1.5)
+        Scenario.described(SMALL, server(), Workload(prompt_tokens=16, generate_tokens=32), expert_hit_rate=1.5)
 
 
 def test_a_plan_with_more_moving_parts_must_win_by_more_than_the_margin() -> None:

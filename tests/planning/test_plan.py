@@ -74,4 +74,4 @@ def test_every_purpose_of_memory_counts_once() -> None:
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_workload_of_nothing_is_refused(field: str, value: int) -> None:
     with pytest.raises(InvalidRequestError, match=f"{field} must be at least 1, not {value}"):
-        dataclasses.replace(Workload(), **{field: value})
+        dataclasses.replace(Workload(prompt_tokens=16, generate_tokens=32), **{field: value})

@@ -413,7 +413,7 @@ def test_everything_stays_on_the_device_where_everything_fits() -> None:
 
 def test_host_memory_comes_before_the_disk_and_what_is_left_is_spread() -> None:
     spec = model([700] * 23, vocab=600)
-    scenario = accelerator_scenario(spec, work=Workload(generate_tokens=64)).at(
+    scenario = accelerator_scenario(spec, work=Workload(generate_tokens=64, prompt_tokens=16)).at(
         accelerator_rates(spec, disk_s=10.0, link_s=2.0)
     )
     half = budgets(scenario, 0.3, 0.3)
@@ -477,5 +477,5 @@ def test_a_faster_disk_than_link_leaves_the_host_alone_in_a_single_pass() -> Non
     """Stores are filled in the first pass for the passes after it; where there are none they are of no use."""
     spec = model([700] * 12)
     rates = accelerator_rates(spec, disk_s=2.0, link_s=1.0, memory_copy_bytes_per_s=1e6)
-    once = budgets(accelerator_scenario(spec, work=Workload(generate_tokens=1)), 0.2, 1.0)
+    once = budgets(accelerator_scenario(spec, work=Workload(generate_tokens=1, prompt_tokens=16)), 0.2, 1.0)
     assert HOST not in places_of(once.at(rates))

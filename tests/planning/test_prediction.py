@@ -79,14 +79,18 @@ def plan_of(
         compute_dtype="bfloat16",
         memory=TierMemory(),
         budget_bytes=0,
-        workload=Workload(**workload),
+        workload=Workload(**{"prompt_tokens": 16, "generate_tokens": 32, **workload}),
         streamed_bytes_per_pass=0,
     )
 
 
 def scenario_of(rates: Rates, **workload: int) -> Scenario:
     return Scenario(
-        model=SPEC, workload=Workload(**workload), compute_dtype="bfloat16", budget_bytes=1 << 40, rates=rates
+        model=SPEC,
+        workload=Workload(**{"prompt_tokens": 16, "generate_tokens": 32, **workload}),
+        compute_dtype="bfloat16",
+        budget_bytes=1 << 40,
+        rates=rates,
     )
 
 
@@ -220,7 +224,7 @@ def test_the_rates_of_a_machine() -> None:
 
 def test_what_lies_beside_the_blocks_of_a_pass() -> None:
     """Four prompts of three tokens look up 12 rows of 128, of which 11.5 are distinct on average; a step four."""
-    work = Workload(sequences=4, prompt_tokens=3)
+    work = Workload(sequences=4, prompt_tokens=3, generate_tokens=32)
     rates = rates_of((1, 0.5), pass_overhead_s=0.5, row_s=0.01)
     first, further = PassOverheads.of(SPEC, work, rates, EmbeddingPlacement.ROWS)
     assert first == pytest.approx(0.5 + 0.01 * VOCAB * (1 - (1 - 1 / VOCAB) ** 12))

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace.cli.batch_progress import BatchProgress
-from headrace.cli.command import Command
-from headrace.cli.dependencies import require_run_libraries
+from headrace.cli.command import Command, require_run_libraries
 from headrace.cli.options import (
     DtypeChoice,
     DtypeOption,

@@ -1,9 +1,16 @@
-"""What the app needs to know of a command: its name, its function, its examples."""
+"""What the app needs to know of a command: name, function, examples; and what a command needs to be installed."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import NamedTuple
+
+from headrace.errors import DependencyError
+
+RUN_LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
+HOW_TO_INSTALL = "pip install 'headrace[run]'"
 
 
 class Command(NamedTuple):
@@ -22,3 +29,16 @@ class Command(NamedTuple):
 def epilog(examples: tuple[str, ...]) -> str:
     """Lay examples out so that the help keeps their lines as they are."""
     return "Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in examples)
+
+
+def require_run_libraries(purpose: str) -> None:
+    """Raise DependencyError, with the command that installs them, unless the libraries of the `run` extra are there."""
+    missing = [name for name in RUN_LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DependencyError(
+            f"{purpose} needs {', '.join(missing)}, not installed here; install with {HOW_TO_INSTALL}"
+        )
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        raise DependencyError(f"torch is installed but does not load ({error}); try {HOW_TO_INSTALL}") from error

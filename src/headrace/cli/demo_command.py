@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli.command import Command
+from headrace.cli.command import Command, require_run_libraries
 from headrace.cli.demo_model import cache_directory, fetch_demo_model
-from headrace.cli.dependencies import require_run_libraries
 from headrace.cli.options import JsonOption
 from headrace.cli.output import Output
 from headrace.cli.run_command import show_run

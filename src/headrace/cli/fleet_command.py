@@ -8,7 +8,7 @@ import typer
 
 from headrace.cli.command import Command
 from headrace.cli.fleet_report import fleet_json, show_fleet
-from headrace.cli.options import JsonOption, parse_count
+from headrace.cli.options import GenerateTokensOption, JsonOption, PromptTokensOption, parse_count
 from headrace.cli.output import Output
 from headrace.economics.fleet import FleetAsked, plan_fleet
 from headrace.economics.installed_stock import installed_stock
@@ -20,7 +20,7 @@ from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
 from headrace.planning.price import Terms
 from headrace.planning.scenario import Scenario
-from headrace.planning.workload import Workload
+from headrace.planning.workload import asked_workload
 
 EXAMPLES = (
     "headrace fleet llama-3.3-70b --machine 8xb200 --copies '8 billion' --tokens-per-second 10 --slo none",
@@ -63,8 +63,8 @@ def fleet(
         int | None,
         typer.Option(metavar="N", min=1, help="Sequences at once over the whole machine. Without it: the best."),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")] = 500,
-    generate_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="New tokens of each answer.")] = 500,
+    prompt_tokens: PromptTokensOption = None,
+    generate_tokens: GenerateTokensOption = None,
     weights: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="Weights in another format: fp16, fp8, int8, int4, ...")
     ] = None,
@@ -94,7 +94,12 @@ def fleet(
         scenario=Scenario.described(
             found,
             place,
-            Workload(sequences=batch or 1, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens),
+            asked_workload(
+                found.context_tokens,
+                sequences=batch or 1,
+                prompt_tokens=prompt_tokens,
+                generate_tokens=generate_tokens,
+            ),
         ),
         copies=parse_count(copies, option="--copies"),
         tokens_per_s=rate,

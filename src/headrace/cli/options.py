@@ -13,6 +13,7 @@ import typer
 from headrace.errors import InvalidRequestError
 from headrace.machine.machine import Machine
 from headrace.machine.machine_file import load_machine
+from headrace.planning.workload import DEFAULT_WORKLOAD
 
 _WORDS = {
     "": 1.0,
@@ -105,6 +106,22 @@ ReadLimitOption = Annotated[
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model, where it has some.")
+]
+PromptTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help=f"Tokens of each prompt. Without it: {DEFAULT_WORKLOAD.prompt_tokens}, or what the context leaves.",
+    ),
+]
+GenerateTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help=f"New tokens of each. Without it: {DEFAULT_WORKLOAD.generate_tokens}, or what the context leaves.",
+    ),
 ]
 JsonOption = Annotated[
     bool,

@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 
 from headrace import __version__
-from headrace.cli.command import Command
-from headrace.cli.dependencies import require_run_libraries
+from headrace.cli.command import Command, require_run_libraries
 from headrace.cli.options import (
     CacheOnHostOption,
     CpuBlocksOption,
     DtypeChoice,
     DtypeOption,
+    GenerateTokensOption,
     JsonOption,
     MemoryOption,
+    PromptTokensOption,
     ReadLimitOption,
 )
 from headrace.cli.output import Output, check_writable, write_trace
@@ -35,7 +36,7 @@ EXAMPLES = (
     "headrace plan ./my-70b --device cuda --memory 40GiB --host-memory 100GiB",
     "headrace plan ./my-70b --machine machine.toml --device cuda:0 --cpu-blocks",
     "headrace plan gpt-3 --machine 8xa100-80 --batch 64",
-    "headrace plan llama-3.1-405b --machine rtx-4090 --weights int4 --prompt-tokens 500",
+    "headrace plan llama-3.1-405b --machine rtx-4090 --weights int4 --prompt-tokens 4000",
     "headrace plan 'gpt-3*1000' --machine 72xgb300 --plot latency.png",
 )
 
@@ -79,8 +80,8 @@ def plan(
     cpu_blocks: CpuBlocksOption = False,
     cache_on_host: CacheOnHostOption = False,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once, over all devices.")] = 1,
-    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")] = 16,
-    generate_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="New tokens of each sequence.")] = 32,
+    prompt_tokens: PromptTokensOption = None,
+    generate_tokens: GenerateTokensOption = None,
     strategy: Annotated[
         str, typer.Option(metavar="NAME", help=f"auto: compare all. Or one of: {', '.join(Strategy)}.")
     ] = "auto",

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace import __version__
-from headrace.cli.command import Command
-from headrace.cli.dependencies import require_run_libraries
+from headrace.cli.command import Command, require_run_libraries
 from headrace.cli.options import JsonOption
 from headrace.cli.output import Output, check_writable
 from headrace.errors import InvalidRequestError

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli.dependencies import require_run_libraries
+from headrace.cli.command import require_run_libraries
 from headrace.cli.output import Output
 from headrace.cli.prompt import PromptBatch, encode_prompts, load_tokenizer
 from headrace.cli.run_progress import Display, RunProgress, displayed

@@ -110,6 +110,7 @@ def calibrated_for_planning(directory: Path, request: PlanRequest) -> PlannedHer
     device = open_device(request.device)
     checkpoint = Checkpoint(directory, cut_head=device.uses_host_memory)
     try:
+        request = request.within(checkpoint.model.context_tokens)
         asked = LoadOptions(
             memory=request.memory,
             host_memory=request.host_memory,

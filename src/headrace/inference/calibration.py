@@ -30,7 +30,6 @@ from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.probe.link import probe_accelerator
 from headrace.streaming.probe.sizes import ProbeSizes
 from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES, TORCH_DTYPES
-from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES, TORCH_DTYPES
 from headrace.units import format_rate
 
 QUICK_READ_S = 0.25

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from headrace.dtypes import DTYPES
-from headrace.dtypes import DTYPES
 from headrace.errors import InvalidRequestError
 from headrace.machine.machine import Machine
 from headrace.model.model import Model

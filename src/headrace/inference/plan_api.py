@@ -36,8 +36,8 @@ class PlanKeywords(TypedDict, total=False):
     host_memory: str | int | None
     device: str
     batch: int
-    prompt_tokens: int
-    generate_tokens: int
+    prompt_tokens: int | None
+    generate_tokens: int | None
     strategy: str
     dtype: str
     read_limit: str | float | None
@@ -62,9 +62,10 @@ def plan(
 
     `model` is a checkpoint's directory, a .gguf file, a config.json, a hub id or a name of the catalogue. `machine` is
     a name of the catalogue, a machine file, or a `Machine`; None measures this one with the model, which needs torch.
-    `asked`, with the defaults of `PlanRequest`: the work is `batch` (1) sequences of `prompt_tokens` (16) and
-    `generate_tokens` (32); `memory` and `host_memory` are in bytes or text such as 8GiB; other names mean what they
-    mean in `headrace plan`. Raises InvalidRequestError, CheckpointError, MachineError and their like.
+    `asked`, with the defaults of `PlanRequest`: the work is `batch` (1) sequences of `prompt_tokens` (500) and
+    `generate_tokens` (500), fewer where the model's context is shorter; `memory` and `host_memory` are in bytes or text
+    such as 8GiB; other names mean what they mean in `headrace plan`. Raises InvalidRequestError, CheckpointError,
+    MachineError and their like.
     """
     changes = ModelChanges(weights=weights, kv_bits=kv_bits)
     request = PlanRequest(**asked)
@@ -102,6 +103,7 @@ def plan_answer(
     notes: tuple[str, ...] = ()
     multiplier = 1.0
     if sampling is not None:
+        request = request.within(_load(model, changes).context_tokens)
         work, multiplier, why = sampled_work(request.workload, sampling)
         request, notes = request.doing(work), (why,)
     if machine is None and is_checkpoint(str(model)) and changes == ModelChanges():

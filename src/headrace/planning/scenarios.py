@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from headrace.dtypes import DTYPES, STORED_DTYPES
 from headrace.dtypes import DTYPES, STORED_DTYPES
 from headrace.errors import InvalidRequestError, MachineError, near_names
 from headrace.machine.compute_curve import ComputeCurve
@@ -18,7 +18,7 @@ from headrace.planning.plan import CPU_DEVICE
 from headrace.planning.rates import LayerTimes
 from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import Strategy
-from headrace.planning.workload import Speculation, Workload
+from headrace.planning.workload import Speculation, Workload, asked_workload
 from headrace.units import format_bytes, parse_rate, parse_size
 
 DEFAULT_ACCEPTANCE = 0.7
@@ -37,8 +37,10 @@ class PlanRequest:
     """what each node's host memory may hold beside its devices, likewise"""
     device: str = "auto"
     batch: int = 1
-    prompt_tokens: int = 16
-    generate_tokens: int = 32
+    prompt_tokens: int | None = None
+    """of each sequence; None: `DEFAULT_WORKLOAD`'s, or as many as the model's context has room for"""
+    generate_tokens: int | None = None
+    """likewise"""
     strategy: str = "auto"
     dtype: str = "auto"
     read_limit: str | float | None = None
@@ -66,8 +68,20 @@ class PlanRequest:
 
     @property
     def workload(self) -> Workload:
-        """The work that is planned for."""
-        return Workload(sequences=self.batch, prompt_tokens=self.prompt_tokens, generate_tokens=self.generate_tokens)
+        """The work that is planned for in a context that has room for it."""
+        return self._work(sys.maxsize)
+
+    def within(self, context_tokens: int) -> PlanRequest:
+        """The same question with its lengths, where they were not said, cut to a model's context."""
+        return self.doing(self._work(context_tokens))
+
+    def _work(self, context_tokens: int) -> Workload:
+        return asked_workload(
+            context_tokens,
+            sequences=self.batch,
+            prompt_tokens=self.prompt_tokens,
+            generate_tokens=self.generate_tokens,
+        )
 
     def doing(self, work: Workload) -> PlanRequest:
         """The same question about other work."""
@@ -126,6 +140,7 @@ def scenario_on(machine: Machine, model: Model, request: PlanRequest, *, origin:
         raise InvalidRequestError(
             f"{model.name} has no experts that could be found anywhere; leave --expert-hit-rate out"
         )
+    request = request.within(model.context_tokens)
     if not machine.is_calibrated:
         _refuse_measured_options(machine, request)
         scenario = Scenario.described(
@@ -156,7 +171,7 @@ def refuse_long_context(model: Model, work: Workload) -> None:
     if work.context_tokens > model.context_tokens:
         raise InvalidRequestError(
             f"{work.prompt_tokens} + {work.generate_tokens} tokens of context were asked for; {model.name} can do "
-            f"{model.context_tokens}"
+            f"{model.context_tokens}: reduce --prompt-tokens or --generate-tokens"
         )
 
 

@@ -13,8 +13,8 @@ class Workload:
     """`sequences` prompts of `prompt_tokens` each, `generate_tokens` more for each."""
 
     sequences: int = 1
-    prompt_tokens: int = 16
-    generate_tokens: int = 32
+    prompt_tokens: int
+    generate_tokens: int
 
     def __post_init__(self) -> None:
         for name in ("sequences", "prompt_tokens", "generate_tokens"):
@@ -25,6 +25,22 @@ class Workload:
     def context_tokens(self) -> int:
         """Longest context of the run."""
         return self.prompt_tokens + self.generate_tokens
+
+
+DEFAULT_WORKLOAD = Workload(prompt_tokens=500, generate_tokens=500)
+"""what is planned for unless something else is asked: a question with its material, and a page of text"""
+
+
+def asked_workload(
+    context_tokens: int, *, sequences: int = 1, prompt_tokens: int | None = None, generate_tokens: int | None = None
+) -> Workload:
+    """The work that is asked for; lengths that are not are `DEFAULT_WORKLOAD`'s, cut to what the context leaves."""
+    if prompt_tokens is None:
+        left = context_tokens // 2 if generate_tokens is None else context_tokens - generate_tokens
+        prompt_tokens = max(1, min(DEFAULT_WORKLOAD.prompt_tokens, left))
+    if generate_tokens is None:
+        generate_tokens = max(1, min(DEFAULT_WORKLOAD.generate_tokens, context_tokens - prompt_tokens))
+    return Workload(sequences=sequences, prompt_tokens=prompt_tokens, generate_tokens=generate_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,7 +150,7 @@ def test_shared_uplinks_bind_in_both() -> None:
     links["host"] = dataclasses.replace(links["host"], uplink="bridge")
     shared = dataclasses.replace(machine, links=links)
     arrangement = streamed(replicas=8, sharded=True)
-    work = Workload(sequences=8, generate_tokens=32)
+    work = Workload(sequences=8, generate_tokens=32, prompt_tokens=16)
     alone, _ = both(arrangement, work)
     closed, played = both(arrangement, work, machine=shared)
     agree(closed, played, decode=1e-9, prefill=1e-9)
@@ -162,7 +162,9 @@ def test_unequal_layers_agree() -> None:
     small = dataclasses.replace(next(SHAPE.layers()), feed_forward_parameters=10**7, feed_forward_bytes=2e7)
     model = dataclasses.replace(SHAPE, groups=(LayerGroup(layer=small, count=3), *SHAPE.groups))
     arrangement = arranged(43, resident=0, slots=3)
-    agree(*both(arrangement, Workload(generate_tokens=32), model=model), decode=1e-9, prefill=ONE_LAYER)
+    agree(
+        *both(arrangement, Workload(generate_tokens=32, prompt_tokens=16), model=model), decode=1e-9, prefill=ONE_LAYER
+    )
 
 
 @given(works, st.sampled_from([HOST, DISK]), st.sampled_from([0.0, 0.5, 1.0]))
@@ -190,11 +192,11 @@ def test_accepted_drafts_are_those_of_the_closed_form(acceptance: float) -> None
 def test_copies_and_computing_in_turn_agree() -> None:
     in_turn = dataclasses.replace(PRESENT, overlaps_copies=False, overlaps_hops=False)
     arrangement = streamed(slots=2)
-    closed, played = both(arrangement, Workload(sequences=64, generate_tokens=32), engine=in_turn)
+    closed, played = both(arrangement, Workload(sequences=64, generate_tokens=32, prompt_tokens=16), engine=in_turn)
     agree(closed, played, decode=1e-6, prefill=1e-6)
 
 
 def test_the_timeline_shows_reads_and_computing() -> None:
-    _, played = both(streamed(DISK, slots=2), Workload())
+    _, played = both(streamed(DISK, slots=2), Workload(prompt_tokens=16, generate_tokens=32))
     lanes = {event.lane.value for event in played.timeline.events}
     assert {"read", "compute"} <= lanes

@@ -31,8 +31,6 @@ from headrace.planning.workload import Packed
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice
 from headrace.streaming.system_memory import keep_heap_small, peak_resident_bytes
-from headrace.streaming.torch_dtypes import TORCH_DTYPES
-from headrace.streaming.torch_dtypes import TORCH_DTYPES
 from headrace.units import format_bytes, format_seconds
 
 TIMED_PASS_TOKENS = (1, 4, 16, 64, 128, 256)
@@ -161,7 +159,7 @@ class _Start:
             loading, pass_tokens=_timed_tokens(checkpoint.model, options.budget_bytes), packed=least
         )
         scenario = calibration.scenario
-        costs = time_packing(checkpoint.model, TORCH_TORCH_DTYPES[scenario.compute_dtype])
+        costs = time_packing(checkpoint.model, TORCH_DTYPES[scenario.compute_dtype])
         packing, candidate, forecast = choose_packing(
             scenario,
             costs,
