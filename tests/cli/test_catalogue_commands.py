@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import headrace
 from headrace.cli.main import main
 
 LLAMA = {
@@ -38,7 +39,8 @@ def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
 
 
 def test_gpt_3_on_eight_a100(capsys: pytest.CaptureFixture[str]) -> None:
-    made = json_of(capsys, "plan", "gpt-3", "--machine", "8xa100-80", "--batch", "64")
+    lengths = ("--prompt-tokens", "16", "--generate-tokens", "32")
+    made = json_of(capsys, "plan", "gpt-3", "--machine", "8xa100-80", "--batch", "64", *lengths)
     assert made["recommended"] == "tensor"
     assert round(made["model"]["weights_bytes"] / 1e9, -1) == 350
     assert made["model"]["kv_cache_bytes_per_token"] == 4_718_592
@@ -156,3 +158,25 @@ def test_importing_headrace_is_quick_and_the_planner_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stderr.split("\n")[0][:8]) < 0.9
     assert time.perf_counter() - start < 60
+
+
+def test_one_workload_is_planned_for_unless_another_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    """`plan`, Python and `fleet` take the same, and cut it to what a short context leaves."""
+    lengths = ("--prompt-tokens", "500", "--generate-tokens", "500")
+    plain = json_of(capsys, "plan", "gpt-3", "--machine", "8xh100")
+    assert plain == json_of(capsys, "plan", "gpt-3", "--machine", "8xh100", *lengths)
+    assert plain["strategies"] == headrace.plan("gpt-3", machine="8xh100")["strategies"]
+    fleet = ("fleet", "gpt-3", "--machine", "8xh100", "--copies", "8", "--tokens-per-second", "5", "--slo", "none")
+    asked = json_of(capsys, *fleet)["asked"]
+    assert (asked["prompt_tokens"], asked["generate_tokens"]) == (500, 500)
+    for given, work in (
+        ((), "256 + 256"),
+        (("--prompt-tokens", "400"), "400 + 112"),
+        (("--generate-tokens", "500"), "12 + 500"),
+    ):
+        code, out, _ = call(capsys, "plan", "gpt-1", "--machine", "h100", *given)
+        assert code == 0
+        assert f"1 x ({work}) tokens" in out
+    code, _, err = call(capsys, "plan", "gpt-1", "--machine", "h100", "--prompt-tokens", "400", *lengths[2:])
+    assert code == 2
+    assert "reduce --prompt-tokens or --generate-tokens" in err

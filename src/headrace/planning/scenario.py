@@ -113,11 +113,7 @@ class Scenario:
         `memory_bytes` of each device and `host_memory_bytes` of each node bound what may be held; by default all but a
         reserve. Raises InvalidRequestError for more context than the model has, and for a hit rate outside of 0 to 1.
         """
-        if workload.context_tokens > model.context_tokens:
-            raise InvalidRequestError(
-                f"{workload.prompt_tokens} + {workload.generate_tokens} tokens of context were asked for; "
-                f"{model.name} can do {model.context_tokens}"
-            )
+        refuse_long_context(model, workload)
         if expert_hit_rate is not None and not 0 <= expert_hit_rate <= 1:
             raise InvalidRequestError(f"an expert hit rate lies between 0 and 1, not at {expert_hit_rate}")
         limits = Limits(memory_bytes, host_memory_bytes)
@@ -184,3 +180,12 @@ class Scenario:
     def without_layer(self) -> Scenario:
         """The same without the timing of a layer in the asked workload: for others only the curves count."""
         return self.at(replace(self.known_rates, layer=None))
+
+
+def refuse_long_context(model: Model, work: Workload) -> None:
+    """Raise InvalidRequestError where the workload is longer than the model's context."""
+    if work.context_tokens > model.context_tokens:
+        raise InvalidRequestError(
+            f"{work.prompt_tokens} + {work.generate_tokens} tokens of context were asked for; {model.name} can do "
+            f"{model.context_tokens}: reduce --prompt-tokens or --generate-tokens"
+        )

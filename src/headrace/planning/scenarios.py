@@ -16,7 +16,7 @@ from headrace.planning.infeasible import minimum_bytes
 from headrace.planning.measured_rates import accelerator_rates, cpu_layer_times, cpu_rates
 from headrace.planning.plan import CPU_DEVICE
 from headrace.planning.rates import LayerTimes
-from headrace.planning.scenario import Scenario
+from headrace.planning.scenario import Scenario, refuse_long_context
 from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Speculation, Workload, asked_workload
 from headrace.units import format_bytes, parse_rate, parse_size
@@ -164,15 +164,6 @@ def scenario_on(machine: Machine, model: Model, request: PlanRequest, *, origin:
     refuse_long_context(model, request.workload)
     scenario = (_on_cpu if on_cpu else _on_accelerator)(machine, model, request)
     return Asked(scenario, (*model.notes, *machine.notes, *_notes_on_budgets(scenario, machine, request)))
-
-
-def refuse_long_context(model: Model, work: Workload) -> None:
-    """Raise InvalidRequestError where the workload is longer than the model's context."""
-    if work.context_tokens > model.context_tokens:
-        raise InvalidRequestError(
-            f"{work.prompt_tokens} + {work.generate_tokens} tokens of context were asked for; {model.name} can do "
-            f"{model.context_tokens}: reduce --prompt-tokens or --generate-tokens"
-        )
 
 
 def compute_dtypes(model: Model, wanted: str | None) -> tuple[str, ...]:

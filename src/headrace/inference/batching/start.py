@@ -31,6 +31,7 @@ from headrace.planning.workload import Packed
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice
 from headrace.streaming.system_memory import keep_heap_small, peak_resident_bytes
+from headrace.streaming.torch_dtypes import TORCH_DTYPES
 from headrace.units import format_bytes, format_seconds
 
 TIMED_PASS_TOKENS = (1, 4, 16, 64, 128, 256)
