@@ -19,7 +19,7 @@ from headrace.model.stored_model import StoredModel
 from headrace.planning.budgets import DEVICE_RESERVE_MIN_BYTES, RESERVE_MIN_BYTES, RESERVE_SHARE
 from headrace.planning.jobs.draft_length import Drafted, DraftLength
 from headrace.planning.strategies import Strategy
-from headrace.units import format_bytes
+from headrace.units import format_bytes, format_number
 
 if TYPE_CHECKING:
     from headrace.inference.handle import Handle, Measured
@@ -200,9 +200,9 @@ def _announce_drafts(length: DraftLength) -> str:
     if not best:
         return "drafts: a pass waits for the processor, so none would pay if 2 of 5 were right; tried now and then"
     return (
-        f"drafts: {best} in each pass would give {length.tokens_per_s(best):.3g} tokens/s if 2 of 5 were right, "
-        f"{length.tokens_per_s(best, 0.8):.3g} if 4 of 5 were, where a pass without drafts gives "
-        f"{length.tokens_per_s(0):.3g}; the number follows what is right"
+        f"drafts: {best} in each pass would give {format_number(length.tokens_per_s(best))} tokens/s if 2 of 5 were "
+        f"right, {format_number(length.tokens_per_s(best, 0.8))} if 4 of 5 were, where a pass without drafts gives "
+        f"{format_number(length.tokens_per_s(0))}; the number follows what is right"
     )
 
 

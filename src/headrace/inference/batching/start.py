@@ -32,7 +32,7 @@ from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice
 from headrace.streaming.system_memory import keep_heap_small, peak_resident_bytes
 from headrace.streaming.torch_dtypes import TORCH_DTYPES
-from headrace.units import format_bytes, format_seconds
+from headrace.units import format_bytes, format_number, format_seconds
 
 TIMED_PASS_TOKENS = (1, 4, 16, 64, 128, 256)
 """numbers of tokens in a pass at which a layer is timed, as far as timing them fits a part of the budget"""
@@ -234,7 +234,8 @@ def _announcement(
         f"{packing.positions} positions of KV cache ({format_bytes(plan.memory.kv_cache_bytes)}); reading a pass takes "
         f"{format_seconds(times.load_s)}",
         f"prediction: {requests} requests in {format_seconds(forecast.total_s)} ({forecast.passes} passes, "
-        f"{forecast.tokens_per_pass:.0f} tokens per pass, {forecast.generated_per_s:.3g} answer tokens/s), if answers "
+        f"{format_number(forecast.tokens_per_pass)} tokens per pass, "
+        f"{format_number(forecast.generated_per_s)} answer tokens/s), if answers "
         "are as long as they may be",
     ]
     if prefixes:
