@@ -20,8 +20,8 @@ from headrace.model.formats import requantised
 from headrace.model.model import Model
 from headrace.planning.break_even import break_even
 from headrace.planning.closed_form import WorkCost, work_cost
+from headrace.planning.described_rates import expected_rates, quantities
 from headrace.planning.infeasible import lack_of
-from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.memory import described_memory
 from headrace.planning.plan import Arrangement, Parallelism, Placement, arranged
 from headrace.planning.planner import MARGIN, compare, described_plan, moving_parts, plan_strategy, recommended
@@ -68,7 +68,7 @@ def _cost(scenario: Scenario, arrangement: Arrangement) -> WorkCost:
     """What the passes of this arrangement spend, also where its memory does not fit."""
     model, machine = scenario.model, scenario.described_machine
     constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
-    return work_cost(model, machine, arrangement, scenario.workload, MachineRates.expected(constants))
+    return work_cost(model, machine, arrangement, scenario.workload, expected_rates(constants))
 
 
 def _held(scenario: Scenario, *, tensor: int = 1, pipeline: int = 1, micro_batches: int = 1) -> Arrangement:

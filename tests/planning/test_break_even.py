@@ -15,8 +15,8 @@ from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Model
 from headrace.planning.break_even import BreakEven, break_even, break_even_tokens, critical_batch
 from headrace.planning.closed_form import pass_cost, work_cost
+from headrace.planning.described_rates import expected_rates, quantities
 from headrace.planning.infeasible import minimum_bytes
-from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.plan import Parallelism, arranged
 from headrace.planning.planner import compare, plan_strategy
 from headrace.planning.prediction import Candidate
@@ -63,7 +63,7 @@ def test_at_break_even_a_streamed_pass_takes_as_long_as_its_load(context: int) -
     scenario = ask(engine=PRESENT, prompt_tokens=context)
     machine = scenario.described_machine
     tokens = break_even_tokens(scenario, STREAMED).expected
-    rates = MachineRates.expected(quantities(machine, PRESENT, STREAMED, weight_format="bf16"))
+    rates = expected_rates(quantities(machine, PRESENT, STREAMED, weight_format="bf16"))
     for factor, binds_link in ((0.999, True), (1.001, False)):
         carried = PassTokens(sequences=tokens * factor, new_tokens=1, context_tokens=context + 1)
         cost = pass_cost(LARGE, machine, STREAMED, carried, rates)
@@ -183,7 +183,7 @@ def test_beyond_it_a_faster_link_does_not_help() -> None:
             each,
             STREAMED,
             work,
-            MachineRates.expected(quantities(each, PERFECT_ENGINE, STREAMED, weight_format="bf16")),
+            expected_rates(quantities(each, PERFECT_ENGINE, STREAMED, weight_format="bf16")),
         ).prefill_s
         for each in (machine, faster)
     )

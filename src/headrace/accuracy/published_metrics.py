@@ -12,7 +12,8 @@ from headrace.accuracy.published_operations import operation_of
 from headrace.errors import HeadraceError
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.planning.closed_form import WorkCost, pass_cost, work_cost
-from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.described_rates import quantities, rates_of
+from headrace.planning.rates import Rates
 from headrace.planning.splits import device_fits
 from headrace.planning.workload import PassTokens, Workload
 
@@ -101,7 +102,7 @@ def figure_of(case: Case) -> tuple[dict[str, Quantity], Callable[[Mapping[str, f
     by_rate = unit == "tok/s"
 
     def value(values: Mapping[str, float]) -> float:
-        seconds = METRICS[metric](case, MachineRates.of(values))
+        seconds = METRICS[metric](case, rates_of(values))
         off = values["engine.spread"] * values.get("unstated", 1.0) * values.get("queue", 1.0)
         return seconds / off / factor if by_rate else seconds * off / factor
 
@@ -122,7 +123,7 @@ def _filled_batch(case: Case) -> Case:
     return replace(case, scenario=case.scenario.batch(low), unstated=True)
 
 
-def _work(case: Case, rates: MachineRates) -> WorkCost:
+def _work(case: Case, rates: Rates) -> WorkCost:
     return work_cost(
         case.scenario.model,
         case.scenario.described_machine,
@@ -133,7 +134,7 @@ def _work(case: Case, rates: MachineRates) -> WorkCost:
     )
 
 
-def _throughput(case: Case, rates: MachineRates) -> float:
+def _throughput(case: Case, rates: Rates) -> float:
     """Generated tokens per second of the whole work, prefill included."""
     cost = _work(case, rates)
     if case.row.batch_text.startswith("max"):
@@ -142,13 +143,13 @@ def _throughput(case: Case, rates: MachineRates) -> float:
     return case.scenario.workload.sequences * case.scenario.workload.generate_tokens / copies / cost.total_s
 
 
-def _steady(case: Case, rates: MachineRates) -> float:
+def _steady(case: Case, rates: Rates) -> float:
     """Tokens per second where prompts come all the time: each decode pass carries its share of a prefill."""
     step_s = _served_step_s(case, rates)
     return case.scenario.workload.sequences / step_s
 
 
-def _served_step_s(case: Case, rates: MachineRates) -> float:
+def _served_step_s(case: Case, rates: Rates) -> float:
     """A decode pass of all sequences and the share of a prefill that comes with it on the average."""
     work = _served(case)
     step_s = work_cost(
@@ -167,7 +168,7 @@ def _served(case: Case) -> Workload:
     )
 
 
-def _prefill_s(case: Case, rates: MachineRates, tokens: int) -> float:
+def _prefill_s(case: Case, rates: Rates, tokens: int) -> float:
     """Prefill of one sequence beside running ones: its arithmetic; the weights are read by the pass anyhow."""
     carried = PassTokens(sequences=1, new_tokens=tokens, context_tokens=tokens)
     cost = pass_cost(case.scenario.model, case.scenario.described_machine, case.arrangement, carried, rates)
@@ -175,7 +176,7 @@ def _prefill_s(case: Case, rates: MachineRates, tokens: int) -> float:
     return max(0.0, cost.total_s - fixed_s)
 
 
-def _first_token(case: Case, rates: MachineRates) -> float:
+def _first_token(case: Case, rates: Rates) -> float:
     work = _served(case)
     alone_s = pass_cost(
         case.scenario.model,
@@ -189,46 +190,46 @@ def _first_token(case: Case, rates: MachineRates) -> float:
     return _REQUEST_S + alone_s * min(waiting, 4.0) + _served_step_s(case, rates)
 
 
-def _decode_rate(case: Case, rates: MachineRates) -> float:
+def _decode_rate(case: Case, rates: Rates) -> float:
     return _work(case, rates).tokens_per_s
 
 
-def _per_token_over_batch(case: Case, rates: MachineRates) -> float:
+def _per_token_over_batch(case: Case, rates: Rates) -> float:
     cost = _work(case, rates)
     if "world_size" in case.row.notes or "world size" in case.row.notes:
         # Every device holds a copy of the batch, and the source counts all of them.
-        gather = case.scenario.model.weights_bytes / rates.peer_bytes_per_s
+        gather = case.scenario.model.weights_bytes / rates.exchange.peer_bytes_per_s
         return (cost.decode_s_per_pass + gather) / case.scenario.workload.sequences
     return cost.total_s / case.scenario.workload.generate_tokens / case.scenario.workload.sequences
 
 
-def _total(case: Case, rates: MachineRates) -> float:
+def _total(case: Case, rates: Rates) -> float:
     return _work(case, rates).total_s
 
 
-def _prefill_latency(case: Case, rates: MachineRates) -> float:
+def _prefill_latency(case: Case, rates: Rates) -> float:
     return _work(case, rates).prefill_s
 
 
-def _prefill_rate(case: Case, rates: MachineRates) -> float:
+def _prefill_rate(case: Case, rates: Rates) -> float:
     return case.scenario.workload.sequences * case.scenario.workload.prompt_tokens / _work(case, rates).prefill_s
 
 
-def _decode_latency(case: Case, rates: MachineRates) -> float:
+def _decode_latency(case: Case, rates: Rates) -> float:
     return _work(case, rates).decode_s_per_pass
 
 
-def _decode_total(case: Case, rates: MachineRates) -> float:
+def _decode_total(case: Case, rates: Rates) -> float:
     return _work(case, rates).decode_s_per_pass * case.scenario.workload.generate_tokens
 
 
-def _single_stream(case: Case, rates: MachineRates) -> float:
+def _single_stream(case: Case, rates: Rates) -> float:
     undivided = replace(case.arrangement.parallelism, micro_batches=1)
     one = replace(case, scenario=case.scenario.batch(1), arrangement=case.arrangement._replace(parallelism=undivided))
     return _work(one, rates).tokens_per_s
 
 
-METRICS: dict[str, Callable[[Case, MachineRates], float]] = {
+METRICS: dict[str, Callable[[Case, Rates], float]] = {
     "throughput": _throughput,
     "decode_throughput": _decode_rate,
     "decode_throughput_single_stream": _single_stream,

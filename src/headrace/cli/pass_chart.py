@@ -8,7 +8,7 @@ from collections.abc import Callable
 from headrace.cli.table import wrapped
 from headrace.planning.answer import PlanAnswer
 from headrace.planning.closed_form import mean_context_tokens, pass_cost
-from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.described_rates import expected_rates, quantities
 from headrace.planning.plan import Arrangement, Placement, arranged
 from headrace.planning.scenario import Scenario
 from headrace.planning.workload import PassTokens
@@ -66,7 +66,7 @@ def _seconds(scenario: Scenario, arrangement: Arrangement) -> Callable[[float], 
     """Return the time of a pass over so many tokens, each with this work's context before it."""
     model, machine = scenario.model, scenario.described_machine
     constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
-    rates = MachineRates.expected(constants)
+    rates = expected_rates(constants)
     context = 1 if arrangement.cache_on_host else mean_context_tokens(scenario.workload)
 
     def of(tokens: float) -> float:

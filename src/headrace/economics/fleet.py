@@ -15,7 +15,7 @@ from headrace.errors import HeadraceError, InvalidRequestError
 from headrace.machine.machine import Processor
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.planning import price
-from headrace.planning.machine_rates import arithmetic_format
+from headrace.planning.described_rates import arithmetic_format
 from headrace.planning.price import DEFAULT_TERMS, HOURS_PER_YEAR, Terms
 from headrace.planning.scenario import Scenario
 

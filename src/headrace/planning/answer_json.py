@@ -135,11 +135,11 @@ def _measured(scenario: Scenario) -> dict[str, Any]:
     return {
         **found,
         "read_bytes_per_s": rates.read_bytes_per_s,
-        "compute_dtype": rates.curve.compute_dtype,
+        "compute_dtype": rates.known_curve.compute_dtype,
         "stored_dtype": scenario.model.stored_dtype,
         "arithmetic": [
             {"tokens": point.tokens, "parameters_per_s": 1 / point.seconds_per_parameter}
-            for point in rates.curve.points
+            for point in rates.known_curve.points
         ],
         "block_overhead_s": rates.block_overhead_s,
         "pass_overhead_s": rates.pass_overhead_s,

@@ -18,8 +18,8 @@ from headrace.machine.machine import Tier
 from headrace.machine.quantity import Interval, interval_of
 from headrace.model.formats import requantised
 from headrace.planning.closed_form import even_tokens, least_tokens
+from headrace.planning.described_rates import expected_rates, quantities, rates_of
 from headrace.planning.infeasible import lack_of, minimum_bytes
-from headrace.planning.machine_rates import MachineRates, quantities
 from headrace.planning.plan import Arrangement, Placement, arranged
 from headrace.planning.prediction import Candidate, is_simulated
 from headrace.planning.scenario import Scenario
@@ -85,7 +85,7 @@ def break_even_tokens(scenario: Scenario, arrangement: Arrangement) -> Interval:
     work, checked = scenario.workload, scenario.tokens_checked
     return interval_of(
         constants,
-        lambda values: even_tokens(model, machine, arrangement, work, MachineRates.of(values), checked=checked),
+        lambda values: even_tokens(model, machine, arrangement, work, rates_of(values), checked=checked),
     )
 
 
@@ -93,13 +93,13 @@ def critical_batch(scenario: Scenario) -> float:
     """Tokens per pass at which arithmetic takes as long as reading resident weights: above it, batches are not free."""
     model = scenario.model
     resident = arranged(model.num_layers)
-    rates = MachineRates.expected(
+    rates = expected_rates(
         quantities(scenario.described_machine, scenario.engine, resident, weight_format=model.weight_format)
     )
 
     def arithmetic_exceeds(tokens: float) -> bool:
         operations = model.linear_flops(tokens=tokens, head_tokens=tokens)
-        return operations / rates.flops >= model.bytes_read(tokens) / rates.memory_bytes_per_s
+        return operations / rates.peaks.flops >= model.bytes_read(tokens) / rates.peaks.memory_bytes_per_s
 
     return least_tokens(arithmetic_exceeds)
 

@@ -21,9 +21,9 @@ from typing import NamedTuple
 from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Layer, Model
 from headrace.planning import collectives
-from headrace.planning.machine_rates import MachineRates
 from headrace.planning.memory import cache_parts
 from headrace.planning.plan import Arrangement
+from headrace.planning.rates import Rates
 from headrace.planning.workload import PassTokens, Speculation, Workload
 
 _MOST_TOKENS = 2.0**40
@@ -103,22 +103,22 @@ def layer_seconds(
     model: Model,
     carried: PassTokens,
     *,
-    rates: MachineRates,
+    rates: Rates,
     arrangement: Arrangement,
     machine: Machine,
 ) -> LayerSeconds:
     """Time of one layer whose weights are on the device (each of `tensor` devices has its part)."""
     width = arrangement.parallelism.tensor
-    arithmetic_s = 2.0 * layer.active_parameters * carried.tokens / width / rates.flops
-    reading_s = layer.bytes_read(carried.tokens) / width / rates.memory_bytes_per_s
+    arithmetic_s = 2.0 * layer.active_parameters * carried.tokens / width / rates.peaks.flops
+    reading_s = layer.bytes_read(carried.tokens) / width / rates.peaks.memory_bytes_per_s
     scores_s = (
         carried.sequences
         * layer.attention_flops(new_tokens=carried.new_tokens, context_tokens=carried.context_tokens)
         / width
-        / rates.attention_flops
+        / rates.peaks.attention_flops
     )
     # Wherever keys and values wait, attention reads them in the device's memory.
-    cache_s = layer_cache_bytes(layer, model, carried) / cache_parts(layer, width) / rates.cache_bytes_per_s
+    cache_s = layer_cache_bytes(layer, model, carried) / cache_parts(layer, width) / rates.peaks.cache_bytes_per_s
     communication_s = 0.0
     if width > 1:
         communication_s = 2.0 * exchange_s(
@@ -127,9 +127,9 @@ def layer_seconds(
             arrangement=arrangement,
             machine=machine,
         )
-    overhead_s = rates.layer_overhead_s + (rates.split_overhead_s if width > 1 else 0.0)
+    overhead_s = rates.block_overhead_s + (rates.exchange.split_overhead_s if width > 1 else 0.0)
     if width > machine.devices:
-        overhead_s += rates.across_overhead_s
+        overhead_s += rates.exchange.across_overhead_s
     return LayerSeconds(
         max(arithmetic_s, reading_s),
         arithmetic_s > reading_s,
@@ -149,23 +149,25 @@ def layer_cache_bytes(layer: Layer, model: Model, carried: PassTokens) -> float:
     )
 
 
-def exchange_s(size_bytes: float, *, rates: MachineRates, arrangement: Arrangement, machine: Machine) -> float:
+def exchange_s(size_bytes: float, *, rates: Rates, arrangement: Arrangement, machine: Machine) -> float:
     """Add up partial results of `size_bytes` over the devices of one copy's width: one of two exchanges per layer."""
     width = arrangement.parallelism.tensor
     if arrangement.parallelism.two_dimensional:
         # Pope et al., 2D weight-stationary: 8 x tokens x width / (sqrt(n) x rate) per half layer (section 4)
         side = math.sqrt(width)
-        return 4.0 * side * rates.peer_latency_s + 8.0 * size_bytes / side / rates.peer_bytes_per_s / 2.0
+        return (
+            4.0 * side * rates.exchange.peer_latency_s + 8.0 * size_bytes / side / rates.exchange.peer_bytes_per_s / 2.0
+        )
     within = min(width, machine.devices)
     return collectives.hierarchical_all_reduce(
         size_bytes,
         devices_per_node=within,
         nodes=-(-width // machine.devices),
-        scale_up_bytes_per_s=rates.peer_bytes_per_s,
-        scale_up_latency_s=rates.peer_latency_s,
-        network_bytes_per_s=rates.network_bytes_per_s,  # each device sends its part over a port of its own
-        network_latency_s=rates.network_latency_s,
-        excess_share=rates.exchange_excess,
+        scale_up_bytes_per_s=rates.exchange.peer_bytes_per_s,
+        scale_up_latency_s=rates.exchange.peer_latency_s,
+        network_bytes_per_s=rates.exchange.network_bytes_per_s,  # each device sends its part over a port of its own
+        network_latency_s=rates.exchange.network_latency_s,
+        excess_share=rates.exchange.excess,
     )
 
 
@@ -174,7 +176,7 @@ def pass_cost(
     machine: Machine,
     arrangement: Arrangement,
     carried: PassTokens,
-    rates: MachineRates,
+    rates: Rates,
     *,
     first: bool = False,
 ) -> PassCost:
@@ -263,33 +265,36 @@ def _first_pass_s(
     return max(device_s + waiting_s, load_s + other_hop_s + per_layer_s + ends_s)
 
 
-def head_seconds(model: Model, carried: PassTokens, rates: MachineRates, arrangement: Arrangement) -> float:
+def head_seconds(model: Model, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
     """Seconds of the output projection, of one position of each sequence."""
     return max(
-        2.0 * model.head_parameters * carried.sequences / arrangement.parallelism.tensor / rates.flops,
-        model.head_bytes / arrangement.parallelism.tensor / rates.memory_bytes_per_s,
+        2.0 * model.head_parameters * carried.sequences / arrangement.parallelism.tensor / rates.peaks.flops,
+        model.head_bytes / arrangement.parallelism.tensor / rates.peaks.memory_bytes_per_s,
     )
 
 
-def pass_ends_s(model: Model, carried: PassTokens, rates: MachineRates, arrangement: Arrangement) -> float:
+def pass_ends_s(model: Model, carried: PassTokens, rates: Rates, arrangement: Arrangement) -> float:
     """Seconds of a pass beside its layers: head, sampling, scheduling."""
     fixed_s = rates.pass_overhead_s + carried.sequences * rates.token_overhead_s
     return head_seconds(model, carried, rates, arrangement) + fixed_s
 
 
-def hop_s(model: Model, machine: Machine, arrangement: Arrangement, carried: PassTokens, rates: MachineRates) -> float:
+def hop_s(model: Model, machine: Machine, arrangement: Arrangement, carried: PassTokens, rates: Rates) -> float:
     """One handing over of activations from a pipeline stage to the next."""
+    exchange = rates.exchange
     size_bytes = carried.tokens * model.hidden_size * model.activation_bytes
     if arrangement.parallelism.devices_per_copy > machine.devices:
         return collectives.point_to_point(
-            size_bytes, bytes_per_s=rates.network_bytes_per_s, latency_s=rates.network_latency_s
+            size_bytes, bytes_per_s=exchange.network_bytes_per_s, latency_s=exchange.network_latency_s
         )
-    return collectives.point_to_point(size_bytes, bytes_per_s=rates.peer_bytes_per_s, latency_s=rates.peer_latency_s)
+    return collectives.point_to_point(
+        size_bytes, bytes_per_s=exchange.peer_bytes_per_s, latency_s=exchange.peer_latency_s
+    )
 
 
-def host_layer_s(layer: Layer, model: Model, carried: PassTokens, rates: MachineRates) -> float:
+def host_layer_s(layer: Layer, model: Model, carried: PassTokens, rates: Rates) -> float:
     """Time of one layer computed by the host's processor from its own memory."""
-    if rates.host_flops <= 0:
+    if rates.peaks.cpu_flops <= 0:
         return 0.0
     cache_bytes = layer_cache_bytes(layer, model, carried)
     operations = 2.0 * layer.active_parameters * carried.tokens
@@ -297,13 +302,13 @@ def host_layer_s(layer: Layer, model: Model, carried: PassTokens, rates: Machine
         new_tokens=carried.new_tokens, context_tokens=carried.context_tokens
     )
     return max(
-        (operations + attention) / rates.host_flops,
-        (layer.bytes_read(carried.tokens) + cache_bytes) / rates.host_memory_bytes_per_s,
+        (operations + attention) / rates.peaks.cpu_flops,
+        (layer.bytes_read(carried.tokens) + cache_bytes) / rates.peaks.cpu_memory_bytes_per_s,
     )
 
 
 def load_seconds(
-    layer: Layer, model: Model, carried: PassTokens, *, rates: MachineRates, arrangement: Arrangement
+    layer: Layer, model: Model, carried: PassTokens, *, rates: Rates, arrangement: Arrangement
 ) -> tuple[float, float, float]:
     """Seconds that a layer occupies the host link and the disk per pass, and those of experts fetched on demand.
 
@@ -325,18 +330,18 @@ def load_seconds(
         on_device = 1.0 - arrangement.cpu_share
         split = cache_parts(layer, arrangement.parallelism.tensor)
         cache_bytes = on_device * layer_cache_bytes(layer, model, carried) / split
-    link_s = (link_bytes / parts + cache_bytes) / rates.host_link_bytes_per_s
+    link_s = (link_bytes / parts + cache_bytes) / rates.link_bytes_per_s
     if arrangement.parallelism.sharded and parts > 1:
         link_s += collectives.ring_all_gather(
-            link_bytes, parts, bytes_per_s=rates.peer_bytes_per_s, latency_s=rates.peer_latency_s
+            link_bytes, parts, bytes_per_s=rates.exchange.peer_bytes_per_s, latency_s=rates.exchange.peer_latency_s
         )
     if share > 0:
-        link_s += rates.host_link_latency_s * share
+        link_s += rates.copy_latency_s * share
     from_disk = arrangement.source is Tier.DISK
-    disk_s = link_bytes / rates.storage_bytes_per_s if from_disk else 0.0
-    cold_s = cold_bytes / parts / rates.host_link_bytes_per_s
+    disk_s = link_bytes / rates.read_bytes_per_s if from_disk else 0.0
+    cold_s = cold_bytes / parts / rates.link_bytes_per_s
     if from_disk:
-        cold_s += cold_bytes / rates.storage_bytes_per_s
+        cold_s += cold_bytes / rates.read_bytes_per_s
     return link_s, disk_s, cold_s
 
 
@@ -345,7 +350,7 @@ def _slowest_stage_s(
     machine: Machine,
     arrangement: Arrangement,
     carried: PassTokens,
-    rates: MachineRates,
+    rates: Rates,
     total_s: float,
 ) -> float:
     """Seconds of the stage that holds most layers and the head, of a pass that takes `total_s` through all stages."""
@@ -380,7 +385,7 @@ def work_cost(
     machine: Machine,
     arrangement: Arrangement,
     work: Workload,
-    rates: MachineRates,
+    rates: Rates,
     *,
     speculation: Speculation | None = None,
 ) -> WorkCost:
@@ -422,7 +427,7 @@ def work_cost(
 
 
 def even_tokens(
-    model: Model, machine: Machine, arrangement: Arrangement, work: Workload, rates: MachineRates, *, checked: int = 1
+    model: Model, machine: Machine, arrangement: Arrangement, work: Workload, rates: Rates, *, checked: int = 1
 ) -> float:
     """Tokens of all copies' decode pass at which computing takes as long as loading: below it a pass waits for loads.
 

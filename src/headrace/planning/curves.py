@@ -13,7 +13,7 @@ from headrace.machine.quantity import Interval, interval_of
 from headrace.model.scaling import scaled
 from headrace.planning.break_even import fastest_source
 from headrace.planning.closed_form import mean_context_tokens, pass_cost
-from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.described_rates import quantities, rates_of
 from headrace.planning.plan import Arrangement, arranged
 from headrace.planning.planner import plan_strategy
 from headrace.planning.prediction import prediction_interval
@@ -101,7 +101,7 @@ def _passes(scenario: Scenario, arrangement: Arrangement, *, steps: int) -> Iter
             interval_of(
                 constants,
                 lambda values, carried=carried: (
-                    pass_cost(model, machine, arrangement, carried, MachineRates.of(values)).total_s  # type: ignore[misc]
+                    pass_cost(model, machine, arrangement, carried, rates_of(values)).total_s  # type: ignore[misc]
                 ),
             ),
         )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.planning.block_times import PassOverheads, block_times
 from headrace.planning.closed_form import work_cost
-from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.described_rates import expected_rates, quantities, rates_of
 from headrace.planning.plan import Placement, Plan
 from headrace.planning.scenario import Scenario
 from headrace.planning.simulation.many_devices import simulate_work
@@ -147,7 +147,7 @@ def timeline_of(candidate: Candidate, scenario: Scenario) -> Timeline:
     if candidate.prediction.timeline is not None:
         return candidate.prediction.timeline
     plan, machine = candidate.plan, scenario.described_machine
-    rates = MachineRates.expected(constants(plan, scenario))
+    rates = expected_rates(constants(plan, scenario))
     return simulate_work(scenario.model, machine, plan.arrangement, plan.workload, rates).timeline
 
 
@@ -247,7 +247,7 @@ def _binds(*, disk_s: float, link_s: float, load_s: float, cpu_s: float, schedul
 
 def _closed_form(plan: Plan, scenario: Scenario, values: Values | None) -> Prediction:
     model, machine, arrangement = scenario.model, scenario.described_machine, plan.arrangement
-    rates = MachineRates.expected(constants(plan, scenario)) if values is None else MachineRates.of(values)
+    rates = expected_rates(constants(plan, scenario)) if values is None else rates_of(values)
     cost = work_cost(model, machine, arrangement, plan.workload, rates, speculation=scenario.speculation)
     decode = cost.decode
     load_s, compute_s = max(decode.link_s, decode.disk_s), decode.busy_s

@@ -1,10 +1,11 @@
-"""How fast the parts go that a plan uses, as measured: disk, link, arithmetic, overheads, what slows what."""
+"""How fast the parts go that a plan uses: disk, link, arithmetic, overheads, exchanges, what slows what."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 
+from headrace.errors import MachineError
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.model.blocks import Block
 
@@ -22,17 +23,54 @@ class LayerTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates:
-    """The constants of one run; seconds, bytes per second.
+class Peaks:
+    """What a described device and its host's CPU reach in large products and long reads; per second."""
 
-    Where the host's CPU computes there is no link: copies take no time. Reading and computing slow one another only
-    there, since an accelerator shares no memory with the disk.
+    flops: float = math.inf
+    attention_flops: float = math.inf
+    """in the products of attention proper"""
+    memory_bytes_per_s: float = math.inf
+    """while weights are read by small batches"""
+    cache_bytes_per_s: float = math.inf
+    """while keys and values are read"""
+    cpu_flops: float = 0.0
+    cpu_memory_bytes_per_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What devices that share the work take to exchange results; bytes per second and seconds."""
+
+    peer_bytes_per_s: float = math.inf
+    """between devices of a node"""
+    peer_latency_s: float = 0.0
+    network_bytes_per_s: float = math.inf
+    network_latency_s: float = 0.0
+    split_overhead_s: float = 0.0
+    """per layer of a split width"""
+    across_overhead_s: float = 0.0
+    """per layer, in addition, of a width that is split over nodes"""
+    excess: float = 1.0
+    """by how much an exchange takes longer than its bytes and latencies say"""
+
+
+NO_PEAKS, NO_EXCHANGE = Peaks(), Exchange()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """The constants of one plan; seconds, bytes per second.
+
+    Arithmetic is known by measured curves (`curve`) or by a description's `peaks`. Where the host's CPU computes there
+    is no link: copies take no time. Reading and computing slow one another only there, since an accelerator shares no
+    memory with the disk.
     """
 
-    read_bytes_per_s: float
+    read_bytes_per_s: float = math.inf
     """of the disk, no faster than the reader's limit"""
-    curve: ComputeCurve
-    """arithmetic of the device, in the chosen dtypes"""
+    curve: ComputeCurve | None = None
+    """measured arithmetic of the device, in the chosen dtypes"""
+    peaks: Peaks = NO_PEAKS
     block_overhead_s: float
     pass_overhead_s: float
     compute_slowdown: float = 1.0
@@ -66,13 +104,28 @@ class Rates:
     activation_s_per_token: float = 0.0
     """in addition for each token whose activations go there and back"""
 
+    token_overhead_s: float = 0.0
+    """per sequence and pass: sampling, scheduling"""
+    exchange: Exchange = NO_EXCHANGE
+    overlaps_hops: bool = True
+    """reading and copying go on at once"""
+    overlaps_copies: bool = True
+    """copying and computing go on at once"""
+
+    @property
+    def known_curve(self) -> ComputeCurve:
+        """The measured arithmetic; raises MachineError where it is only described."""
+        if self.curve is None:
+            raise MachineError("the arithmetic of this device is described, not measured")
+        return self.curve
+
     def block_seconds(self, block: Block, *, tokens: float, head_tokens: float) -> float:
         """Seconds to compute a block for a pass of `tokens` tokens, from the curve."""
         if block.head_rows is not None:
-            curve = self.head_curve or self.curve
+            curve = self.head_curve or self.known_curve
             return block.active_parameters * curve.seconds_per_parameter(head_tokens)
         # Converting touches every stored parameter; a mixture of experts computes only with the active ones.
-        return self.block_overhead_s + block.active_parameters * self.curve.seconds_per_parameter(tokens)
+        return self.block_overhead_s + block.active_parameters * self.known_curve.seconds_per_parameter(tokens)
 
     def activation_transfer_s(self, tokens: float) -> float:
         """Seconds that moving the activations adds to a layer of the CPU."""
@@ -83,7 +136,7 @@ class Rates:
         return replace(
             self,
             read_bytes_per_s=self.read_bytes_per_s * read,
-            curve=self.curve.scaled(compute),
+            curve=self.known_curve.scaled(compute),
             head_curve=None if self.head_curve is None else self.head_curve.scaled(compute),
             layer=None if self.layer is None else self.layer.scaled(compute),
             block_overhead_s=self.block_overhead_s * compute,

@@ -225,7 +225,7 @@ def _on_cpu(machine: Machine, model: Model, request: PlanRequest) -> Scenario:
         for dtype in compute_dtypes(model, request.compute_dtype)
     ]
     fitting = [each for each in scenarios if minimum_bytes(each) <= each.budget_bytes]
-    return min(fitting or scenarios, key=lambda each: work_seconds(each.known_rates.curve, request.workload))
+    return min(fitting or scenarios, key=lambda each: work_seconds(each.known_rates.known_curve, request.workload))
 
 
 def _on_accelerator(machine: Machine, model: Model, request: PlanRequest) -> Scenario:

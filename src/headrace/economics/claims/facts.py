@@ -15,10 +15,12 @@ from headrace.machine.machine import Machine
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
 from headrace.model.model import Model
-from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning import described_rates
+from headrace.planning.described_rates import quantities
 from headrace.planning.plan import Arrangement, Parallelism, arranged
 from headrace.planning.planner import described_plan
 from headrace.planning.prediction import predict
+from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Workload
@@ -107,9 +109,9 @@ def stock_power(_: Ledger) -> Assumption:
     return Assumption(DEVICE_POWER_W.expected, DEVICE_POWER_W.source)
 
 
-def expected_rates(place: Machine, arrangement: Arrangement, model: Model) -> MachineRates:
+def expected_rates(place: Machine, arrangement: Arrangement, model: Model) -> Rates:
     """Rates at the constants' expected values."""
-    return MachineRates.expected(quantities(place, PRESENT, arrangement, weight_format=model.weight_format))
+    return described_rates.expected_rates(quantities(place, PRESENT, arrangement, weight_format=model.weight_format))
 
 
 def predicted_tokens_per_s(

@@ -66,7 +66,7 @@ def _streaming(given: Ledger) -> Outcome:
     factor = weights / gpt3.weights_bytes
 
     def token_s(link: float) -> float:
-        linked = replace(rates, host_link_bytes_per_s=link / factor)
+        linked = replace(rates, link_bytes_per_s=link / factor)
         return pass_cost(gpt3, place, arrangement, carried, linked).total_s
 
     one, four = token_s(given("stream_bytes_per_s")), token_s(given("stream_4_bytes_per_s"))

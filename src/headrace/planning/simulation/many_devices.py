@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from headrace.machine.machine import Machine
 from headrace.model.model import Model
 from headrace.planning.closed_form import mean_context_tokens
-from headrace.planning.machine_rates import MachineRates
 from headrace.planning.plan import Arrangement
+from headrace.planning.rates import Rates
 from headrace.planning.simulation import pipeline, sharded, streaming
 from headrace.planning.simulation.event_core import Outcome
 from headrace.planning.timeline import Timeline
@@ -33,7 +33,7 @@ def simulate_work(
     machine: Machine,
     arrangement: Arrangement,
     work: Workload,
-    rates: MachineRates,
+    rates: Rates,
     *,
     passes: int = DECODE_PASSES,
 ) -> SimulatedWork:

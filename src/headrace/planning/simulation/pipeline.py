@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from headrace.machine.machine import Machine
 from headrace.model.model import Model
 from headrace.planning.closed_form import hop_s, layer_seconds, pass_ends_s
-from headrace.planning.machine_rates import MachineRates
 from headrace.planning.plan import Arrangement
+from headrace.planning.rates import Rates
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.timeline import Lane
 from headrace.planning.workload import PassTokens
@@ -20,7 +20,7 @@ def run(
     machine: Machine,
     arrangement: Arrangement,
     carried: Sequence[PassTokens],
-    rates: MachineRates,
+    rates: Rates,
     *,
     batches: int,
 ) -> tuple[Outcome, list[float]]:

@@ -12,8 +12,8 @@ from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Model
 from headrace.planning import collectives
 from headrace.planning.closed_form import layer_seconds, pass_ends_s
-from headrace.planning.machine_rates import MachineRates
 from headrace.planning.plan import TRAVELLING, Arrangement
+from headrace.planning.rates import Rates
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.simulation.streaming import RING
 from headrace.planning.timeline import Lane
@@ -21,16 +21,16 @@ from headrace.planning.workload import PassTokens
 
 
 def run(
-    model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: MachineRates
+    model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
 ) -> tuple[Outcome, list[float]]:
     """Execute all passes on all devices; a pass ends when the last device has ended it."""
     layers, devices = list(model.layers()), arrangement.parallelism.replicas
     streamed = [placement in TRAVELLING for placement in arrangement.placements[:-1]]
     own, *shared = machine.path("host")
-    link_share = rates.host_link_bytes_per_s / machine.rate("host", sharers=devices).expected
+    link_share = rates.link_bytes_per_s / machine.rate("host", sharers=devices).expected
     capacities = {f"host {device}": own.bytes_per_s.expected * link_share for device in range(devices)}
     capacities |= {link.name: link.bytes_per_s.expected * link_share for link in shared}
-    capacities["disk"] = rates.storage_bytes_per_s
+    capacities["disk"] = rates.read_bytes_per_s
     slots = {f"slot {device}": arrangement.slots for device in range(devices)}
     slots |= {f"ring {device}": RING for device in range(devices)}
     schedule = Schedule(capacities=capacities, slots=slots)
@@ -60,7 +60,10 @@ def run(
                     )
                     pulled.append(copied)
                 gather_s = collectives.ring_all_gather(
-                    layer.size_bytes, devices, bytes_per_s=rates.peer_bytes_per_s, latency_s=rates.peer_latency_s
+                    layer.size_bytes,
+                    devices,
+                    bytes_per_s=rates.exchange.peer_bytes_per_s,
+                    latency_s=rates.exchange.peer_latency_s,
                 )
                 # Each device's part and what it gathers arrive in one lane: its slot is filled by both.
                 pulled = [schedule.add(f"copy {device}", gather_s, after=tuple(pulled)) for device in range(devices)]

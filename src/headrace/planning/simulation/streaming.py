@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from headrace.machine.machine import Machine
 from headrace.model.model import Layer, Model
 from headrace.planning.closed_form import host_layer_s, layer_seconds, load_seconds, pass_ends_s
-from headrace.planning.machine_rates import MachineRates
 from headrace.planning.memory import CACHE_LAYERS_ON_DEVICE
 from headrace.planning.plan import TRAVELLING, Arrangement, Placement
+from headrace.planning.rates import Rates
 from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
 from headrace.planning.timeline import Lane
 from headrace.planning.workload import PassTokens
@@ -26,7 +26,7 @@ RING = 2
 
 
 def run(
-    model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: MachineRates
+    model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
 ) -> tuple[Outcome, list[float]]:
     """Execute all passes; return what happened and when each pass ended."""
     layers = list(model.layers())
@@ -84,9 +84,7 @@ class _Loads:
         self.link_s, self.disk_s, self.cache_s, self.cold_s = link_s, disk_s, cache_s, cold_s
 
     @classmethod
-    def of(
-        cls, layer: Layer, model: Model, tokens: PassTokens, rates: MachineRates, arrangement: Arrangement
-    ) -> _Loads:
+    def of(cls, layer: Layer, model: Model, tokens: PassTokens, rates: Rates, arrangement: Arrangement) -> _Loads:
         """Take the averages over all layers apart: weights by the layers that travel, the cache by every layer."""
         with_cache, disk_s, cold_s = load_seconds(layer, model, tokens, rates=rates, arrangement=arrangement)
         alone = arrangement._replace(cache_on_host=False)

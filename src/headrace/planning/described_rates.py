@@ -1,6 +1,6 @@
-"""The constants of a prediction as plain numbers, and the quantities that they come from.
+"""Rates of a described machine, and the quantities that they come from.
 
-`quantities` lists every uncertain constant of a machine, an engine and an arrangement by name; `MachineRates.of` turns
+`quantities` lists every uncertain constant of a machine, an engine and an arrangement by name; `rates_of` turns
 one choice of values into effective rates. The interval of a prediction is found by moving each constant to its ends.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from headrace.dtypes import DTYPES
 from headrace.errors import MachineError
@@ -17,6 +16,7 @@ from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Quantity
 from headrace.model.formats import known_format
 from headrace.planning.plan import Arrangement
+from headrace.planning.rates import Exchange, Peaks, Rates
 
 _ATTENTION_FLOPS_SHARE = 0.5
 """of the matrix rate, in the products of attention proper; estimate"""
@@ -24,67 +24,44 @@ _HOST_MEMORY_SHARE = Quantity(0.7, 0.5, 0.85, "hardware facts: 60-85 % of the ch
 _HOST_FLOPS_SHARE = Quantity(0.5, 0.25, 0.8, "estimate")
 
 
-@dataclass(frozen=True, kw_only=True)
-class MachineRates:
-    """Effective rates of one device and its links; bytes and operations per second, seconds."""
+def expected_rates(constants: Mapping[str, Quantity]) -> Rates:
+    """Rates at the constants' expected values."""
+    return rates_of({name: constant.expected for name, constant in constants.items()})
 
-    flops: float
-    attention_flops: float
-    memory_bytes_per_s: float
-    cache_bytes_per_s: float
-    layer_overhead_s: float
-    split_overhead_s: float
-    pass_overhead_s: float
-    across_overhead_s: float = 0.0
-    token_overhead_s: float = 0.0
-    exchange_excess: float = 1.0
-    overlaps_hops: bool = True
-    overlaps_copies: bool = True
-    host_flops: float = 0.0
-    host_memory_bytes_per_s: float = 0.0
-    storage_bytes_per_s: float = math.inf
-    host_link_bytes_per_s: float = math.inf
-    host_link_latency_s: float = 0.0
-    peer_bytes_per_s: float = math.inf
-    peer_latency_s: float = 0.0
-    network_bytes_per_s: float = math.inf
-    network_latency_s: float = 0.0
 
-    @classmethod
-    def expected(cls, constants: Mapping[str, Quantity]) -> MachineRates:
-        """Rates at the constants' expected values."""
-        return cls.of({name: constant.expected for name, constant in constants.items()})
-
-    @classmethod
-    def of(cls, values: Mapping[str, float]) -> MachineRates:
-        """Multiply peaks by shares."""
-        get = values.get
-        matrix = values["processor.flops"] * values["processor.achievable"] * values["engine.compute_share"]
-        memory = values["processor.memory_bytes_per_s"]
-        link_share = get("engine.link_share", 1.0)
-        return cls(
+def rates_of(values: Mapping[str, float]) -> Rates:
+    """Multiply peaks by the shares of them that the engine reaches."""
+    get = values.get
+    matrix = values["processor.flops"] * values["processor.achievable"] * values["engine.compute_share"]
+    memory = values["processor.memory_bytes_per_s"]
+    link_share = get("engine.link_share", 1.0)
+    return Rates(
+        read_bytes_per_s=get("link.storage", math.inf) * link_share,
+        link_bytes_per_s=get("link.host", math.inf) * link_share,
+        copy_latency_s=get("link.host.latency", 0.0),
+        block_overhead_s=values["engine.layer_overhead_s"],
+        pass_overhead_s=values["engine.pass_overhead_s"],
+        token_overhead_s=get("engine.token_overhead_s", 0.0),
+        overlaps_hops=get("engine.overlaps_hops", 1.0) > 0,
+        overlaps_copies=get("engine.overlaps_copies", 1.0) > 0,
+        peaks=Peaks(
             flops=matrix,
             attention_flops=min(get("processor.attention_flops", math.inf), matrix) * _ATTENTION_FLOPS_SHARE,
             memory_bytes_per_s=memory * values["engine.memory_share"] * get("engine.quantised_share", 1.0),
             cache_bytes_per_s=memory * values["engine.attention_share"],
-            layer_overhead_s=values["engine.layer_overhead_s"],
-            split_overhead_s=get("engine.split_overhead_s", 0.0),
-            pass_overhead_s=values["engine.pass_overhead_s"],
-            across_overhead_s=get("engine.across_overhead_s", 0.0),
-            token_overhead_s=get("engine.token_overhead_s", 0.0),
-            exchange_excess=get("engine.exchange_excess", 1.0),
-            overlaps_hops=get("engine.overlaps_hops", 1.0) > 0,
-            overlaps_copies=get("engine.overlaps_copies", 1.0) > 0,
-            host_flops=get("host.flops", 0.0) * get("host.flops_share", 1.0),
-            host_memory_bytes_per_s=get("host.memory_bytes_per_s", 0.0) * get("host.memory_share", 1.0),
-            storage_bytes_per_s=get("link.storage", math.inf) * link_share,
-            host_link_bytes_per_s=get("link.host", math.inf) * link_share,
-            host_link_latency_s=get("link.host.latency", 0.0),
+            cpu_flops=get("host.flops", 0.0) * get("host.flops_share", 1.0),
+            cpu_memory_bytes_per_s=get("host.memory_bytes_per_s", 0.0) * get("host.memory_share", 1.0),
+        ),
+        exchange=Exchange(
             peer_bytes_per_s=get("link.scale_up", math.inf),
             peer_latency_s=get("link.scale_up.latency", 0.0),
             network_bytes_per_s=get("link.network", math.inf),
             network_latency_s=get("link.network.latency", 0.0),
-        )
+            split_overhead_s=get("engine.split_overhead_s", 0.0),
+            across_overhead_s=get("engine.across_overhead_s", 0.0),
+            excess=get("engine.exchange_excess", 1.0),
+        ),
+    )
 
 
 def arithmetic_format(weight_format: str, processor_flops: Mapping[str, Quantity]) -> str:
