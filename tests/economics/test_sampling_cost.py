@@ -13,7 +13,7 @@ from headrace.machine.machine import Machine, Processor
 from headrace.machine.quantity import Quantity
 from headrace.model.model import Layer, LayerGroup, Model
 from headrace.planning.closed_form import WorkCost, work_cost
-from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.described_rates import expected_rates, quantities
 from headrace.planning.plan import arranged
 from headrace.planning.workload import Speculation, Workload
 
@@ -62,7 +62,7 @@ def predictor(*, flops: float = 1e15) -> Callable[[Workload, Speculation | None]
     )
     resident = arranged(model.num_layers)
     constants = quantities(machine, PRESENT, resident, weight_format="bf16")
-    rates = MachineRates.expected(constants)
+    rates = expected_rates(constants)
     return lambda work, drafts: work_cost(model, machine, resident, work, rates, speculation=drafts)
 
 

@@ -62,11 +62,10 @@ class Mutant(NamedTuple):
 
 
 COST, SHAPE = "headrace.planning.closed_form", "headrace.model.model"
-CONFIG, RATES = "headrace.model.from_config", "headrace.planning.machine_rates"
+CONFIG, RATES = "headrace.model.from_config", "headrace.planning.described_rates"
 COLLECTIVES, MEMORY = "headrace.planning.collectives", "headrace.planning.memory"
 PLANNER = "headrace.planning.planner"
 MUTANTS = (
-
     Mutant("GiB for GB", "headrace.units", '"GB": 10**9', '"GB": 2**30'),
     Mutant("GB for GiB", "headrace.units", '"G": 2**30', '"G": 10**9'),
     Mutant("GiB for GB in machines", "headrace.machine.unit_text", '"G": 1e9', '"G": 2.0**30'),
@@ -94,7 +93,7 @@ MUTANTS = (
     Mutant("cache not read", COST, "max(scores_s, cache_s)", "scores_s"),
     Mutant("window ignored", SHAPE, "return min(context_tokens, self.window_tokens) if self.window_tokens else context_tokens", "return context_tokens"),
     Mutant("weights not split", COST, "layer.bytes_read(carried.tokens) / width", "layer.bytes_read(carried.tokens)"),
-    Mutant("arithmetic not split", COST, "carried.tokens / width / rates.flops", "carried.tokens / rates.flops"),
+    Mutant("arithmetic not split", COST, "carried.tokens / width / rates.peaks.flops", "carried.tokens / rates.peaks.flops"),
     Mutant("bandwidth efficiency inverted", RATES, 'memory * values["engine.memory_share"]', 'memory / values["engine.memory_share"]'),
     Mutant("arithmetic at twice the peak", RATES, 'values["processor.flops"] *', '2.5 * values["processor.flops"] *'),
     Mutant("residents not held", MEMORY, "held_bytes = layers_bytes * resident_share", "held_bytes = 0.0"),
@@ -114,7 +113,7 @@ MUTANTS = (
     Mutant("a cache on the host is not read", COST, "cache_s = layer_cache_bytes(layer, model, carried) /", "cache_s = (not arrangement.cache_on_host) * layer_cache_bytes(layer, model, carried) /"),
     Mutant("more moving parts need not pay", PLANNER, "MARGIN = 0.02", "MARGIN = 0.0"),
     Mutant("a split in two directions counts as one", PLANNER, "            divided.two_dimensional,\n", ""),
-    Mutant("disk counted twice", COST, "link_bytes / rates.storage_bytes_per_s if", "2 * link_bytes / rates.storage_bytes_per_s if"),
+    Mutant("disk counted twice", COST, "link_bytes / rates.read_bytes_per_s if", "2 * link_bytes / rates.read_bytes_per_s if"),
     Mutant("link efficiency forgotten", RATES, 'get("engine.link_share", 1.0)', "1.0"),
     Mutant("tied head counted twice", SHAPE, "(0 if self.tied else self.head_bytes)", "self.head_bytes"),
     Mutant("embedding forgotten", SHAPE, "layers + self.embedding_parameters + head", "layers + head"),

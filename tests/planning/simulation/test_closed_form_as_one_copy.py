@@ -19,10 +19,11 @@ from headrace.planning.closed_form import (
     pass_ends_s,
     work_cost,
 )
-from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.described_rates import expected_rates, quantities
 from headrace.planning.plan import TRAVELLING, Arrangement, Placement
 from headrace.planning.planner import compare
 from headrace.planning.prediction import Candidate
+from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.simulation.one_copy import PassSchedule, Simulated, simulate
 from headrace.planning.strategies import Strategy
@@ -38,9 +39,9 @@ WORKS = (
 )
 
 
-def rates_of(scenario: Scenario, arrangement: Arrangement) -> MachineRates:
+def rates_of(scenario: Scenario, arrangement: Arrangement) -> Rates:
     machine, weight_format = scenario.described_machine, scenario.model.weight_format
-    return MachineRates.expected(quantities(machine, scenario.engine, arrangement, weight_format=weight_format))
+    return expected_rates(quantities(machine, scenario.engine, arrangement, weight_format=weight_format))
 
 
 def closed(scenario: Scenario, arrangement: Arrangement) -> WorkCost:

@@ -13,10 +13,9 @@ from headrace.machine.engine import PRESENT, Engine
 from headrace.machine.machine import Machine
 from headrace.model.model import LayerGroup, Model
 from headrace.planning.closed_form import WorkCost, work_cost
-from headrace.planning.machine_rates import MachineRates, quantities
+from headrace.planning.described_rates import expected_rates, quantities
 from headrace.planning.plan import Arrangement, Parallelism, Placement, arranged
-from headrace.planning.simulation import SimulatedWork, simulate_work
-from headrace.planning.simulation.many_devices import DECODE_PASSES
+from headrace.planning.simulation.many_devices import DECODE_PASSES, SimulatedWork, simulate_work
 from headrace.planning.workload import Speculation, Workload
 from planning_examples import dense_model, moe_model, server
 
@@ -54,7 +53,7 @@ def both(
 ) -> tuple[WorkCost, SimulatedWork]:
     place = machine or server()
     constants = quantities(place, engine, arrangement, weight_format="bf16")
-    rates = MachineRates.expected(constants)
+    rates = expected_rates(constants)
     closed = work_cost(model, place, arrangement, work, rates)
     return closed, simulate_work(model, place, arrangement, work, rates, passes=passes)
 
