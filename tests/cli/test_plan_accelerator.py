@@ -398,7 +398,7 @@ def test_every_constant_comes_from_the_file(model: Path) -> None:
 
 
 def test_weights_in_another_dtype_are_widened_at_the_device_s_memory_rate(model: Path) -> None:
-    curve = scenario_of(model, dtype="float32").known_rates.curve
+    curve = scenario_of(model, dtype="float32").known_rates.known_curve
     assert (curve.compute_dtype, curve.stored_dtype) == ("float32", "BF16")
     for point, plain in zip(curve.points, FIRST.arithmetic.curves[2].points, strict=True):
         assert point.seconds_per_parameter == pytest.approx(plain.seconds_per_parameter + (2 + 4) / 1e12)

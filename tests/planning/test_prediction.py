@@ -332,7 +332,7 @@ def test_at_break_even_computing_takes_as_long_as_loading(
 
 def compute_seconds(rates: Rates, tokens: float) -> float:
     """Compute a pass of `tokens` tokens, from the curve, written out."""
-    per_parameter = rates.curve.seconds_per_parameter(tokens)
+    per_parameter = rates.known_curve.seconds_per_parameter(tokens)
     layers_s = LAYERS * (rates.block_overhead_s + LAYER_PARAMETERS * per_parameter)
     return rates.pass_overhead_s + layers_s + HEAD_PARAMETERS * per_parameter
 
