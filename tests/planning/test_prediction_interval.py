@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from headrace.machine.quantity import Quantity
 from headrace.planning.infeasible import minimum_bytes
 from headrace.planning.plan import Placement
 from headrace.planning.planner import plan_fastest, plan_strategy
@@ -21,7 +22,9 @@ from headrace.planning.prediction import (
 from headrace.planning.rates import LayerTimes
 from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import Strategy
+from headrace.planning.workload import Workload
 from planning.test_prediction import rates_of, scenario_of
+from planning_examples import PERFECT_ENGINE, dense_model, server
 
 
 def test_a_resident_model_depends_on_computing_alone() -> None:
@@ -112,3 +115,11 @@ def test_so_may_reading_but_never_faster_than_its_limit(limited: bool) -> None:
     busy = prediction_interval(fastest, replace(scenario, busy=0.6)).prefill_s
     assert busy.high == pytest.approx(quiet.high / 0.4, rel=0.02)
     assert busy.low == pytest.approx(quiet.low * (1.0 if limited else 0.4), rel=0.02)
+
+
+def test_how_far_engines_are_off_the_formulas_is_part_of_a_described_machine_s_interval() -> None:
+    engine = replace(PERFECT_ENGINE, spread=Quantity(1.0, 0.5, 4.0, "test"))
+    scenario = Scenario.described(dense_model(), server(), Workload(), engine=engine)
+    found = prediction_interval(plan_fastest(scenario), scenario).decode_s_per_pass
+    assert found.low <= 0.5 * found.expected * (1 + 1e-9)
+    assert found.high >= 4.0 * found.expected * (1 - 1e-9)

@@ -94,7 +94,6 @@ def figure_of(case: Case) -> tuple[dict[str, Quantity], Callable[[Mapping[str, f
             weight_format=case.scenario.model.weight_format,
         )
     )
-    constants["engine.spread"] = case.scenario.engine.spread
     if case.unstated:
         constants["unstated"] = _UNSTATED_BATCH if case.assumed_batch else _UNSTATED
     if metric == "ttft_serving":
@@ -103,7 +102,7 @@ def figure_of(case: Case) -> tuple[dict[str, Quantity], Callable[[Mapping[str, f
 
     def value(values: Mapping[str, float]) -> float:
         seconds = METRICS[metric](case, rates_of(values))
-        off = values["engine.spread"] * values.get("unstated", 1.0) * values.get("queue", 1.0)
+        off = values.get("unstated", 1.0) * values.get("queue", 1.0)
         return seconds / off / factor if by_rate else seconds * off / factor
 
     return constants, value

@@ -30,35 +30,36 @@ def expected_rates(constants: Mapping[str, Quantity]) -> Rates:
 
 
 def rates_of(values: Mapping[str, float]) -> Rates:
-    """Multiply peaks by the shares of them that the engine reaches."""
+    """Multiply peaks by the shares of them that the engine reaches; `engine.spread` slows everything alike."""
     get = values.get
-    matrix = values["processor.flops"] * values["processor.achievable"] * values["engine.compute_share"]
-    memory = values["processor.memory_bytes_per_s"]
-    link_share = get("engine.link_share", 1.0)
+    slower = values["engine.spread"]
+    matrix = values["processor.flops"] * values["processor.achievable"] * values["engine.compute_share"] / slower
+    memory = values["processor.memory_bytes_per_s"] / slower
+    link_share = get("engine.link_share", 1.0) / slower
     return Rates(
         read_bytes_per_s=get("link.storage", math.inf) * link_share,
         link_bytes_per_s=get("link.host", math.inf) * link_share,
-        copy_latency_s=get("link.host.latency", 0.0),
-        block_overhead_s=values["engine.layer_overhead_s"],
-        pass_overhead_s=values["engine.pass_overhead_s"],
-        token_overhead_s=get("engine.token_overhead_s", 0.0),
+        copy_latency_s=get("link.host.latency", 0.0) * slower,
+        block_overhead_s=values["engine.layer_overhead_s"] * slower,
+        pass_overhead_s=values["engine.pass_overhead_s"] * slower,
+        token_overhead_s=get("engine.token_overhead_s", 0.0) * slower,
         overlaps_hops=get("engine.overlaps_hops", 1.0) > 0,
         overlaps_copies=get("engine.overlaps_copies", 1.0) > 0,
         peaks=Peaks(
             flops=matrix,
-            attention_flops=min(get("processor.attention_flops", math.inf), matrix) * _ATTENTION_FLOPS_SHARE,
+            attention_flops=min(get("processor.attention_flops", math.inf) / slower, matrix) * _ATTENTION_FLOPS_SHARE,
             memory_bytes_per_s=memory * values["engine.memory_share"] * get("engine.quantised_share", 1.0),
             cache_bytes_per_s=memory * values["engine.attention_share"],
-            cpu_flops=get("host.flops", 0.0) * get("host.flops_share", 1.0),
-            cpu_memory_bytes_per_s=get("host.memory_bytes_per_s", 0.0) * get("host.memory_share", 1.0),
+            cpu_flops=get("host.flops", 0.0) * get("host.flops_share", 1.0) / slower,
+            cpu_memory_bytes_per_s=get("host.memory_bytes_per_s", 0.0) * get("host.memory_share", 1.0) / slower,
         ),
         exchange=Exchange(
-            peer_bytes_per_s=get("link.scale_up", math.inf),
-            peer_latency_s=get("link.scale_up.latency", 0.0),
-            network_bytes_per_s=get("link.network", math.inf),
-            network_latency_s=get("link.network.latency", 0.0),
-            split_overhead_s=get("engine.split_overhead_s", 0.0),
-            across_overhead_s=get("engine.across_overhead_s", 0.0),
+            peer_bytes_per_s=get("link.scale_up", math.inf) / slower,
+            peer_latency_s=get("link.scale_up.latency", 0.0) * slower,
+            network_bytes_per_s=get("link.network", math.inf) / slower,
+            network_latency_s=get("link.network.latency", 0.0) * slower,
+            split_overhead_s=get("engine.split_overhead_s", 0.0) * slower,
+            across_overhead_s=get("engine.across_overhead_s", 0.0) * slower,
             excess=get("engine.exchange_excess", 1.0),
         ),
     )
@@ -93,6 +94,7 @@ def quantities(
         "engine.layer_overhead_s": engine.layer_overhead_s,
         "engine.pass_overhead_s": engine.pass_overhead_s,
         "engine.token_overhead_s": engine.token_overhead_s,
+        "engine.spread": engine.spread,
     }
     if known_format(weight_format).packed:
         found["engine.quantised_share"] = engine.quantised_share
