@@ -74,8 +74,11 @@ def test_all_gpus_are_listed_and_one_is_measured(
     report = probe_json(capsys, *options)
     measured = report["processor"]
     assert (measured["device"], measured["name"]) == (device, name)
-    assert measured["copies"]["rate"]["expected"].endswith("B/s")
-    assert measured["copies"]["source"].startswith("measured: copies of")
+    rate = measured["copies"]["bytes_per_s"]
+    assert 0 < rate["low"] <= rate["expected"]
+    assert rate["source"].startswith("measured: copies of")
+    assert report["disk"]["bytes_per_s"]["expected"] > 0
+    assert measured["arithmetic"]["curves"][0]["points"][0]["seconds_per_parameter"] > 0
     assert "others" not in report
     assert [(gpu["device"], gpu["measured"]) for gpu in report["gpus"]] == [
         ("cuda:0", device == "cuda:0"),
@@ -116,7 +119,7 @@ def test_what_is_written_holds_the_accelerator(tmp_path: Path, capsys: pytest.Ca
 def test_the_processor_alone_measures_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     report = probe_json(capsys, "--device", "cpu")
     assert report["processor"]["kind"] == "cpu"
-    assert "links" not in report
+    assert report["links"] == {}
     assert [gpu["measured"] for gpu in report["gpus"]] == [False, False]
 
 

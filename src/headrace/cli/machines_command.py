@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,8 @@ from headrace.cli.options import JsonOption
 from headrace.cli.output import Output
 from headrace.cli.table import Table
 from headrace.machine.catalogue import find_machine, link_entries, processor_entries, system_names
-from headrace.machine.machine import Link, Machine
+from headrace.machine.compute_curve import UNMEASURED, Arithmetic
+from headrace.machine.machine import Link, Machine, Processor
 from headrace.machine.machine_file import machine_to_toml
 from headrace.machine.quantity import Quantity
 from headrace.units import format_bytes, format_number, format_range, format_rate
@@ -96,6 +98,7 @@ def machine_json(machine: Machine) -> dict[str, Any]:
             "power_w": _quantity(processor.power_w),
             "rent_usd_per_h": _quantity(processor.rent_usd_per_h),
             "price_usd": _quantity(processor.price_usd),
+            **_measured(processor),
         },
         "host": None
         if host is None
@@ -103,6 +106,7 @@ def machine_json(machine: Machine) -> dict[str, Any]:
             "memory_bytes": host.memory_bytes,
             "memory_bytes_per_s": _quantity(host.memory_bytes_per_s),
             "flops": _quantity(host.flops),
+            **_arithmetic(host.arithmetic),
         },
         "disk": None
         if disk is None
@@ -110,6 +114,8 @@ def machine_json(machine: Machine) -> dict[str, Any]:
             "size_bytes": disk.size_bytes,
             "bytes_per_s": _quantity(disk.bytes_per_s),
             "latency_s": _quantity(disk.latency_s),
+            "chunk_bytes": disk.chunk_bytes,
+            "threads": disk.threads,
         },
         "links": {
             link.name: {
@@ -121,6 +127,23 @@ def machine_json(machine: Machine) -> dict[str, Any]:
         },
         "notes": list(machine.notes),
     }
+
+
+def _measured(processor: Processor) -> dict[str, Any]:
+    """What only a measured processor has."""
+    return {
+        **({"device": processor.device} if processor.device else {}),
+        **({} if processor.free_bytes is None else {"free_bytes": processor.free_bytes}),
+        **({} if processor.copies is None else {"copies": asdict(processor.copies)}),
+        **_arithmetic(processor.arithmetic),
+    }
+
+
+def _arithmetic(arithmetic: Arithmetic) -> dict[str, Any]:
+    if arithmetic == UNMEASURED:
+        return {}
+    curves = [asdict(curve) | {"points": [point._asdict() for point in curve.points]} for curve in arithmetic.curves]
+    return {"arithmetic": asdict(arithmetic) | {"curves": curves}}
 
 
 def _quantity(quantity: Quantity | None) -> dict[str, Any] | None:

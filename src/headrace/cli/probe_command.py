@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from headrace import __version__
 from headrace.cli.command import Command, require_run_libraries
+from headrace.cli.machines_command import machine_json
 from headrace.cli.options import JsonOption
 from headrace.cli.output import Output, check_writable
 from headrace.errors import InvalidRequestError
@@ -87,7 +87,7 @@ def _report(output: Output, machine: Machine, gpus: Sequence[GpuDescription], ou
     if output.as_json:
         output.json(
             {
-                **tomllib.loads(text),
+                **machine_json(machine),
                 "gpus": [
                     {
                         "device": f"cuda:{gpu.number}",
