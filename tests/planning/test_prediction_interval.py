@@ -22,7 +22,7 @@ from headrace.planning.prediction import (
 from headrace.planning.rates import LayerTimes
 from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import Strategy
-from headrace.planning.workload import Workload
+from headrace.planning.workload import DEFAULT_WORKLOAD
 from planning.test_prediction import rates_of, scenario_of
 from planning_examples import PERFECT_ENGINE, dense_model, server
 
@@ -119,7 +119,7 @@ def test_so_may_reading_but_never_faster_than_its_limit(limited: bool) -> None:
 
 def test_how_far_engines_are_off_the_formulas_is_part_of_a_described_machine_s_interval() -> None:
     engine = replace(PERFECT_ENGINE, spread=Quantity(1.0, 0.5, 4.0, "test"))
-    scenario = Scenario.described(dense_model(), server(devices=1), Workload(), engine=engine)
+    scenario = Scenario.described(dense_model(), server(devices=1), DEFAULT_WORKLOAD, engine=engine)
     found = prediction_interval(plan_strategy(scenario, Strategy.RESIDENT), scenario).decode_s_per_pass
     assert found.low <= 0.5 * found.expected * (1 + 1e-9)
     assert found.high >= 4.0 * found.expected * (1 - 1e-9)

@@ -126,6 +126,7 @@ def machine_json(machine: Machine) -> dict[str, Any]:
             for link in machine.links.values()
         },
         "notes": list(machine.notes),
+        **({"busy": machine.busy} if machine.busy else {}),
     }
 
 
