@@ -170,12 +170,8 @@ def _refusals(answer: PlanAnswer) -> list[tuple[list[Strategy], str]]:
 def _memory_line(plan: Plan) -> str:
     where = {"device": "on each device", "host": "on the host", "disk": "on the disk"}
     held = ", ".join(f"{format_bytes(size)} {where[tier]}" for tier, size in plan.bytes_by_tier.items() if size)
-<<<<<<< HEAD
-    return f"It holds {held}; {format_bytes(plan.memory.kv_cache_bytes)} of that is KV cache."
-=======
     cache_bytes = plan.memory.kv_cache_bytes + plan.host_memory.kv_cache_bytes
-    return f"It holds {held}; {format_bytes(cache_bytes)} of that is KV cache.\n"
->>>>>>> 63e022f (The report's KV cache is that of device and host)
+    return f"It holds {held}; {format_bytes(cache_bytes)} of that is KV cache."
 
 
 def _break_even_lines(even: BreakEven | None) -> list[str]:
