@@ -6,6 +6,7 @@ A list is compared both ways: a new sin fails the test, and so does an entry tha
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -142,3 +143,14 @@ def test_a_strategy_is_seen(source: str, broken: bool) -> None:
 )
 def test_a_table_of_formats_is_seen(source: str, broken: bool) -> None:
     assert has_a_table_of_formats(ast.parse(source)) is broken
+
+
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/formulas.md", "bench/METHODOLOGY.md")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_documents_name_exist(document: str) -> None:
+    """A path in backticks is one of the repository's, or the end of one."""
+    named = re.findall(r"`([a-z_/]+\.(?:py|toml|md))`", (ROOT / document).read_text(encoding="utf-8"))
+    there = [f"/{path.relative_to(ROOT)}" for path in ROOT.rglob("*") if path.suffix in (".py", ".toml", ".md")]
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in there)] == []

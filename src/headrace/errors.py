@@ -1,7 +1,7 @@
 """Everything headrace raises on purpose, in one tree.
 
     HeadraceError                    caught by the command line: one message, exit code 2
-    ├── InvalidRequestError          an argument that cannot be meant: a size, a rate, a dtype, an empty prompt
+    ├── InvalidRequestError          an invalid argument: a size, a rate, a dtype, an empty prompt
     ├── CheckpointError              the checkpoint cannot be used as it lies there
     │   ├── CheckpointCorruptError   a header that lies, a missing or truncated shard
     │   └── CheckpointChangedError   a file that changed while it was being used
@@ -25,7 +25,7 @@ class HeadraceError(Exception):
 
 
 class InvalidRequestError(HeadraceError):
-    """An argument that cannot be meant: a size without sense, an unknown dtype, an empty prompt."""
+    """An invalid argument: a size without sense, an unknown dtype, an empty prompt."""
 
 
 class CheckpointError(HeadraceError):

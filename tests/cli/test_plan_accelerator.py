@@ -328,7 +328,7 @@ def test_the_table_names_where_blocks_live_and_the_text_what_would_help(
         (("--device", "cpu", "--cpu-blocks"), "--cpu-blocks is for an accelerator"),
         (("--device", "cpu", "--cache-on-host"), "--cache-on-host is for an accelerator"),
         (("--host-memory", "12 parsecs"), "12 parsecs"),
-        (("--prompt-tokens", "9000"), "9000 + 1 tokens of context were asked for; twelve can do 8192"),
+        (("--prompt-tokens", "9000"), "9000 + 1 tokens do not fit the context of twelve, 8192 tokens"),
         (("--dtype", "float16", "--device", "cpu"), "has no measurement of float16 products"),
     ],
 )

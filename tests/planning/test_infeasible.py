@@ -1,4 +1,4 @@
-"""Nothing is planned beyond a budget, and a refusal names the smallest budget that would do."""
+"""Nothing is planned beyond a budget, and a refusal names the smallest budget that would suffice."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a file. Raises InvalidRequestError naming the line and the field of whatever cannot be meant."""
+    """Read a file. Raises InvalidRequestError naming the line and the field that is invalid."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise InvalidRequestError(f"{path} has {path.stat().st_size} bytes; a table of measurements is smaller")

@@ -34,9 +34,7 @@ def demo(
     ] = DEFAULT_MEMORY,
     directory: Annotated[
         Path | None,
-        typer.Option(
-            "--dir", metavar="DIR", help=f"Where the model is, or is to be kept.  [default: {cache_directory()}]"
-        ),
+        typer.Option("--dir", metavar="DIR", help=f"Directory the model is kept in.  [default: {cache_directory()}]"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

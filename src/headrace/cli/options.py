@@ -91,15 +91,13 @@ CpuBlocksOption = Annotated[
     bool,
     typer.Option(
         "--cpu-blocks",
-        help="With a GPU: let the processor compute some layers from host memory, where that is predicted to be "
+        help="With a GPU: let the CPU compute some layers from host memory, where that is predicted to be "
         "faster. Results then differ from the GPU's own in rounding.",
     ),
 ]
 CacheOnHostOption = Annotated[
     bool,
-    typer.Option(
-        "--cache-on-host", help="With a GPU: let keys and values wait in host memory if they do not fit beside it."
-    ),
+    typer.Option("--cache-on-host", help="With a GPU: keep keys and values in host memory if they do not fit on it."),
 ]
 ReadLimitOption = Annotated[
     str | None, typer.Option(metavar="RATE", help="Read no faster than this (500MB/s, 1GiB/s), to try a slower disk.")
@@ -154,5 +152,5 @@ def parse_count(text: str, *, option: str) -> float:
         )
     number = float(match[1].replace(",", "")) * _WORDS[word]
     if not 0 < number < math.inf:
-        raise InvalidRequestError(f"{option} {text!r} cannot be meant; it must be a number above 0")
+        raise InvalidRequestError(f"{option} {text!r} is not valid; it must be a number above 0")
     return number

@@ -72,8 +72,8 @@ def plan(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="What each computer's host memory may hold of the model: beside a GPU the blocks that do not fit on "
-            "it. Without it: what there is, less a reserve.",
+            help="Host memory that each computer may use for the model: with a GPU, for the blocks that do not fit on "
+            "it.  [default: what is free, less a reserve]",
             show_default=False,
         ),
     ] = None,

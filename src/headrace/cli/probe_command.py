@@ -37,7 +37,7 @@ def probe(
     directory: Annotated[
         Path,
         typer.Option(
-            "--dir", metavar="DIR", help="Measure the disk that this directory lies on; 512 MiB are written there."
+            "--dir", metavar="DIR", help="Measure the disk that holds this directory; writes 512 MiB there for a while."
         ),
     ] = Path(),
     out: Annotated[

@@ -186,14 +186,14 @@ def _host_memory_row(plan: Plan, measured: Measured) -> list[str]:
     ]
 
 
-WAITS = {"disk": "the disk", "compute": "the processor", "both": "loading and computing, in turn", "link": "the link"}
+WAITS = {"disk": "the disk", "compute": "the CPU", "both": "loading and computing, in turn", "link": "the link"}
 
 
 def waits_for(binds: str, *, accelerator: bool) -> str:
     """Say in words what a pass waits for."""
     if accelerator:
         return {**WAITS, "compute": "the accelerator", "cpu": "the CPU's own blocks"}[binds]
-    return {**WAITS, "both": "the disk and the processor, in turn"}[binds]
+    return {**WAITS, "both": "the disk and the CPU, in turn"}[binds]
 
 
 def draft_summary(drafted: DraftReport) -> str:
@@ -225,7 +225,7 @@ def run_summary(result: RunResult) -> str:
 
 
 def _machine_name(device: str) -> str:
-    """A GPU's runs teach nothing about the processor beside it."""
+    """Runs on a GPU teach nothing about the CPU."""
     name = platform.node() or "this machine"
     return name if device == "cpu" else f"{name} {device}"
 

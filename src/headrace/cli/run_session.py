@@ -198,7 +198,7 @@ def _announce_drafts(length: DraftLength) -> str:
     """Predicted speed with drafts, as far as it can be known before a text was seen."""
     best = max(range(length.most + 1), key=length.tokens_per_s)
     if not best:
-        return "drafts: a pass waits for the processor, so none would pay if 2 of 5 were right; tried now and then"
+        return "drafts: a pass waits for the CPU, so none would pay if 2 of 5 were right; tried now and then"
     return (
         f"drafts: {best} in each pass would give {format_number(length.tokens_per_s(best))} tokens/s if 2 of 5 were "
         f"right, {format_number(length.tokens_per_s(best, 0.8))} if 4 of 5 were, where a pass without drafts gives "

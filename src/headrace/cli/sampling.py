@@ -1,4 +1,4 @@
-"""How the next token is chosen: the most likely one unless sampling was asked for."""
+"""How the next token is chosen: the most likely one unless a sampling option is given."""
 
 from __future__ import annotations
 

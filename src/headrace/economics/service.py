@@ -184,7 +184,7 @@ def _rate(amount: float, seconds: Interval) -> Interval:
 
 
 def _refusal(scenario: Scenario, promise: Promise, sequences: int | None) -> str:
-    """Say what was asked, what was found, and the smallest change that would do."""
+    """Say what was asked, what was found, and the smallest change that would make it fit."""
     who = f"{scenario.model.name} on {scenario.described_machine.name}"
     fastest = _best_speed(scenario, sequences)
     changes = _changes(scenario, promise, sequences)
@@ -222,7 +222,7 @@ def _best_speed(scenario: Scenario, sequences: int | None) -> Candidate | None:
 
 
 def _changes(scenario: Scenario, promise: Promise, sequences: int | None) -> list[str]:
-    """More devices of the kind, or fewer bits: the least of each that would do."""
+    """More devices of the kind, or fewer bits: the least of each that would suffice."""
     found = []
     held_bytes = scenario.budget_bytes * scenario.described_machine.num_devices
     least = max(1, math.ceil(math.log2(scenario.model.weights_bytes / held_bytes)))

@@ -3,7 +3,7 @@
 Weights that are stored as they are computed with are used where they landed. Others (a wider compute dtype, experts
 that the model holds in one tensor, addresses that this processor's products are not exact at) are copied into one
 shared buffer, module by module, just before the module computes: so the buffer is as large as the largest module,
-not as a block, and what was just widened is still in the processor's cache.
+not as a block, and what was just widened is still in the CPU's cache.
 """
 
 from __future__ import annotations

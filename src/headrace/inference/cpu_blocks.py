@@ -1,7 +1,7 @@
-"""Decoder layers that the processor computes, in the middle of a model that an accelerator computes.
+"""Decoder layers that the CPU computes, in the middle of a model that an accelerator computes.
 
 Their weights lie in host memory and never travel; the hidden states do, down and up again, some kilobytes a token.
-Their keys and values stay on the host, where the cache finds them made. While the processor is at work the link brings
+Their keys and values stay on the host, where the cache finds them made. While the CPU is at work the link brings
 the next blocks, so that the two bandwidths add up.
 """
 

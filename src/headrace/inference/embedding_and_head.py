@@ -85,7 +85,7 @@ class StreamedHead(nn.Module):
 
     Input (..., hidden), output (..., vocabulary). About HEAD_CHUNK_ROWS rows are multiplied at once, which bounds the
     memory of conversion and of the libraries; `product_slices` sees to it that each part's product is the whole
-    product's bit for bit. That is known of the processor's libraries only: with `whole` a block is one product.
+    product's bit for bit. That is known of the CPU's libraries only: with `whole` a block is one product.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ OTHERS_S_MAX = 0.25
 """Other numbers of tokens are tried less often where a round of them would take longer than this."""
 
 FLUSH_BYTES = 48 << 20
-"""Read before every repetition: in a run, other layers' weights pass through the processor's cache in between."""
+"""Read before every repetition: in a run, other layers' weights pass through the CPU's cache in between."""
 
 WAITED_BYTES = 16 << 20
 WAKE_S_MAX = 0.02
@@ -253,7 +253,7 @@ class _Stage:
         return time.perf_counter()
 
     def run(self, sequences: int, tokens: int, past_tokens: int, *, wait: bool = False) -> _Parts:
-        """One pass of so many new tokens after so many earlier ones, with other data in the processor's cache.
+        """One pass of so many new tokens after so many earlier ones, with other data in the CPU's cache.
 
         With `wait`, the layer begins right after having waited for bytes from the disk.
         """

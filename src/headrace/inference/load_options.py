@@ -26,7 +26,7 @@ MOST_DRAFT_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """The options of `headrace.load`; see there. Raises InvalidRequestError for what cannot be meant of any model."""
+    """The options of `headrace.load`; see there. Raises InvalidRequestError for what no model could use."""
 
     memory: str | int | None = None
     """of the computing device, in bytes or as text; None: what is free, less a reserve"""
@@ -69,7 +69,7 @@ class LoadOptions:
                 f"draft tokens must lie between 0 and {MOST_DRAFT_TOKENS}, not {self.draft_tokens}"
             )
         if self.draft_tokens and self.batch > 1:
-            raise InvalidRequestError(f"drafts serve one sequence at a time, and {self.batch} were asked for")
+            raise InvalidRequestError(f"drafts work with one sequence at a time, not {self.batch}")
         limit = self.read_limit_bytes_per_s
         if limit is not None and not 0 < limit < float("inf"):
             raise InvalidRequestError(f"the read limit must be positive, not {limit}")
@@ -109,7 +109,7 @@ class LoadOptions:
         most = min(longest, DEFAULT_MAX_TOKENS) if self.max_tokens is None else self.max_tokens
         if not 2 <= most <= longest:
             raise InvalidRequestError(
-                f"{most} tokens of context were asked for; {model.name} can do 2 to {longest} (prompt and new ones)"
+                f"max_tokens {most} is out of range: {model.name} takes 2 to {longest}, prompt and new tokens together"
             )
         prompt_tokens = most // 2 if self.prompt_tokens is None else self.prompt_tokens
         if not 1 <= prompt_tokens < most:

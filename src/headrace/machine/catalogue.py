@@ -62,7 +62,7 @@ class LinkEntry:
 def find_machine(text: str) -> Machine:
     """Resolve a name, a count of it, or the path of a machine file.
 
-    Raises MachineError with near matches for what is unknown, and for counts that cannot be meant.
+    Raises MachineError with near matches for what is unknown, and for invalid counts.
     """
     asked = text.strip()
     path = _existing_file(asked)

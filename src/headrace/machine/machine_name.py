@@ -41,7 +41,7 @@ class MachineName:
 
 
 def parse_machine_name(text: str) -> MachineName:
-    """Split `4x8xh100@system`; raises MachineError for counts that cannot be meant and for what names nothing."""
+    """Split `4x8xh100@system`; raises MachineError for invalid counts and unknown names."""
     body, at, system = text.partition("@")
     numbers: list[int] = []
     rest = body

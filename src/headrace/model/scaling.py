@@ -27,7 +27,7 @@ TOLERANCE = 0.01
 def scaled(model: Model, factor: float, *, depth_share: float = DEPTH_SHARE) -> Model:
     """Return the model with `factor` times the parameters, to 1 %.
 
-    Raises InvalidRequestError for a factor or a share that cannot be meant.
+    Raises InvalidRequestError for an invalid factor or share.
     """
     if not (math.isfinite(factor) and 1 / LARGEST_FACTOR <= factor <= LARGEST_FACTOR):
         raise InvalidRequestError(

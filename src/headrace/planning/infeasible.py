@@ -20,7 +20,7 @@ from headrace.units import format_bytes, size_option
 
 
 class Infeasible(NamedTuple):
-    """Why a strategy has no plan, and the smallest change that would do."""
+    """Why a strategy has no plan, and the smallest change that would make it fit."""
 
     strategy: Strategy
     why_not: str
@@ -44,7 +44,7 @@ def minimum_bytes(scenario: Scenario, strategy: Strategy | None = None) -> int:
 
 
 def refuse_below_minimum(scenario: Scenario, strategy: Strategy | None) -> None:
-    """Raise BudgetError, with the smallest budget of the device or of the host that would do, when nothing fits."""
+    """Raise BudgetError, with the smallest budget of the device or the host that suffices, when nothing fits."""
     account = MemoryAccount(scenario)
     smallest = _smallest(account, strategy)
     if smallest is None or smallest.device_bytes > scenario.budget_bytes:
@@ -52,7 +52,7 @@ def refuse_below_minimum(scenario: Scenario, strategy: Strategy | None) -> None:
 
 
 def refusal(account: MemoryAccount, strategy: Strategy | None) -> BudgetError:
-    """Name the smallest budget that would do, of the device or, where the host has no room for a ring, of the host."""
+    """Name the smallest budget that suffices, of the device or, where the host has no room for a ring, of the host."""
     scenario, smallest = account.scenario, _smallest(account, strategy)
     if smallest is None:
         return BudgetError(
@@ -118,7 +118,7 @@ def _more_on_the_host(account: MemoryAccount, strategy: Strategy | None) -> str:
 
 
 def budget_for_everything(scenario: Scenario) -> int | None:
-    """The smallest budget with which the device holds all weights, keys and values; None where none would do."""
+    """The smallest budget with which the device holds all weights, keys and values; None where none would suffice."""
     try:
         return minimum_bytes(replace(scenario, allow_cpu=False, allow_host_cache=False), Strategy.RESIDENT)
     except BudgetError:

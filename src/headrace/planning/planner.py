@@ -60,7 +60,7 @@ _SAME = 1 - 1e-9
 def plan_strategy(scenario: Scenario, strategy: Strategy) -> Candidate:
     """Return the fastest plan of one strategy.
 
-    Raises BudgetError, with the smallest budget of the device or of the host that would do, when none fits.
+    Raises BudgetError, with the smallest budget of the device or of the host that would suffice, when none fits.
     """
     if not scenario.is_calibrated or strategy not in RUNNABLE:
         return _described(scenario, strategy)

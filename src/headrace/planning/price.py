@@ -67,7 +67,7 @@ class Terms:
             value: Quantity = getattr(self, name)
             if value.low <= 0 or value.high > most:
                 raise InvalidRequestError(
-                    f"{name} of {value.low:g} to {value.high:g} cannot be meant; it lies above 0 and up to {most:g}"
+                    f"{name} of {value.low:g} to {value.high:g} is out of range: above 0, at most {most:g}"
                 )
         if self.pue.low < 1:
             raise InvalidRequestError(f"a PUE of {self.pue.low:g}: a site never takes less power than its computers")

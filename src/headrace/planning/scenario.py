@@ -115,7 +115,7 @@ class Scenario:
         """
         refuse_long_context(model, workload)
         if expert_hit_rate is not None and not 0 <= expert_hit_rate <= 1:
-            raise InvalidRequestError(f"an expert hit rate lies between 0 and 1, not at {expert_hit_rate}")
+            raise InvalidRequestError(f"an expert hit rate is between 0 and 1, not {expert_hit_rate}")
         limits = Limits(memory_bytes, host_memory_bytes)
         return cls(
             model=model,
@@ -186,6 +186,6 @@ def refuse_long_context(model: Model, work: Workload) -> None:
     """Raise InvalidRequestError where the workload is longer than the model's context."""
     if work.context_tokens > model.context_tokens:
         raise InvalidRequestError(
-            f"{work.prompt_tokens} + {work.generate_tokens} tokens of context were asked for; {model.name} can do "
-            f"{model.context_tokens}: reduce --prompt-tokens or --generate-tokens"
+            f"{work.prompt_tokens} + {work.generate_tokens} tokens do not fit the context of {model.name}, "
+            f"{model.context_tokens} tokens: reduce --prompt-tokens or --generate-tokens"
         )

@@ -28,7 +28,7 @@ DEFAULT_ACCEPTANCE = 0.7
 class PlanRequest:
     """What `headrace plan` is asked of a model and a machine, as users write it.
 
-    Raises InvalidRequestError for what cannot be meant of any model.
+    Raises InvalidRequestError for what no model could use.
     """
 
     memory: str | int | None = None

@@ -32,7 +32,7 @@ _DESCRIPTIONS = {
     Strategy.SEQUENTIAL: "load a layer, compute it, drop it",
     Strategy.OVERLAP: "the next layers load while one computes; what fits stays",
     Strategy.CPU: "the host's CPU computes from its own memory",
-    Strategy.HYBRID: "the device computes what it holds, the host's CPU the rest where it lies",
+    Strategy.HYBRID: "the device computes what it holds, the CPU the rest from host memory",
     Strategy.EXPERTS: "of each layer the experts stay as far as they fit, others are fetched when they are needed",
     Strategy.TENSOR: "every layer's width is split over devices",
     Strategy.TENSOR_2D: "every layer's width is split in two directions",

@@ -15,7 +15,7 @@ CHART_WIDTH = 70
 
 
 class Lane(StrEnum):
-    """Who was busy: the link, the copy to a device, the processor; or the processor waiting."""
+    """What was busy: the reader, the copy to a device, the computing; or computing that waited."""
 
     READ = "read"
     COPY = "copy"

@@ -58,7 +58,7 @@ class Arena:
         self.pinned = False
         """page-locked and known to a device, which copies from it without a detour (`Device.allocate_host`)"""
         self.on_close: Callable[[], None] | None = None
-        """called first when the memory is given back: whoever locked its pages lets go of them"""
+        """called before the memory is unmapped, so that locked pages are unlocked first"""
         self._taken_bytes = 0
         try:
             self._map = mmap.mmap(-1, max(size_bytes, PAGE_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -122,7 +122,7 @@ class Arena:
 
 
 class Piece:
-    """A stretch of memory: a tensor of bytes, and on the host a writable buffer too. Owner: whoever took it."""
+    """A stretch of memory: a tensor of bytes, and on the host a writable buffer too. Owner: the caller that took it."""
 
     __slots__ = ("_buffer", "tensor")
 

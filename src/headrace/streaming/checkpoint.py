@@ -54,7 +54,7 @@ def torch_dtype(entry: TensorEntry) -> torch.dtype:
 class Checkpoint:
     """One checkpoint directory, opened. Owner of the file descriptors until `close`.
 
-    `cut_head`: a large head becomes several blocks, which only the processor can compute exactly
+    `cut_head`: a large head becomes several blocks, which only the CPU computes bit for bit
     (see `build_stored_model`).
     """
 

@@ -259,7 +259,7 @@ class CudaDevice:
 
 def _new_event() -> Any:
     make: Any = torch.cuda.Event  # torch's own annotations leave these three out
-    return make(enable_timing=True, blocking=True)  # whoever waits sleeps, and leaves the processor to others
+    return make(enable_timing=True, blocking=True)  # a waiting thread sleeps and leaves the CPU to others
 
 
 def _new_stream(device: torch.device) -> Any:

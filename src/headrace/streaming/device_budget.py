@@ -26,7 +26,7 @@ def host_budget_bytes() -> int:
 def refuse_what_is_not_free(device: Device, budget_bytes: int, host_bytes: int) -> None:
     """Raise BudgetError where an accelerator, or the host beside it, has less free than its budget.
 
-    A budget of the processor's own memory is a promise not to exceed it, and may be generous; an accelerator's memory
+    A budget of the CPU's own memory is a promise not to exceed it, and may be generous; an accelerator's memory
     is taken at once, and what others hold of it does not come back.
     """
     memory = device.memory()

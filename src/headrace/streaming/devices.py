@@ -13,9 +13,9 @@ VARIABLE = "HEADRACE_DEVICE"
 
 
 def open_device(name: str | Device = "auto") -> Device:
-    """Open the device; `auto` is what HEADRACE_DEVICE names, else the first GPU, else the processor.
+    """Open the device; `auto` is what HEADRACE_DEVICE names, else the first GPU, else the CPU.
 
-    Raises InvalidRequestError where the name cannot be meant or the device is not there.
+    Raises InvalidRequestError where the name is unknown or the device is not there.
     """
     if not isinstance(name, str):
         return name

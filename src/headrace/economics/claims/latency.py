@@ -78,7 +78,7 @@ def _streaming(given: Ledger) -> Outcome:
         f"{format_bytes(weights)} / {given('stream_bytes_per_s') / 1e9:g} GB/s: {one:.3g} s per token on one V100; "
         "over "
         f"{given('stream_4_bytes_per_s') / 1e9:g} GB/s {four:.3g} s on four. Were there room, one would take "
-        f"{format_seconds(roomy)}; spread over as many as have it, their memory is read in {format_seconds(floor)}",
+        f"{format_seconds(roomy)}; spread over as many devices as hold it, it is read in {format_seconds(floor)}",
         {"s_per_token_1": one, "s_per_token_4": four, "resident_s": roomy, "resident_floor_s": floor},
     )
 

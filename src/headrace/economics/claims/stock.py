@@ -68,7 +68,7 @@ ASSUMPTIONS: dict[str, Default] = {
 
 def _verdict(times: float) -> str:
     if times <= 1:
-        return f"false: {times:.2g} of what is installed would do"
+        return f"false: {times:.2g} of what is installed would suffice"
     return f"holds: {format_number(float(f'{times:.2g}'))} times what is installed"
 
 

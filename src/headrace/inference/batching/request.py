@@ -154,7 +154,7 @@ def _body(raw: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     if "body" in raw:
         extra = sorted(set(raw) - _ENVELOPE)
         if extra:
-            raise RequestError(f"{extra[0]!r} stands beside body; parameters belong into it", parameter=extra[0])
+            raise RequestError(f"{extra[0]!r} is outside body; put parameters into body", parameter=extra[0])
         if raw.get("method", "POST") != "POST":
             raise RequestError(f"method must be POST, not {raw['method']!r}", parameter="method")
         if not isinstance(raw["body"], dict):

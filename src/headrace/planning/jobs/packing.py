@@ -268,7 +268,7 @@ class PassScheduler:
                 self._users[item.waits_for] -= 1
                 item.waits_for = None
         for key in [key for key in self._kept if self._users[key] <= 0]:
-            # The copies above are made before the pass, and whoever takes this range writes to it in a later one.
+            # The copies above are made before the pass, and the range's next sequence writes to it in a later one.
             self.pool.give_back(self._kept.pop(key).start)
         return copies
 

@@ -28,7 +28,7 @@ _SAME_MOMENT = 1e-12
 
 
 class DeadlockError(RuntimeError):
-    """Tasks wait for one another for ever: a mistake of whoever arranged them, or too few slots."""
+    """Tasks wait for one another for ever: their dependencies form a cycle, or there are too few slots."""
 
 
 class Mark(NamedTuple):
