@@ -31,10 +31,10 @@ def main() -> None:
         run("link.py", *model, *few, *out)
     else:
         print("link.py: skipped, fio is not installed")
-    fewer = ["--memories", "1000MB,2400MB", "--batches", "1,32"] if options.quick else []
-    run("prediction.py", *model, *fewer, *out)
+    fewer = ["--quick"] if options.quick else []
+    run("prediction.py", "--models", str(options.model), *fewer, *out)
     if not options.quick:
-        run("prediction.py", *model, "--raw", *out)
+        run("prediction.py", "--models", str(options.model), "--raw", *out)
 
 
 def run(script: str, *arguments: str) -> None:

@@ -108,6 +108,17 @@ def test_runs_that_tell_nothing_of_the_disk_do_not(other: dict[str, object]) -> 
     assert learned.disk == MACHINE.disk
 
 
+def test_runs_beside_other_work_teach_nothing() -> None:
+    records = [changed(binds="compute", measured_decode_s=1.2, busy=True)] * 3
+    assert learn(MACHINE, records) == (MACHINE, [])
+
+
+def test_a_line_of_an_earlier_version_is_read_without_what_was_added_since() -> None:
+    older = json.loads(RECORD.to_line())
+    del older["busy"]
+    assert RunRecord.from_line(json.dumps(older)) == RECORD
+
+
 def test_runs_that_waited_for_the_processor_teach_the_curve() -> None:
     records = [changed(binds="compute", measured_decode_s=seconds) for seconds in (1.2, 1.3, 1.25)]
     learned, sentences = learn(MACHINE, records)

@@ -51,6 +51,8 @@ class RunRecord:
     measured_read_bytes_per_s: float
     streamed_blocks: int
     headrace_version: str = ""
+    busy: bool = False
+    """whether other work had the CPUs meanwhile: such a run teaches nothing"""
 
     def to_line(self) -> str:
         """One line of JSON."""
@@ -61,7 +63,9 @@ class RunRecord:
         """Read a line; None for one that is torn, of another kind, or from a version with other fields."""
         try:
             raw: Any = json.loads(line)
-            fields = {field.name: raw[field.name] for field in dataclasses.fields(cls)}
+            known = dataclasses.fields(cls)
+            added = {field.name: field.default for field in known if field.default is not dataclasses.MISSING}
+            fields = {field.name: (added | raw)[field.name] for field in known}
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
         for field in dataclasses.fields(cls):
@@ -120,7 +124,7 @@ def learn(machine: Machine, records: Sequence[RunRecord]) -> tuple[Machine, list
     The read rate is the median over runs that waited for the disk without a limit; a curve of arithmetic is scaled by
     the median over runs that waited for the CPU. At least FEWEST_RUNS of the latest LATEST_RUNS must speak.
     """
-    own = [record for record in records if record.machine == machine.name][-LATEST_RUNS:]
+    own = [record for record in records if record.machine == machine.name and not record.busy][-LATEST_RUNS:]
     sentences = []
     rates = [
         record.measured_read_bytes_per_s

@@ -255,4 +255,5 @@ def record_of(request: RunRequest, result: RunResult) -> RunRecord:
         measured_read_bytes_per_s=measured.read_bytes_per_s or 0.0,
         streamed_blocks=plan.streamed_blocks,
         headrace_version=__version__,
+        busy=bool(result.warnings),
     )
