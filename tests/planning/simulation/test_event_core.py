@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.planning.simulation.event_core import DeadlockError, Mark, Outcome, Schedule, fair_rates
+from headrace.planning.simulation.event_core import DeadlockError, Execution, Mark, Schedule, fair_rates
 from headrace.planning.timeline import Lane
 
 CAPACITIES = {"own 0": 4.0, "own 1": 3.0, "own 2": 5.0, "uplink": 6.0, "root": 8.0}
@@ -48,7 +48,7 @@ def drawn_tasks(draw: st.DrawFn) -> list[Drawn]:
     return tasks
 
 
-def played(tasks: list[Drawn], **settings: Any) -> Outcome:
+def played(tasks: list[Drawn], **settings: Any) -> Execution:
     schedule = Schedule(capacities=CAPACITIES, **settings)
     for task in tasks:
         schedule.add(task.lane, task.seconds, size_bytes=task.size_bytes, path=task.path, after=task.after)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.planning.block_times import BlockTimes
 from headrace.planning.plan import Placement
-from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
+from headrace.planning.simulation.event_core import Execution, Mark, Schedule
 from headrace.planning.simulation.one_copy import PassSchedule, simulate
 from headrace.planning.timeline import Event, Lane, Timeline
 from pass_schedules import close as close_to
@@ -40,7 +40,7 @@ def schedules(draw: st.DrawFn) -> PassSchedule:
     )
 
 
-def on_event_core(schedule: PassSchedule) -> Outcome:
+def on_event_core(schedule: PassSchedule) -> Execution:
     """Two lanes and a ring. Reads go on into passes that do not come, as far as there are slots for them."""
     passes, count = 1 + schedule.decode_passes, len(schedule.blocks)
     streamed = [placement is Placement.DISK for placement in schedule.placements]

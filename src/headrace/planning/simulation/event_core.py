@@ -51,7 +51,7 @@ class _Task(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Execution:
     """Start and end of every task, in seconds, by the number that `Schedule.add` returned."""
 
     starts: tuple[float, ...]
@@ -143,7 +143,7 @@ class Schedule:
         self._tasks.append(_Task(lane, seconds, size_bytes, tuple(path), after, takes, gives, mark))
         return len(self._tasks) - 1
 
-    def run(self) -> Outcome:
+    def run(self) -> Execution:
         """Play everything through. Raises DeadlockError, naming what waits, where nothing can go on."""
         return _Run(self._tasks, self._capacities, self._slots, self._slowed_by).outcome()
 
@@ -205,7 +205,7 @@ class _Run:
         self.alarms: list[tuple[float, int, float]] = []
         self.private = self._private_links()
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Execution:
         """Run to the end."""
         self._go_on(sorted(number for number, count in enumerate(self.waits_for) if count == 0))
         while self.alarms:
@@ -222,7 +222,7 @@ class _Run:
             self._go_on([], sorted(finished))
         if any(math.isnan(end) for end in self.ends):
             raise DeadlockError(self._what_waits())
-        return Outcome(tuple(self.starts), tuple(self.ends), tuple(task.mark for task in self.tasks))
+        return Execution(tuple(self.starts), tuple(self.ends), tuple(task.mark for task in self.tasks))
 
     def _private_links(self) -> set[str]:
         """Links that one lane alone uses: what travels there never shares, so its time is known at the start."""

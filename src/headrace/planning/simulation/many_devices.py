@@ -32,7 +32,7 @@ from headrace.planning.closed_form import (
 from headrace.planning.memory import CACHE_LAYERS_ON_DEVICE
 from headrace.planning.plan import TRAVELLING, Arrangement, Placement
 from headrace.planning.rates import Rates
-from headrace.planning.simulation.event_core import Mark, Outcome, Schedule
+from headrace.planning.simulation.event_core import Execution, Mark, Schedule
 from headrace.planning.timeline import Lane, Timeline
 from headrace.planning.workload import PassTokens, Workload
 
@@ -47,7 +47,7 @@ class SimulatedWork:
 
     prefill_s: float
     decode_s_per_pass: float
-    outcome: Outcome
+    outcome: Execution
     timeline: Timeline
 
 
@@ -91,7 +91,7 @@ def simulate_work(
 
 def _stream(
     model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
-) -> tuple[Outcome, list[float]]:
+) -> tuple[Execution, list[float]]:
     """Execute all passes; return what happened and when each pass ended."""
     layers = list(model.layers())
     by_host = [placement is Placement.CPU for placement in arrangement.placements[:-1]]
@@ -159,7 +159,7 @@ class _Loads:
 
 def _shard(
     model: Model, machine: Machine, arrangement: Arrangement, carried: Sequence[PassTokens], rates: Rates
-) -> tuple[Outcome, list[float]]:
+) -> tuple[Execution, list[float]]:
     """Execute all passes on all devices; a pass ends when the last device has ended it."""
     layers, devices = list(model.layers()), arrangement.parallelism.replicas
     streamed = [placement in TRAVELLING for placement in arrangement.placements[:-1]]
@@ -234,7 +234,7 @@ def _pipeline(
     rates: Rates,
     *,
     batches: int,
-) -> tuple[Outcome, list[float]]:
+) -> tuple[Execution, list[float]]:
     """Execute all passes of all micro-batches; a pass ends when its last micro-batch leaves the last stage."""
     layers, stages = list(model.layers()), arrangement.parallelism.pipeline
     per_stage = math.ceil(len(layers) / stages)
