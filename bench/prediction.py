@@ -116,8 +116,8 @@ def break_even(model_directory: Path, dtype: str, options: argparse.Namespace) -
     points = []
     for factor in (0.8, 1.0, 1.25):
         batch = max(1, round(tokens * factor))
-        # Enough for any batch here: weights, and what 16-bit weights become in float32 beside them.
-        case = Case(3.0, batch, streamed.prompt, dtype, "resident")
+        # Enough for any batch here: weights, what 16-bit weights become in float32, the work space of all sequences.
+        case = Case(8.0, batch, streamed.prompt, dtype, "resident")
         with load(model_directory, case, options) as model:
             generate(model, case, options)
             points.append((batch, model.headrace.measured().decode_s_per_pass))

@@ -65,6 +65,17 @@ def rates_of(values: Mapping[str, float]) -> Rates:
     )
 
 
+def fastest_values(constants: Mapping[str, Quantity]) -> dict[str, float]:
+    """The machine at the better end of every range, under software that adds nothing: no prediction is faster."""
+    found = {}
+    for name, constant in constants.items():
+        if name.startswith("engine."):  # seconds and the excess of exchanges vanish, shares are whole
+            found[name] = 0.0 if name.endswith(("_s", "excess")) else 1.0
+        else:
+            found[name] = constant.low if name.endswith("latency") else constant.high
+    return found
+
+
 def arithmetic_format(weight_format: str, processor_flops: Mapping[str, Quantity]) -> str:
     """The format that products are computed in: the weights' own where the processor has units for it, else 16 bit."""
     name = known_format(weight_format).arithmetic

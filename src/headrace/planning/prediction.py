@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import NamedTuple
 
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.planning.block_times import PassOverheads, block_times
 from headrace.planning.closed_form import work_cost
-from headrace.planning.described_rates import expected_rates, quantities, rates_of
+from headrace.planning.described_rates import expected_rates, fastest_values, quantities, rates_of
 from headrace.planning.plan import Placement, Plan
 from headrace.planning.scenario import Scenario
 from headrace.planning.simulation.many_devices import simulate_work
@@ -117,18 +117,23 @@ def constants(plan: Plan, scenario: Scenario) -> dict[str, Quantity]:
 
 
 def prediction_interval(candidate: Candidate, scenario: Scenario) -> PredictionInterval:
-    """Predict the same plan with each of its constants at its low and its high end."""
-    ranges = constants(candidate.plan, scenario)
+    """Predict the same plan with each of its constants at its low and its high end.
+
+    A described machine bounds the low end: software may be better than any known, the hardware is no faster.
+    """
+    plan, ranges = candidate.plan, constants(candidate.plan, scenario)
+    fastest = None if is_simulated(plan, scenario) else predict(plan, scenario, fastest_values(ranges))
     expected = tuple(constant.expected for constant in ranges.values())
 
     @cache
     def at(values: tuple[float, ...]) -> Prediction:
         if values == expected:
             return candidate.prediction
-        return predict(candidate.plan, scenario, dict(zip(ranges, values, strict=True)))
+        return predict(plan, scenario, dict(zip(ranges, values, strict=True)))
 
     def moved(of: Callable[[Prediction], float]) -> Interval:
-        return interval_of(ranges, lambda values: of(at(tuple(values[name] for name in ranges))))
+        found = interval_of(ranges, lambda values: of(at(tuple(values[name] for name in ranges))))
+        return found if fastest is None else replace(found, low=max(found.low, of(fastest)))
 
     decode_s = moved(lambda prediction: prediction.decode_s_per_pass)
     tokens = candidate.prediction.tokens_per_s * decode_s.expected
