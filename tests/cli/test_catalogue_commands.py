@@ -103,7 +103,7 @@ def test_a_machine_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
         (("plan", "gpt-3", "--machine", "h100", "--weights", "int5"), "did you mean int"),
         (("plan", "gpt-3", "--machine", "h100", "--memory", "-3GiB"), "not a size"),
         (("plan", "gpt-3", "--machine", "h100", "--memory", "3"), "no unit"),
-        (("plan", "gpt-3", "--machine", "h100", "--prompt-tokens", "5000"), "can do 2048"),
+        (("plan", "gpt-3", "--machine", "h100", "--prompt-tokens", "5000"), "context of gpt-3, 2048 tokens"),
         (("plan", "gpt-3", "--machine", "h100", "--sampling", "best-off:4"), "best-of"),
         (("plan", "gpt-3", "--machine", "h100", "--dtype", "float32"), "--dtype applies to"),
         (("models", "gpt-33"), "did you mean gpt-3"),

@@ -97,7 +97,7 @@ def test_log_probabilities_of_both_kinds() -> None:
         ({"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"body": {"prompt": "x"}, "url": "/v1/embeddings"}, "url", "not supported"),
         ({"body": {"prompt": "x"}, "method": "GET"}, "method", "POST"),
-        ({"body": {"prompt": "x"}, "max_tokens": 3}, "max_tokens", "beside body"),
+        ({"body": {"prompt": "x"}, "max_tokens": 3}, "max_tokens", "outside body"),
         ({"body": 3}, "body", "a number"),
         ({"custom_id": 3, "prompt": "x"}, "custom_id", "must be a text"),
         ({}, "prompt", "neither"),

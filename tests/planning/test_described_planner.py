@@ -191,7 +191,7 @@ def test_the_whole_comparison_takes_less_than_two_seconds() -> None:
 
 
 def test_bad_questions_are_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="can do 8192"):
+    with pytest.raises(InvalidRequestError, match="context of dense, 8192 tokens"):
         ask(SMALL, prompt_tokens=9000)
     with pytest.raises(InvalidRequestError, match="between 0 and 1"):
         Scenario.described(SMALL, server(), Workload(prompt_tokens=16, generate_tokens=32), expert_hit_rate=1.5)
