@@ -10,44 +10,18 @@ from headrace.economics.sampling_cost import SAMPLING, sampled_cost, sampled_wor
 from headrace.errors import InvalidRequestError
 from headrace.machine.engine import PRESENT
 from headrace.machine.machine import Machine, Processor
-from headrace.machine.quantity import Quantity
-from headrace.model.model import Layer, LayerGroup, Model
 from headrace.planning.closed_form import WorkCost, work_cost
 from headrace.planning.described_rates import expected_rates, quantities
 from headrace.planning.plan import arranged
 from headrace.planning.workload import Speculation, Workload
+from planning_cases import exact, made_up_model
 
 WORK = Workload(sequences=1, prompt_tokens=512, generate_tokens=128)
 
 
-def exact(value: float) -> Quantity:
-    return Quantity.of(value, "a test")
-
-
 def predictor(*, flops: float = 1e15) -> Callable[[Workload, Speculation | None], WorkCost]:
     """Seven billion parameters on one device with 2 TB/s."""
-    layer = Layer(
-        attention_parameters=67_000_000,
-        attention_bytes=134e6,
-        feed_forward_parameters=135_000_000,
-        feed_forward_bytes=270e6,
-        query_heads=32,
-        key_dim=128,
-        value_dim=128,
-        kv_elements_per_token=2 * 8 * 128,
-        kv_heads=8,
-    )
-    model = Model(
-        name="seven",
-        groups=(LayerGroup(layer=layer, count=32),),
-        hidden_size=4096,
-        vocab_size=32_000,
-        context_tokens=100_000,
-        embedding_parameters=131_000_000,
-        embedding_bytes=262e6,
-        head_parameters=131_000_000,
-        head_bytes=262e6,
-    )
+    model = made_up_model()
     machine = Machine(
         name="one device",
         processor=Processor(

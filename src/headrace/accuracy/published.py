@@ -16,23 +16,6 @@ from pathlib import Path
 from headrace.errors import InvalidRequestError, near_names
 
 NEEDED = ("id", "model", "hardware", "n_devices", "strategy", "metric", "value", "unit")
-KNOWN = (
-    *NEEDED,
-    "params_total_b",
-    "params_active_b",
-    "weight_dtype",
-    "parallelism",
-    "weight_tier",
-    "batch_concurrent",
-    "prompt_len",
-    "gen_len",
-    "per_device",
-    "engine",
-    "source",
-    "source_type",
-    "confidence_transcribed",
-    "notes",
-)
 _MOST_BYTES = 256 << 20
 
 

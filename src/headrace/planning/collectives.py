@@ -44,11 +44,6 @@ def direct_all_reduce(size_bytes: float, devices: int, *, bytes_per_s: float, la
     return 2.0 * latency_s + 2.0 * (devices - 1) / devices * size_bytes / bytes_per_s
 
 
-def all_to_all(size_bytes: float, devices: int, *, bytes_per_s: float, latency_s: float) -> float:
-    """Each device sends each other one its part, over a switch."""
-    return ring_all_gather(size_bytes, devices, bytes_per_s=bytes_per_s, latency_s=latency_s)
-
-
 def point_to_point(size_bytes: float, *, bytes_per_s: float, latency_s: float) -> float:
     """One message."""
     return latency_s + size_bytes / bytes_per_s
