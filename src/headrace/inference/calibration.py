@@ -36,8 +36,9 @@ QUICK_READ_S = 0.25
 QUICK_CURVE_TOKENS = (1, 4, 16, 64, 256)
 CONTENTION_MIN_BYTES = 100 << 20
 """Smaller checkpoints are not worth the half second of measuring how reading and computing slow each other."""
-BREAK_EVEN_TOKENS_MAX = {True: 512, False: 1 << 16}
-"""of a CPU and of an accelerator: beyond it no layer is timed near break-even"""
+NEAR_TOKENS_MAX = 1 << 16
+NEAR_S_MAX = 0.5
+"""Near break-even no layer is timed at more tokens than it computes in this time."""
 QUICK_PROBE = ProbeSizes(
     size_bytes=64 << 20,
     tokens=(1, 16, 128, 1024, 4096, 16384),
@@ -328,22 +329,24 @@ def _near_break_even(scenario: Scenario, curve: ComputeCurve, load_s: float) -> 
     """Tokens per pass about which computing a layer takes as long as loading it (`load_s`), and a third of that.
 
     There the curve is worth correcting by timing: the break-even of a plan that keeps up to two thirds of its blocks
-    lies between. On a CPU nothing where that is far away, or where the work's own tokens are as good. On an accelerator
-    few tokens as well, as many as a part of the budget holds: enqueuing binds at few and arithmetic at many.
+    lies between. No more tokens than a part of the budget holds; on a CPU none where the work's own are as good. On an
+    accelerator few tokens as well: enqueuing binds at few and arithmetic at many.
     """
     model, tokens_now = scenario.model, scenario.workload.sequences
-    tokens = 1
-    while model.blocks[0].active_parameters * curve.seconds_per_parameter(tokens) < load_s:
+    tokens, target_s = 1, min(load_s, NEAR_S_MAX)
+    while model.blocks[0].active_parameters * curve.seconds_per_parameter(tokens) < target_s:
         tokens += max(1, tokens // 8)
-        if tokens > BREAK_EVEN_TOKENS_MAX[scenario.on_cpu]:
-            return [] if scenario.on_cpu else [FEW_TOKENS]
-    near = sorted({max(1, tokens // 3), tokens})
+        if tokens > NEAR_TOKENS_MAX:
+            break
+    near = {max(1, tokens // 3), tokens}
     if scenario.on_cpu:
-        return [count for count in near if not 0.9 < count / tokens_now < 1.1]
+        near = {count for count in near if not 0.9 < count / tokens_now < 1.1}
+    else:
+        near.add(min(tokens, FEW_TOKENS))
     element_bytes = TORCH_DTYPES[scenario.compute_dtype].itemsize
     return [
         count
-        for count in sorted({*near, min(tokens, FEW_TOKENS)})
+        for count in sorted(near)
         if model.work_space_bytes(sequences=count, new_tokens=1, context_tokens=1, element_bytes=element_bytes)
         <= scenario.budget_bytes // 4 + WORK_SPACE_CONSTANT_BYTES
     ]
