@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import CheckpointCorruptError, CheckpointError, HeadraceError, UnsupportedModelError
 from headrace.model.catalogue import find_model
-from headrace.model.from_index import model_from_gguf
+from headrace.model.from_gguf import model_from_gguf
 from headrace.model.gguf_index import BLOCKS, GgufIndex
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, VOCAB = 2, 64, 128, 4, 2, 96
@@ -93,10 +93,28 @@ def test_our_reader_finds_what_the_library_s_reader_finds(tmp_path: Path) -> Non
 
 
 def test_the_table_of_types_is_the_library_s() -> None:
-    for number, (name, per_block, block_bytes) in BLOCKS.items():
-        kind = gguf.GGMLQuantizationType(number)
-        assert kind.name.lower() == name
-        assert gguf.GGML_QUANT_SIZES[kind] == (per_block, block_bytes)
+    for kind, sizes in gguf.GGML_QUANT_SIZES.items():
+        assert BLOCKS[kind.value] == (kind.name.lower(), *sizes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "name", "bits"),
+    [(40, 64, "nvfp4", 4.5), (41, 128, "q1_0", 1.125), (42, 64, "q2_0", 2.25), (33, 64, "q4_0", 4.5)],
+)
+def test_types_that_few_files_have_are_sized(tmp_path: Path, kind: int, width: int, name: str, bits: float) -> None:
+    """A file whose one type number is exchanged: float16 has 16 bits, these fewer."""
+    path = tmp_path / "tiny.gguf"
+    write_parts(path, "llama", {**LLAMA, "embedding_length": width, "feed_forward_length": width}, tensors_of(width))
+    data = path.read_bytes()
+    for tensor in GgufIndex.from_file(path).tensors:
+        if len(tensor.shape) > 1:  # name, number of dimensions, both dimensions, then the type
+            at = data.index(tensor.name.encode()) + len(tensor.name) + 4 + 16
+            data = data[:at] + struct.pack("<I", kind) + data[at + 4 :]
+    path.write_bytes(data)
+    model = model_from_gguf(path)
+    layer = next(model.layers())
+    assert model.weight_format == name
+    assert layer.feed_forward_bytes * 8 == bits * layer.feed_forward_parameters
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
@@ -145,6 +163,34 @@ def moe_layers(*numbers: int) -> dict[str, tuple[int, ...]]:
     return {f"blk.{number}.{name}": shape for number in numbers for name, shape in MOE_LAYER.items()}
 
 
+LLAMA = {"block_count": 1, "attention.head_count": 4, "context_length": 512}
+
+
+def tensors_of(width: int) -> dict[str, tuple[int, ...]]:
+    names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    return {
+        "token_embd.weight": (96, width),
+        "output_norm.weight": (width,),
+        **{f"blk.0.{name}.weight": (width, width) for name in names},
+        **{f"blk.0.{name}_norm.weight": (width,) for name in ("attn", "ffn")},
+    }
+
+
+def test_experts_one_by_one_are_those_in_one_tensor(tmp_path: Path) -> None:
+    """Mixtral's first files have a tensor for each expert."""
+    fields = {**MOE, "feed_forward_length": 32}
+    joined = {**MOE_ENDS, **moe_layers(0, 1)}
+    joined = {name: shape for name, shape in joined.items() if "_q_norm" not in name and "_k_norm" not in name}
+    single = {name: shape for name, shape in joined.items() if "_exps" not in name}
+    for name, (experts, *shape) in joined.items():
+        if "_exps" in name:
+            single |= {name.replace("_exps", f".{number}"): tuple(shape) for number in range(experts)}
+    new, old = tmp_path / "new.gguf", tmp_path / "old.gguf"
+    assert write_parts(new, "llama", fields, joined) == write_parts(old, "llama", fields, single)
+    assert model_from_gguf(old).groups == model_from_gguf(new).groups
+    assert next(model_from_gguf(old).layers()).expert_bytes == 2 * 3 * 32 * 64
+
+
 def test_experts_are_told_from_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "moe.gguf"
     total = write_parts(path, "qwen3moe", MOE, {**MOE_ENDS, **moe_layers(0, 1)})
@@ -155,6 +201,71 @@ def test_experts_are_told_from_the_rest(tmp_path: Path) -> None:
     assert (layer.num_experts, layer.experts_per_token) == (4, 2)
     assert layer.expert_bytes == 2 * layer.expert_parameters == 2 * 3 * 32 * 64
     assert layer.attention_bytes == 2 * layer.attention_parameters
+
+
+DENSE: dict[str, tuple[int, ...]] = {
+    "attn_norm.weight": (64,), "attn_q.weight": (64, 64), "attn_k.weight": (32, 64), "attn_v.weight": (32, 64),
+    "attn_output.weight": (64, 64), "ffn_norm.weight": (64,), "ffn_gate.weight": (96, 64), "ffn_up.weight": (96, 64),
+    "ffn_down.weight": (64, 96),
+}  # fmt: skip
+BIASES: dict[str, tuple[int, ...]] = {"attn_q.bias": (64,), "attn_k.bias": (32,), "attn_v.bias": (32,)}
+EXPERTS = {name: shape for name, shape in MOE_LAYER.items() if "_q_norm" not in name and "_k_norm" not in name}
+SHARED: dict[str, tuple[int, ...]] = {
+    f"ffn_{name}_shexp.weight": (64, 24) if name == "down" else (24, 64) for name in ("gate", "up", "down")
+}
+LATENT: dict[str, tuple[int, ...]] = {
+    "attn_norm.weight": (64,), "attn_q.weight": (4 * 24, 64), "attn_kv_a_mqa.weight": (16 + 8, 64),
+    "attn_kv_a_norm.weight": (16,), "attn_kv_b.weight": (4 * (16 + 16), 16), "attn_output.weight": (64, 4 * 16),
+    **{name: shape for name, shape in EXPERTS.items() if "attn" not in name}, **{
+        f"ffn_{name}_shexp.weight": (64, 32) if name == "down" else (32, 64) for name in ("gate", "up", "down")
+    },
+}  # fmt: skip
+LATENT_FIELDS = {
+    "attention.kv_lora_rank": 16, "attention.key_length": 24, "attention.value_length": 16, "rope.dimension_count": 8,
+    "expert_shared_count": 1, "leading_dense_block_count": 0,
+}  # fmt: skip
+NO_WIDTH = {name: value for name, value in MOE.items() if name != "expert_feed_forward_length"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "layer"),
+    [
+        ("llama", {}, {**DENSE, **BIASES, "attn_output.bias": (64,)}),
+        ("qwen2vl", {}, {**DENSE, **BIASES}),
+        ("mistral3", {}, DENSE),
+        ("qwen2moe", NO_WIDTH, {**EXPERTS, **BIASES, **SHARED, "ffn_gate_inp_shexp.weight": (1, 64)}),
+        ("deepseek2", {**MOE, **LATENT_FIELDS}, LATENT),
+        ("deepseek2", {**MOE, **LATENT_FIELDS}, {**LATENT, "exp_probs_b.bias": (4,)}),
+        ("glm4moe", {**MOE, "leading_dense_block_count": 0, "expert_shared_count": 0, "nextn_predict_layers": 0},
+         {**MOE_LAYER, **BIASES, "exp_probs_b.bias": (4,)}),
+        ("falcon", {"attention.head_count_kv": 2, "attention.key_length": 16},
+         {"attn_norm.weight": (64,), "attn_norm.bias": (64,), "attn_norm_2.weight": (64,), "attn_norm_2.bias": (64,),
+          "attn_qkv.weight": (64 + 2 * 32, 64), "attn_output.weight": (64, 64), "ffn_up.weight": (256, 64),
+          "ffn_down.weight": (64, 256)}),
+    ],
+)  # fmt: skip
+def test_what_the_metadata_does_not_say_the_tensors_show(
+    tmp_path: Path, architecture: str, fields: dict[str, int], layer: dict[str, tuple[int, ...]]
+) -> None:
+    """Biases, norms and widths that a file has no key for, and names that only one architecture uses."""
+    path = tmp_path / "tiny.gguf"
+    known = {name: value for name, value in MOE.items() if "expert" not in name} | fields
+    ends = {**MOE_ENDS, **({"output_norm.bias": (64,)} if architecture == "falcon" else {})}
+    layers = {f"blk.{number}.{name}": shape for number in (0, 1) for name, shape in layer.items()}
+    total = write_parts(path, architecture, known, {**ends, **layers})
+    model = model_from_gguf(path)
+    assert model.weights_bytes == total
+    assert model.parameters == sum(tensor.num_elements for tensor in GgufIndex.from_file(path).tensors)
+
+
+def test_layers_that_predict_further_tokens_are_no_layers(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    dense = {f"blk.{number}.{name}": shape for number in (0, 1) for name, shape in DENSE.items()}
+    total = write_parts(
+        path, "llama", {**NO_WIDTH, "expert_count": 0, "nextn_predict_layers": 1}, {**MOE_ENDS, **dense}
+    )
+    model = model_from_gguf(path)
+    assert (model.num_layers, model.weights_bytes) == (1, total)
 
 
 def test_a_table_of_positions_is_no_head(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def _parse_scaling(text: str) -> tuple[str, float | None, float]:
 
 def _from_path(path: Path) -> Model:
     if path.is_file() and path.suffix.lower() == ".gguf":
-        from headrace.model.from_index import model_from_gguf
+        from headrace.model.from_gguf import model_from_gguf
 
         return model_from_gguf(path)
     if path.is_dir():

@@ -1,6 +1,6 @@
 """Formats that weights are stored in: bits per weight with the scales that come with them.
 
-For whole files the bytes are the tensors' own (`shape_from_index`); the table serves where only a format is named.
+For whole files the bytes are the tensors' own (`from_index`); the table serves where only a format is named.
 Norms and biases stay in 16 bits. Embedding table and head stay in 16 bits except in the formats of GGUF files, which
 narrow them too: the table as the bulk of the weights, the head (and a table that is the head as well) to 6.5625 bits.
 
@@ -43,7 +43,9 @@ def _mixture(name: str, bits: float, base: float) -> WeightFormat:
     return WeightFormat(name=name, bits=bits, embedding_bits=base, head_bits=max(base, _HEAD_BITS))
 
 
-_GGUF_TYPES = {name: size * 8 / block for name, block, size in BLOCKS.values() if block > 1 and name != "mxfp4"}
+_GGUF_TYPES = {
+    name: size * 8 / block for name, block, size in BLOCKS.values() if block > 1 and name not in {"mxfp4", "nvfp4"}
+}
 
 FORMATS: dict[str, WeightFormat] = {
     entry.name: entry

@@ -21,7 +21,7 @@ _MAGIC = b"GGUF"
 _MOST_TENSORS, _MOST_PAIRS, _MOST_ARRAY, _MOST_TEXT, _MOST_DIMENSIONS = 1_000_000, 1_000_000, 50_000_000, 1 << 26, 8
 
 BLOCKS: dict[int, tuple[str, int, int]] = {
-    # type number: name, weights per block, bytes per block
+    # type number (`ggml_type` of llama.cpp): name, weights per block, bytes per block
     0: ("f32", 1, 4),
     1: ("f16", 1, 2),
     2: ("q4_0", 32, 18),
@@ -29,11 +29,13 @@ BLOCKS: dict[int, tuple[str, int, int]] = {
     6: ("q5_0", 32, 22),
     7: ("q5_1", 32, 24),
     8: ("q8_0", 32, 34),
+    9: ("q8_1", 32, 40),
     10: ("q2_k", 256, 84),
     11: ("q3_k", 256, 110),
     12: ("q4_k", 256, 144),
     13: ("q5_k", 256, 176),
     14: ("q6_k", 256, 210),
+    15: ("q8_k", 256, 292),
     16: ("iq2_xxs", 256, 66),
     17: ("iq2_xs", 256, 74),
     18: ("iq3_xxs", 256, 98),
@@ -49,9 +51,14 @@ BLOCKS: dict[int, tuple[str, int, int]] = {
     28: ("f64", 1, 8),
     29: ("iq1_m", 256, 56),
     30: ("bf16", 1, 2),
+    **dict.fromkeys((31, 32, 33), ("q4_0", 32, 18)),  # rows interleaved for ARM; no longer written
     34: ("tq1_0", 256, 54),
     35: ("tq2_0", 256, 66),
+    **dict.fromkeys((36, 37, 38), ("iq4_nl", 32, 18)),  # likewise
     39: ("mxfp4", 32, 17),
+    40: ("nvfp4", 64, 36),
+    41: ("q1_0", 128, 18),
+    42: ("q2_0", 64, 18),
 }
 _SCALARS = {
     0: "<B",

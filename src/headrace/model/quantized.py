@@ -3,7 +3,7 @@
 Scales and zero points are counted as each method stores them. What the config keeps in 16 bits (its list of modules
 not to convert) is kept, layer by layer; routers of experts, 0.02 % of a model, are counted with the shared matrices.
 Rounding of a matrix's last block, and the input order that some files keep (4 bytes per row), are not counted: the
-bytes of a checkpoint at hand are read from its tensors (`shape_from_index`).
+bytes of a checkpoint at hand are read from its tensors (`from_index`).
 """
 
 from __future__ import annotations
