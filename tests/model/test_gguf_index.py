@@ -258,6 +258,22 @@ def test_what_the_metadata_does_not_say_the_tensors_show(
     assert model.parameters == sum(tensor.num_elements for tensor in GgufIndex.from_file(path).tensors)
 
 
+def test_the_context_is_stretched_as_in_a_config(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    for name, value in {**LLAMA, "embedding_length": 64, "feed_forward_length": 64}.items():
+        writer.add_uint32(f"llama.{name}", value)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(512)
+    for name, shape in tensors_of(64).items():
+        writer.add_tensor(name, numpy.zeros(shape, dtype=numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert model_from_gguf(tmp_path / "tiny.gguf").context_tokens == 2048
+
+
 def test_layers_that_predict_further_tokens_are_no_layers(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     dense = {f"blk.{number}.{name}": shape for number in (0, 1) for name, shape in DENSE.items()}

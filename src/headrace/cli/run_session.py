@@ -227,7 +227,7 @@ def _new_tokens(request: RunRequest, prompts: PromptBatch, model: StoredModel) -
     longest, context = prompts.longest, model.context_tokens
     if longest >= context:
         raise InvalidRequestError(
-            f"the prompt has {longest} tokens, but {model.name} was trained for a context of {context} tokens, "
+            f"the prompt has {longest} tokens, but {model.name} takes at most {context} tokens, "
             f"prompt and answer together; shorten the prompt to at most {context - 1} tokens"
         )
     if request.max_new_tokens is None:
@@ -235,7 +235,7 @@ def _new_tokens(request: RunRequest, prompts: PromptBatch, model: StoredModel) -
     if longest + request.max_new_tokens > context:
         raise InvalidRequestError(
             f"a prompt of {longest} tokens and {request.max_new_tokens} new ones come to "
-            f"{longest + request.max_new_tokens}, but {model.name} was trained for a context of {context} tokens; "
+            f"{longest + request.max_new_tokens}, but {model.name} takes at most {context} tokens; "
             f"give --max-new-tokens {context - longest} or less, or shorten the prompt"
         )
     return request.max_new_tokens

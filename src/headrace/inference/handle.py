@@ -181,7 +181,7 @@ class Handle:
             raise InvalidRequestError("this model was closed; load it again")
         if context_tokens > model.context_tokens:
             raise InvalidRequestError(
-                f"prompt and new tokens come to {context_tokens}, but {model.name} was trained for a context of "
+                f"prompt and new tokens come to {context_tokens}, but {model.name} takes at most "
                 f"{model.context_tokens} tokens; shorten the prompt or ask for fewer new tokens"
             )
         needed = self._cache_bytes(sequences, context_tokens)

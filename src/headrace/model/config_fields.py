@@ -50,6 +50,15 @@ class Fields:
             raise CheckpointError(f"{self.origin}: {names[0]} is missing; a positive whole number is expected")
         return default
 
+    def number(self, name: str, *, default: float) -> float:
+        """Return a field that is a number above 0."""
+        value = self.raw.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _LARGEST:
+            raise CheckpointError(f"{self.origin}: {name} is {value!r}; a number above 0 is expected")
+        return float(value)
+
     def flag(self, name: str, *, default: bool) -> bool:
         """Return a field that is true or false."""
         value = self.raw.get(name)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from headrace.dtypes import DTYPES
 from headrace.errors import CheckpointError, UnsupportedModelError, near_names
 from headrace.model.config_fields import Fields
+from headrace.model.context import context_tokens
 from headrace.model.formats import requantised
 from headrace.model.model import Layer, LayerGroup, Model
 from headrace.model.quantized import quantised_as_stored
@@ -103,12 +104,13 @@ def _gated(fields: Fields, name: str) -> Model:
         dense = dense._replace(other=2 * dense.inner + hidden)
     feeds = _expert_layers(fields, kind, hidden, layers, dense)
     windows = _windows(fields, kind, layers)
+    positions = fields.count("max_position_embeddings", default=4096 if kind == "phi3" else 2048)
     return _assemble(
         fields,
         name,
         hidden=hidden,
         layers=[(attention, feed, norms, window) for feed, window in zip(feeds, windows, strict=True)],
-        context=fields.count("max_position_embeddings", default=4096 if kind == "phi3" else 2048),
+        context=context_tokens(fields, positions),
         tied=kind.startswith("gemma") or kind == "palm",
     )
 
@@ -174,7 +176,7 @@ def _latent(fields: Fields, name: str) -> Model:
         name,
         hidden=hidden,
         layers=[(attention, feed, 2 * hidden, 0) for feed in feeds],
-        context=fields.count("max_position_embeddings", default=4096),
+        context=context_tokens(fields, fields.count("max_position_embeddings", default=4096)),
     )
 
 
@@ -201,7 +203,7 @@ def _glm4_moe(fields: Fields, name: str) -> Model:
         name,
         hidden=hidden,
         layers=[(attention, routed if index >= first else dense, 2 * hidden, 0) for index in range(layers)],
-        context=fields.count("max_position_embeddings", default=4096),
+        context=context_tokens(fields, fields.count("max_position_embeddings", default=4096)),
     )
 
 
@@ -239,13 +241,14 @@ def _plain(fields: Fields, name: str) -> Model:
         context = fields.count("seq_length", "n_positions", default=2048)
         extra_other = 2 * hidden  # norm after the embedding
     elif kind == "gpt_neox":
-        context = fields.count("max_position_embeddings", default=2048)
+        context = context_tokens(fields, fields.count("max_position_embeddings", default=2048))
         tied = False
     elif kind == "gptj":
         context = fields.count("n_positions", default=2048)
         attention_bias, norms, tied, head_bias = 0, 2 * hidden, False, vocab
     elif kind == "falcon":
         context = fields.count("max_position_embeddings", default=2048)
+        context = context if fields.flag("alibi", default=False) else context_tokens(fields, context)
         bias = fields.flag("bias", default=False)
         new = fields.flag("new_decoder_architecture", default=False)
         multi = fields.flag("multi_query", default=True)

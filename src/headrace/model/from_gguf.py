@@ -48,6 +48,7 @@ _FIELDS = {
     "first_k_dense_replace": "leading_dense_block_count",
     "n_shared_experts": "expert_shared_count",
 }
+_ROPE_SCALING = {"type": "type", "factor": "factor", "original_max_position_embeddings": "original_context_length"}
 _WIDTHS = {
     # config field that older files lack: tensor whose rows are so many
     "moe_intermediate_size": "ffn_gate_exps.weight",
@@ -98,6 +99,7 @@ def _config_of(index: GgufIndex, architecture: str) -> dict[str, Any]:
         "attention_bias": "attn_q.bias" in in_layers or "attn_qkv.bias" in in_layers,
         "mlp_bias": "ffn_up.bias" in in_layers,
         "use_qk_norm": "attn_q_norm.weight" in in_layers,
+        "rope_scaling": {name: own.get(f"rope.scaling.{key}") for name, key in _ROPE_SCALING.items()},
     }
     if type(beyond := own.get("nextn_predict_layers")) is int and isinstance(config.get("num_hidden_layers"), int):
         config["num_hidden_layers"] -= beyond  # layers that predict further tokens are no part of a pass

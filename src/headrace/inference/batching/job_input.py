@@ -70,8 +70,8 @@ class Encoder:
         left = self._context - len(prompt)
         if left < 1 or (request.max_tokens_given and request.max_tokens > left):
             raise RequestError(
-                f"the prompt has {len(prompt)} tokens and the answer may have {request.max_tokens}, but the model was "
-                f"trained for a context of {self._context} tokens, prompt and answer together",
+                f"the prompt has {len(prompt)} tokens and the answer may have {request.max_tokens}, but the model "
+                f"takes at most {self._context} tokens, prompt and answer together",
                 parameter=field if left < 1 else "max_tokens",
                 code="context_length_exceeded",
             )
