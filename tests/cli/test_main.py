@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import signal
 import sys
@@ -45,6 +47,35 @@ def run_json(capsys: pytest.CaptureFixture[str], model: Path, *options: str) -> 
     assert code == 0, captured.err
     report: dict[str, Any] = json.loads(captured.out)
     return report
+
+
+class FullDisk(io.StringIO):
+    """A stream behind which there is no room."""
+
+    def write(self, _text: str) -> int:
+        """Fail as the operating system does."""
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("closed", [["stdout"], ["stderr"], ["stdin", "stdout", "stderr"]])
+def test_closed_standard_streams_are_the_null_device(closed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    assert main(["machines", "rtx-4090"]) == 0
+    assert main(["machines", "no-such-machine"]) == 2
+    for name in closed:
+        getattr(sys, name).close()
+
+
+def test_a_full_disk_behind_standard_output_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", FullDisk())
+    assert main(["machines", "rtx-4090"]) == 2
+    assert "standard output cannot be written: No space left on device" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    assert main(["machines", "no-such-machine"]) == 2
+    sys.stdout.close()
 
 
 def readers() -> list[str]:

@@ -78,6 +78,8 @@ def test_prompt_files(tmp_path: Path) -> None:
     path = tmp_path / "prompt.txt"
     path.write_text("  two\nlines \n", encoding="utf-8")
     assert read_prompts(None, str(path)) == ("  two\nlines \n",)
+    path.write_bytes(b"\xef\xbb\xbfa river")
+    assert read_prompts(None, str(path)) == ("a river",)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidRequestError, match="not UTF-8"):
         read_prompts(None, str(path))

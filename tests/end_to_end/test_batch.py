@@ -180,6 +180,42 @@ def test_bad_requests_get_error_lines_and_the_job_goes_on(model: Path, tmp_path:
     assert "tool_choice" in found["unknown"]["error"]["message"]
 
 
+def test_a_job_without_any_answer_has_failed(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"custom_id": "a", "prompt": [10_000_000]}, {"custom_id": "b", "prompt": "w5", "echo": True}]
+    source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    for _start in range(2):
+        assert main(arguments(model, source, target)) == 2
+        errors = capsys.readouterr().err
+        assert "none of the 2 requests could be answered" in errors
+        assert "of 2 requests 0 have an answer and 2 an error" in errors
+    assert all(line["error"] for line in answers(target).values())
+
+
+def test_what_is_no_jsonl_is_refused_and_nothing_written(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "in.json", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(requests(2), indent=1))
+    assert main(arguments(model, source, target)) == 2
+    assert "is not JSONL" in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_pipes_are_written_to_and_not_read_from(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "in.jsonl", requests(2))
+    assert main(arguments(model, source, Path("/dev/stdout"))) == 2
+    assert "--json needs standard output for itself" in capfd.readouterr().err
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main(arguments(model, pipe, tmp_path / "out.jsonl")) == 2
+    assert "requests are read twice" in capfd.readouterr().err
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert main(arguments(model, source, pipe)) == 0
+    lines = [json.loads(line) for line in os.read(reader, 1 << 16).splitlines()]
+    os.close(reader)
+    assert {line["custom_id"] for line in lines if line["error"] is None} == {"r0", "r1"}
+
+
 def test_second_start_does_nothing_twice(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = requests(10)
     source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"

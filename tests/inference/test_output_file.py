@@ -120,3 +120,24 @@ def test_ids_depend_on_everything() -> None:
 def test_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="cannot be opened"):
         OutputFile(tmp_path, IDS)
+
+
+def test_a_pipe_takes_lines_and_says_when_its_reader_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    output = OutputFile(path, IDS)
+    output.write(line("a"))
+    output.sync()
+    assert json.loads(os.read(reader, 1000)) == line("a")
+    os.close(reader)
+    with pytest.raises(BrokenPipeError):
+        output.write(line("b"))
+    output.close()
+
+
+def test_a_device_that_takes_nothing_is_named() -> None:
+    output = OutputFile(Path("/dev/full"), IDS)
+    with pytest.raises(OutputError, match="/dev/full cannot be written"):
+        output.write(line("a"))
+    output.close()

@@ -12,7 +12,7 @@ from headrace.cli.main import main
 from headrace.errors import MachineError
 from headrace.machine.catalogue import find_machine
 from headrace.machine.machine import Tier
-from headrace.machine.machine_file import machine_from_toml, machine_to_toml
+from headrace.machine.machine_file import load_machine, machine_from_toml, machine_to_toml
 from headrace.machine.measured import measured_accelerator
 from headrace.machine.unit_text import read_number, read_quantity, write_number
 from machine.test_measured_machine import ACCELERATOR, CURVE, MACHINE, WITH_GPU
@@ -46,6 +46,12 @@ rate = "30GB/s"
 [disk]
 rate = "7GB/s"
 """
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "machine.toml"
+    path.write_text(GOOD, encoding="utf-8-sig")
+    assert load_machine(path) == machine_from_toml(GOOD, origin=str(path))
 
 
 def test_a_good_file_is_read() -> None:

@@ -24,6 +24,7 @@ from headrace.cli.options import (
 from headrace.cli.output import Output
 from headrace.cli.prompt import load_tokenizer
 from headrace.cli.run_progress import displayed
+from headrace.errors import InvalidRequestError
 from headrace.inference.batching.job_request import BatchJobRequest
 from headrace.inference.load_options import LoadOptions
 from headrace.inference.model_source import resolve_model
@@ -116,6 +117,8 @@ def batch(
         dry_run=dry_run,
     )
     output = Output(as_json=as_json)
+    if as_json and output.goes_to(output_file):
+        raise InvalidRequestError(f"--json needs standard output for itself; give another OUT.jsonl than {output_file}")
     with output.reserved():
         result = _perform(request, output)
         from headrace.cli.batch_report import batch_json, batch_summary, batch_table
@@ -126,6 +129,10 @@ def batch(
             output.note(batch_table(result))
         if not dry_run:
             output.note(batch_summary(request, result))
+    if result.nothing_answered:
+        raise InvalidRequestError(
+            f"none of the {result.requests} requests could be answered; correct what their errors name"
+        )
 
 
 def _perform(request: BatchJobRequest, output: Output) -> BatchResult:

@@ -90,7 +90,9 @@ def batch_table(result: BatchResult) -> Table:
 def batch_summary(request: BatchJobRequest, result: BatchResult) -> str:
     """One line at the end."""
     if result.tally is None:
-        return f"nothing was left to do: all {result.requests} requests have an answer in {request.output}"
+        answered = result.requests - result.refused
+        have = f"{answered} have an answer and {result.refused} an error" if result.refused else "all have an answer"
+        return f"nothing was left to do: of {result.requests} requests {have} in {request.output}"
     tally = result.tally
     errors = result.refused + tally.errors
     return (

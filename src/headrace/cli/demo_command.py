@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from headrace.cli.command import Command, require_run_libraries
-from headrace.cli.demo_model import cache_directory, fetch_demo_model
+from headrace.cli.demo_model import NAME, cache_directory, fetch_demo_model
 from headrace.cli.options import JsonOption
 from headrace.cli.output import Output
 from headrace.cli.run_command import show_run
 from headrace.cli.run_session import RunRequest
 from headrace.inference.load_options import LoadOptions
+from headrace.paths import user_path
 from headrace.units import parse_size
 
 EXAMPLES = (
@@ -34,7 +35,11 @@ def demo(
     ] = DEFAULT_MEMORY,
     directory: Annotated[
         Path | None,
-        typer.Option("--dir", metavar="DIR", help=f"Directory the model is kept in.  [default: {cache_directory()}]"),
+        typer.Option(
+            "--dir",
+            metavar="DIR",
+            help=f"Directory the model is kept in.  [default: ~/.cache/headrace/models/{NAME}]",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,7 +52,7 @@ def demo(
     require_run_libraries("the demo")
     output = Output(as_json=as_json)
     with output.reserved():
-        model = fetch_demo_model((directory or cache_directory()).expanduser(), output.note)
+        model = fetch_demo_model(user_path(directory or cache_directory()), output.note)
         output.note(f"prompt: {PROMPT}")
         request = RunRequest(
             model=str(model),

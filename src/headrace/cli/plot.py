@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import DependencyError, InvalidRequestError
+from headrace.paths import user_path
 from headrace.planning.curves import Curve, against_devices, against_size, against_tokens
 from headrace.planning.plan import CPU_DEVICE
 from headrace.units import format_bytes, format_count, format_number, format_seconds
@@ -31,7 +32,7 @@ def check_plot_path(path: Path) -> None:
     """Raise before any work is done: another ending, a directory that is not there, matplotlib missing."""
     if path.suffix.lower() not in _FORMATS:
         raise InvalidRequestError(f"--plot {path}: a picture ends in {' or '.join(_FORMATS)}")
-    if not path.expanduser().absolute().parent.is_dir():
+    if not user_path(path).absolute().parent.is_dir():
         raise InvalidRequestError(f"--plot {path}: there is no directory {path.parent}")
     _matplotlib()
 
@@ -254,7 +255,7 @@ def _save(figure: Any, path: Path) -> None:
     settings = {"svg.hashsalt": "headrace", "svg.fonttype": "none"}
     try:
         with matplotlib.rc_context(settings):
-            figure.savefig(path.expanduser(), format=kind, metadata=metadata)
+            figure.savefig(user_path(path), format=kind, metadata=metadata)
     except OSError as error:
         raise InvalidRequestError(f"--plot {path} cannot be written: {error}") from error
 

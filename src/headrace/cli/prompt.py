@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import CheckpointError, InvalidRequestError
+from headrace.paths import user_path
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +58,8 @@ def read_prompts(prompts: Sequence[str] | None, prompt_file: str | None) -> tupl
 def _read_file(name: str) -> str:
     origin = "standard input" if name == STANDARD_INPUT else name
     try:
-        data = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).expanduser().read_bytes()
-        return data.decode("utf-8")
+        data = sys.stdin.buffer.read() if name == STANDARD_INPUT else user_path(name).read_bytes()
+        return data.decode("utf-8-sig")  # without the byte order mark that some editors put first
     except UnicodeDecodeError as error:
         raise InvalidRequestError(
             f"the prompt in {origin} is not UTF-8 text: {error.reason} at byte {error.start}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from headrace.errors import CheckpointError
 from headrace.model.catalogue import in_catalogue
+from headrace.paths import user_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
@@ -18,7 +19,7 @@ def resolve_model(model: str | Path) -> Path:
     Raises CheckpointError where there is nothing of that name, for a lone GGUF file, for a name of the catalogue, or
     when the hub does not answer.
     """
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_dir():
         return path
     if path.suffix == ".gguf":

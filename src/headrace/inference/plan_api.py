@@ -21,6 +21,7 @@ from headrace.model.formats import requantised
 from headrace.model.model import Model
 from headrace.model.safetensors_index import TensorIndex
 from headrace.model.stored_model import build_stored_model
+from headrace.paths import user_path
 from headrace.planning.answer import PlanAnswer
 from headrace.planning.answer_json import answer_json
 from headrace.planning.planner import compare
@@ -131,7 +132,7 @@ def plan_answer(
 
 def find_described(text: str) -> Machine:
     """A machine file, or a name of the catalogue."""
-    path = Path(text).expanduser()
+    path = user_path(text)
     if not path.is_file() and (path.suffix == ".toml" or "/" in text):
         raise InvalidRequestError(f"--machine {text}: there is no such file")
     return find_machine(text)
@@ -139,7 +140,7 @@ def find_described(text: str) -> Machine:
 
 def is_checkpoint(model: str) -> bool:
     """Whether MODEL is a directory with weights, or a hub id that is to be fetched: what the runtime can run."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_dir():
         return any(path.glob("*.safetensors")) or not (path / "config.json").is_file()
     is_a_file = path.is_file() or path.suffix in {".gguf", ".json"}

@@ -73,7 +73,7 @@ _MOST_DEVICES = 1_000_000
 def load_machine(path: Path) -> Machine:
     """Read a machine file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise MachineError(f"the machine file {path} cannot be read: {error}") from error
     return machine_from_toml(text, origin=str(path))

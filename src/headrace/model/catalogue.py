@@ -24,6 +24,7 @@ from headrace.model.formats import find_format, is_format, requantised
 from headrace.model.from_config import model_from_config
 from headrace.model.model import Model
 from headrace.model.scaling import DEPTH_SHARE, scaled
+from headrace.paths import user_path
 
 _TRAILS = re.compile(
     r"-(instruct|chat|it|hf|base|gguf|mlx|awq|gptq|int4|int8|fp8|fp16|bf16|nvfp4|mxfp4|4bit|8bit|16bit|"
@@ -54,7 +55,7 @@ def find_model(text: str) -> Model:
     Raises InvalidRequestError with near matches for what is unknown, and what the readers of files raise.
     """
     asked = text.strip()
-    path = Path(asked).expanduser()
+    path = user_path(asked)
     if asked and path.exists():
         return _from_path(path)
     if asked.endswith((".json", ".gguf")) or asked.startswith((".", "/", "~")):
@@ -73,7 +74,7 @@ def find_model(text: str) -> Model:
 def in_catalogue(text: str) -> bool:
     """Whether a name means a model of the catalogue."""
     try:
-        return not Path(text).expanduser().exists() and bool(find_model(text))
+        return not user_path(text).exists() and bool(find_model(text))
     except HeadraceError:
         return False
 

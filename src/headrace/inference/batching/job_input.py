@@ -7,6 +7,7 @@ again when a request's turn comes, so that a long job holds a few numbers per re
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 from headrace.errors import InvalidRequestError
 from headrace.inference.batching.common_prefixes import CommonPrefixes
 from headrace.inference.batching.output_file import line_id
-from headrace.inference.batching.request import BatchRequest, Defaults, RequestError, parse_line
+from headrace.inference.batching.request import INVALID_LINE, BatchRequest, Defaults, RequestError, parse_line
 from headrace.planning.jobs.packing import Need
 
 SHARED_MIN_TOKENS = 32
+_WHOLE_FILE_BYTES = 64 << 20
 
 
 class Entry(NamedTuple):
@@ -127,6 +129,7 @@ class JobInput:
             on_progress(number)
         if not self._lines:
             raise InvalidRequestError(f"{path} holds no requests; one JSON object to a line is expected")
+        self._refuse_other_formats()
 
     @property
     def ids(self) -> dict[str, str]:
@@ -163,6 +166,18 @@ class JobInput:
                 )  # fmt: skip
         if error is not None:
             self.refused.append(Refused(parsed.custom_id, own_id, error))
+
+    def _refuse_other_formats(self) -> None:
+        """Raise where lines are no JSON because the file is not made of lines."""
+        broken = [line for line in self.refused if line.error.code == INVALID_LINE]
+        if not broken:
+            return
+        begins_broken = self._lines[broken[0].custom_id] == min(self._lines.values())
+        if len(broken) == len(self._lines) or (begins_broken and _is_one_value(self.path)):
+            raise InvalidRequestError(
+                f"{self.path} is not JSONL: {broken[0].error}. Write one JSON object to a line (jq -c . FILE does it, "
+                "jq -c '.[]' FILE for a list)"
+            )
 
     def read(self, entry: Entry) -> Encoded:
         """Read and encode a request again; raises InvalidRequestError where the file changed meanwhile."""
@@ -208,6 +223,17 @@ class JobInput:
             if place % 64 == 0:
                 self._on_progress(place)
         return needs, prefixes, examples
+
+
+def _is_one_value(path: Path) -> bool:
+    """Whether a file is JSON as a whole."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_WHOLE_FILE_BYTES)
+        json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _lines(path: Path) -> Iterator[bytes]:

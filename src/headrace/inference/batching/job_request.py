@@ -7,6 +7,7 @@ from pathlib import Path
 
 from headrace.errors import InvalidRequestError
 from headrace.inference.load_options import LoadOptions
+from headrace.paths import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,12 @@ class BatchJobRequest:
             raise InvalidRequestError(f"--temperature must lie between 0 (greedy) and 2, not {self.temperature}")
         if not 0 < self.answer_share <= 1:
             raise InvalidRequestError(f"--answer-share must be above 0 and at most 1, not {self.answer_share}")
-        if not self.input.expanduser().is_file():
+        source, target = user_path(self.input), user_path(self.output)
+        if not source.exists() or source.is_dir():
             raise InvalidRequestError(f"there is no file {self.input}")
-        if self.output.exists() and self.output.samefile(self.input):
+        if not source.is_file():
+            raise InvalidRequestError(
+                f"{self.input} is a pipe, but requests are read twice; write them to a file first"
+            )
+        if target.exists() and target.samefile(source):
             raise InvalidRequestError("input and output are the same file; give another output")

@@ -3,6 +3,8 @@
 A line counts once it ends with a newline. It is written by appending alone, so a kill, a full disk or a power cut can
 leave at most an unfinished end, which the next start cuts off. Each line's `id` is a digest of custom_id, request,
 model and settings, so a start that finds other ids knows that the file belongs to another job.
+
+What is no file but a pipe or a device takes lines as well; nothing of it can be read again, so every start writes all.
 """
 
 from __future__ import annotations
@@ -42,10 +44,17 @@ class OutputFile:
         self.path = path
         self._clock = clock
         self._synced = clock()
+        self._is_file = path.is_file() or not path.exists()
+        # Whoever may read a pipe himself never learns that its reader has gone.
+        access = os.O_RDWR | os.O_CREAT | os.O_APPEND if self._is_file else os.O_WRONLY
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._descriptor = os.open(path, access, 0o644)
         except OSError as error:
             raise InvalidRequestError(f"the output {path} cannot be opened: {error.strerror}") from error
+        self.answered: set[str] = set()
+        self.repaired_bytes = 0
+        if not self._is_file:
+            return
         try:
             self._lock()
             self.answered, self.repaired_bytes = self._recover(expected)
@@ -54,7 +63,10 @@ class OutputFile:
             raise
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line at once, and see to it that it is on the disk about once a second."""
+        """Append a line at once, and see to it that it is on the disk about once a second.
+
+        Raises BrokenPipeError where nobody reads any more.
+        """
         data = json.dumps(line, ensure_ascii=False).encode("utf-8", errors="replace") + b"\n"
         size = os.fstat(self._descriptor).st_size
         try:
@@ -63,7 +75,11 @@ class OutputFile:
                 written += os.write(self._descriptor, data[written:])
             if self._clock() - self._synced >= SYNC_S:
                 self.sync()
+        except BrokenPipeError:
+            raise
         except OSError as error:
+            if not self._is_file:
+                raise OutputError(f"{self.path} cannot be written: {error.strerror}") from error
             os.ftruncate(self._descriptor, size)
             raise OutputError(
                 f"{self.path} cannot be written: {error.strerror}. {size} bytes of answers are kept; start the same "
@@ -74,7 +90,8 @@ class OutputFile:
     def sync(self) -> None:
         """Wait until everything is on the disk."""
         self._synced = self._clock()
-        os.fsync(self._descriptor)
+        if self._is_file:
+            os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Sync and close; a second call does nothing."""

@@ -24,6 +24,7 @@ _SAMPLING = {
 _CHAT = _SAMPLING | {"messages", "max_completion_tokens", "top_logprobs", "response_format"}
 _COMPLETION = _SAMPLING | {"prompt", "echo", "suffix", "best_of"}
 MOST_CHOICES, MOST_LOGPROBS = 128, 20
+INVALID_LINE = "invalid_json_line"
 
 
 class RequestError(InvalidRequestError):
@@ -79,12 +80,12 @@ def parse_line(line: bytes, number: int, defaults: Defaults) -> ParsedLine:
         raw = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-        problem = RequestError(f"line {number} is not JSON: {reason}", code="invalid_json_line")
+        problem = RequestError(f"line {number} is not JSON: {reason}", code=INVALID_LINE)
         return ParsedLine(fallback, None, problem, digest)
     custom_id = fallback
     try:
         if not isinstance(raw, dict):
-            raise RequestError(f"line {number} holds {_kind(raw)} where a JSON object is expected")
+            raise RequestError(f"line {number} holds {_kind(raw)} where a JSON object is expected", code=INVALID_LINE)
         if "custom_id" in raw:
             custom_id = _text(raw, "custom_id")
         digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()

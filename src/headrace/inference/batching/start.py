@@ -24,6 +24,7 @@ from headrace.inference.handle import Handle
 from headrace.inference.loading import Loading
 from headrace.model.blocks import HEAD_CHUNK_ROWS
 from headrace.model.stored_model import StoredModel
+from headrace.paths import user_path
 from headrace.planning.jobs.forecast import JobForecast, Packing, PassTimes, choose_packing, longest_first
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool
 from headrace.planning.plan import Plan
@@ -74,6 +75,11 @@ class BatchResult:
     peak_memory_bytes: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def nothing_answered(self) -> bool:
+        """Whether every request of the job has an error."""
+        return self.refused + (0 if self.tally is None else self.tally.errors) == self.requests
+
 
 def start_job(
     request: BatchJobRequest, checkpoint: Checkpoint, tokenizer: Any, on_progress: JobProgress
@@ -84,13 +90,13 @@ def start_job(
     """
     model = checkpoint.model
     source = JobInput(
-        request.input.expanduser(),
+        user_path(request.input),
         Encoder(tokenizer, context_tokens=model.context_tokens, vocab_size=model.vocab_size),
         Defaults(max_tokens=request.max_tokens, temperature=request.temperature),
         job=_job_digest(checkpoint, request),
         on_progress=lambda number: on_progress.count("reading requests:", number),
     )
-    answers = None if request.dry_run else OutputFile(request.output.expanduser(), source.ids)
+    answers = None if request.dry_run else OutputFile(user_path(request.output), source.ids)
     try:
         return _Start(request, checkpoint, tokenizer, source, answers, on_progress).result()
     finally:
