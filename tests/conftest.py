@@ -1,4 +1,4 @@
-"""For all tests: runs are not added to the history of the user who runs the tests, and the CPU computes.
+"""For all tests: no history and no remembered measurement of the user who runs them, and the CPU computes.
 
 Tests of a GPU name it.
 """
@@ -10,6 +10,7 @@ import os
 import pytest
 
 os.environ["HEADRACE_HISTORY"] = ""
+os.environ["HEADRACE_MEASURED"] = ""
 os.environ["HEADRACE_DEVICE"] = "cpu"
 # A thread of a product that waits for another one gives its core away: where cores are shared, with the other half of
 # the tests for one, spinning makes the small products of these tests ten times slower. Read when torch is imported.

@@ -80,6 +80,13 @@ def format_seconds(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+def format_age(seconds: float) -> str:
+    """Write how long ago something was: `just now`, `3 min 20 s ago`, `12 days ago`."""
+    if seconds < 1:
+        return "just now"
+    return f"{format_seconds(seconds) if seconds < 2 * 86400 else f'{seconds / 86400:.0f} days'} ago"
+
+
 _WORDS = (("trillion", 1e12), ("billion", 1e9), ("million", 1e6))
 
 

@@ -38,7 +38,6 @@ def _known_host(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(machine_probe, "PressureGauge", Gauge)
     monkeypatch.setattr(cuda_device, "list_gpus", list)
-    monkeypatch.setattr(machine_probe, "list_gpus", list)
     monkeypatch.delenv(devices.VARIABLE, raising=False)
 
 
@@ -51,7 +50,6 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(devices, "open_device", opened)
     monkeypatch.setattr(cuda_device, "list_gpus", lambda: GPUS)
-    monkeypatch.setattr(machine_probe, "list_gpus", lambda: GPUS)
     monkeypatch.setattr(machine_probe, "probe_accelerator", functools.partial(probe_accelerator, sizes=SMALL))
 
 

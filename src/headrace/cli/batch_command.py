@@ -12,6 +12,7 @@ from headrace.cli.command import Command, require_run_libraries
 from headrace.cli.options import (
     DtypeChoice,
     DtypeOption,
+    FreshOption,
     JsonOption,
     MemoryOption,
     ModelArgument,
@@ -88,6 +89,7 @@ def batch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read, measure, plan and predict the job, and do not begin it.")
     ] = False,
+    fresh: FreshOption = False,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,6 +110,7 @@ def batch(
             read_limit=read_limit,
             machine=read_machine(machine),
             trust_remote_code=trust_remote_code,
+            fresh=fresh,
         ),
         max_tokens=max_tokens,
         temperature=temperature,

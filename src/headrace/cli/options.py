@@ -103,6 +103,9 @@ CacheOnHostOption = Annotated[
 ReadLimitOption = Annotated[
     str | None, typer.Option(metavar="RATE", help="Read no faster than this (500MB/s, 1GiB/s), to try a slower disk.")
 ]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Measure this machine again, whatever an earlier start measured.")
+]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model, where it has some.")
 ]

@@ -15,6 +15,7 @@ from headrace.cli.options import (
     CpuBlocksOption,
     DtypeChoice,
     DtypeOption,
+    FreshOption,
     GenerateTokensOption,
     JsonOption,
     MemoryOption,
@@ -111,6 +112,7 @@ def plan(
     ] = None,
     dtype: DtypeOption = DtypeChoice.AUTO,
     read_limit: ReadLimitOption = None,
+    fresh: FreshOption = False,
     learned: Annotated[
         bool,
         typer.Option("--learned/--no-learned", help="Put what runs learned in place of a machine file's constants."),
@@ -158,6 +160,7 @@ def plan(
         draft_tokens=draft_tokens,
         acceptance=acceptance,
         expert_hit_rate=expert_hit_rate,
+        fresh=fresh,
     )
     changes = ModelChanges(weights=weights, kv_bits=kv_bits)
     with output.reserved():

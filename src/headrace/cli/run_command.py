@@ -15,6 +15,7 @@ from headrace.cli.options import (
     DeviceOption,
     DtypeChoice,
     DtypeOption,
+    FreshOption,
     HostMemoryOption,
     JsonOption,
     MemoryOption,
@@ -130,6 +131,7 @@ def run(
             metavar="FILE", help="Write the measured and the predicted timeline as a Chrome trace (for Perfetto)."
         ),
     ] = None,
+    fresh: FreshOption = False,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,6 +155,7 @@ def run(
             read_limit=read_limit,
             machine=read_machine(machine),
             trust_remote_code=trust_remote_code,
+            fresh=fresh,
             draft_tokens=(0 if draft is None else DEFAULT_DRAFT_TOKENS) if draft_tokens is None else draft_tokens,
         ),
         max_new_tokens=max_new_tokens,

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 from headrace.inference.assembly import assemble
-from headrace.inference.calibration import calibrate, time_cpu_layer
+from headrace.inference.calibration import time_cpu_layer
 from headrace.inference.load_options import LoadKeywords, LoadOptions, Options
 from headrace.inference.loading import Loading
 from headrace.inference.model_source import resolve_model
+from headrace.inference.remembered import calibrated
 from headrace.machine.machine import Machine
 from headrace.planning.infeasible import budget_for_everything
 from headrace.planning.jobs.draft_length import DraftLength
@@ -22,9 +23,8 @@ from headrace.planning.prediction import predict
 from headrace.planning.scenario import Scenario
 from headrace.planning.scenarios import PlanRequest
 from headrace.streaming.checkpoint import Checkpoint
-from headrace.streaming.cuda_device import list_gpus
 from headrace.streaming.device import Device
-from headrace.streaming.devices import open_device
+from headrace.streaming.devices import maker_name, open_device
 from headrace.streaming.probe import machine as machine_probe
 from headrace.streaming.system_memory import keep_heap_small
 from headrace.units import format_bytes
@@ -53,6 +53,7 @@ def load(model: str | Path, **options: Unpack[LoadKeywords]) -> Any:
     read_limit: bounds the reader, in bytes per second, or as text such as 500MB/s.
     machine: what `headrace.probe` or a machine file says of the disk, and of a GPU, which then is not measured again.
     attention, trust_remote_code: transformers' name of an attention function; run code that comes with the model.
+    fresh: measure again, and not take what an earlier start measured.
     poison: overwrite memory that is given back, to find late uses.
 
     The model is a context manager; `model.headrace` holds plan, prediction, timeline and `close()`.
@@ -73,7 +74,7 @@ def load_checkpoint(checkpoint: Checkpoint, options: Options, device: Device, *,
     loading = Loading.of(checkpoint, options, device)
     keep_heap_small()
     drafts = options.asked.draft_tokens
-    calibration = calibrate(loading, pass_tokens=[1 + count for count in DRAFTS_TIMED if count <= drafts])
+    calibration = calibrated(loading, pass_tokens=[1 + count for count in DRAFTS_TIMED if count <= drafts])
     scenario = calibration.scenario
     candidate = plan_fastest(scenario) if options.strategy is None else plan_strategy(scenario, options.strategy)
     model = assemble(loading, candidate, calibration, started=started)
@@ -100,6 +101,8 @@ class PlannedHere(NamedTuple):
     scenario: Scenario
     notes: tuple[str, ...]
     accelerator: str
+    age_s: float
+    """since it was measured, where an earlier start did that"""
 
 
 def calibrated_for_planning(directory: Path, request: PlanRequest) -> PlannedHere:
@@ -121,16 +124,16 @@ def calibrated_for_planning(directory: Path, request: PlanRequest) -> PlannedHer
             read_limit=request.read_limit,
             cpu_blocks=request.cpu_blocks,
             cache_on_host=request.cache_on_host,
+            fresh=request.fresh,
         )
         loading = Loading.of(checkpoint, asked.checked(checkpoint.model, device), device)
-        scenario, notes, _ = calibrate(loading)
+        scenario, notes, _, age_s = calibrated(loading)
         if not device.uses_host_memory:
             scenario, notes = _with_cpu_layer(loading, scenario, notes)
         if request.speculation is not None:
             scenario = replace(scenario, draft_tokens=request.speculation.draft_tokens, speculation=request.speculation)
-        names = {f"cuda:{gpu.number}": gpu.name for gpu in list_gpus()}
-        name = "" if device.uses_host_memory else names.get(device.name, device.name)
-        return PlannedHere(scenario, notes, name)
+        name = "" if device.uses_host_memory else maker_name(device)
+        return PlannedHere(scenario, notes, name, age_s)
     finally:
         checkpoint.close()
 

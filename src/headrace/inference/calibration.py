@@ -57,7 +57,26 @@ class Calibration(NamedTuple):
     scenario: Scenario
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-    """those of the notes that tell of trouble"""
+    """those of the notes that tell of trouble, which come first"""
+    age_s: float = 0.0
+    """since this was measured, where an earlier start did it"""
+
+
+def asked_scenario(loading: Loading, packed: Packed | None = None) -> Scenario:
+    """The question, before anything is known of the hardware."""
+    options = loading.options
+    return Scenario(
+        model=loading.checkpoint.model,
+        workload=options.workload,
+        budget_bytes=options.budget_bytes,
+        host_budget_bytes=options.host_budget_bytes,
+        device=loading.device.name,
+        allow_cpu=options.asked.cpu_blocks,
+        allow_host_cache=options.asked.cache_on_host,
+        draft_tokens=options.asked.draft_tokens,
+        packed=packed,
+        read_is_limited=options.read_limit_bytes_per_s is not None,
+    )
 
 
 def calibrate(loading: Loading, *, pass_tokens: Sequence[int] = (), packed: Packed | None = None) -> Calibration:
@@ -84,16 +103,10 @@ def _calibrate_cpu(loading: Loading, pass_tokens: Sequence[int], packed: Packed 
     model, options = loading.checkpoint.model, loading.options
     notes: list[str] = []
     names = compute_dtypes(model, options.dtype)
+    asked = asked_scenario(loading, packed)
     scenarios = {
-        name: Scenario(
-            model=model,
-            workload=options.workload,
-            compute_dtype=name,
-            budget_bytes=options.budget_bytes,
-            copies_weights=machine_probe.products_need_alignment(TORCH_DTYPES[name]),
-            draft_tokens=options.asked.draft_tokens,
-            packed=packed,
-            read_is_limited=options.read_limit_bytes_per_s is not None,
+        name: replace(
+            asked, compute_dtype=name, copies_weights=machine_probe.products_need_alignment(TORCH_DTYPES[name])
         )
         for name in names
     }
@@ -186,19 +199,7 @@ def _measure_disk(loading: Loading, dtype_name: str) -> _Disk:
 def _calibrate_accelerator(loading: Loading, pass_tokens: Sequence[int]) -> tuple[Scenario, list[str]]:
     model, options, device = loading.checkpoint.model, loading.options, loading.device
     name = options.dtype or STORED_DTYPES[model.stored_dtype].name
-    scenario = Scenario(
-        model=model,
-        workload=options.workload,
-        compute_dtype=name,
-        budget_bytes=options.budget_bytes,
-        host_budget_bytes=options.host_budget_bytes,
-        device=device.name,
-        pinned=_can_lock(device),
-        allow_cpu=options.asked.cpu_blocks,
-        allow_host_cache=options.asked.cache_on_host,
-        draft_tokens=options.asked.draft_tokens,
-        read_is_limited=options.read_limit_bytes_per_s is not None,
-    )
+    scenario = replace(asked_scenario(loading), compute_dtype=name, pinned=_can_lock(device))
     if options.read_limit_bytes_per_s is not None:
         reader = loading.reader
         scenario = replace(scenario, chunk_bytes=reader.chunk_bytes, ring_chunks=2 * reader.reader_threads)

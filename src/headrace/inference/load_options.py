@@ -53,6 +53,8 @@ class LoadOptions:
     cpu_blocks: bool = False
     cache_on_host: bool = False
     compile_layers: bool = False
+    fresh: bool = False
+    """measure again, and not take what an earlier start measured"""
 
     def __post_init__(self) -> None:
         for size in (self.memory, self.host_memory):
@@ -137,6 +139,7 @@ class LoadKeywords(TypedDict, total=False):
     cpu_blocks: bool
     cache_on_host: bool
     compile_layers: bool
+    fresh: bool
 
 
 class Options(NamedTuple):

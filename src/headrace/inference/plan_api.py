@@ -28,6 +28,7 @@ from headrace.planning.planner import compare
 from headrace.planning.scenario import Scenario
 from headrace.planning.scenarios import PlanRequest, scenario_on
 from headrace.planning.strategies import RUNNABLE
+from headrace.units import format_age
 
 
 class PlanKeywords(TypedDict, total=False):
@@ -47,6 +48,7 @@ class PlanKeywords(TypedDict, total=False):
     draft_tokens: int | None
     acceptance: float | None
     expert_hit_rate: float | None
+    fresh: bool
 
 
 def plan(
@@ -101,6 +103,8 @@ def plan_answer(
 ) -> PlanAnswer:
     """Answer for a model and a machine, see `plan`."""
     changes = ModelChanges() if changes is None else changes
+    if request.fresh and machine is not None:
+        raise InvalidRequestError("--fresh measures this machine again, but --machine names one; leave one of them out")
     notes: tuple[str, ...] = ()
     multiplier = 1.0
     if sampling is not None:
@@ -193,6 +197,6 @@ def _measured_with(directory: Path, request: PlanRequest, notes: tuple[str, ...]
         notes=(*notes, *found.notes),
         machine_name=platform.node() or "this machine",
         accelerator=found.accelerator,
-        source="measured just now with this model",
+        source=f"measured {format_age(found.age_s)} with this model",
         token_multiplier=multiplier,
     )

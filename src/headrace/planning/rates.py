@@ -131,6 +131,12 @@ class Rates:
         """Seconds that moving the activations adds to a layer of the CPU."""
         return self.activation_latency_s + tokens * self.activation_s_per_token
 
+    def with_prefill(self, factor: float) -> Rates:
+        """The same where prompts, which a layer was timed with, take so many times the seconds."""
+        if self.layer is None or factor == 1.0:
+            return self
+        return replace(self, layer=replace(self.layer, prefill_s=self.layer.prefill_s * factor))
+
     def scaled(self, *, read: float = 1.0, compute: float = 1.0, link: float = 1.0) -> Rates:
         """The same with the disk's and the link's rates, and the seconds of computing, times a factor."""
         return replace(

@@ -51,6 +51,8 @@ class PlanRequest:
     acceptance: float | None = None
     """of a draft; None: DEFAULT_ACCEPTANCE"""
     expert_hit_rate: float | None = None
+    fresh: bool = False
+    """measure this machine again, and not take what an earlier start measured"""
 
     def __post_init__(self) -> None:
         known = [each.value for each in Strategy]

@@ -35,3 +35,11 @@ def _best() -> str:
     from headrace.streaming.cuda_device import list_gpus
 
     return "cuda" if list_gpus() else "cpu"
+
+
+def maker_name(device: Device) -> str:
+    """What the maker calls a device, where the driver tells; elsewhere what users write."""
+    from headrace.streaming.cuda_device import list_gpus
+
+    names = {f"cuda:{gpu.number}": gpu.name for gpu in list_gpus()}
+    return names.get(device.name, device.name)

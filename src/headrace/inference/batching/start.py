@@ -19,9 +19,9 @@ from headrace.inference.batching.output_file import OutputFile
 from headrace.inference.batching.pass_timing import time_packing
 from headrace.inference.batching.ragged_pass import RaggedRunner
 from headrace.inference.batching.request import Defaults
-from headrace.inference.calibration import calibrate
 from headrace.inference.handle import Handle
 from headrace.inference.loading import Loading
+from headrace.inference.remembered import calibrated
 from headrace.model.blocks import HEAD_CHUNK_ROWS
 from headrace.model.stored_model import StoredModel
 from headrace.paths import user_path
@@ -162,7 +162,7 @@ class _Start:
         loading = Loading.of(checkpoint, options, device)
         longest = max(need.positions for need in needs.values())
         least = Packed(positions=longest, pass_tokens=min(16, request.pass_tokens or 16), samples=1, longest=longest)
-        calibration = calibrate(
+        calibration = calibrated(
             loading, pass_tokens=_timed_tokens(checkpoint.model, options.budget_bytes), packed=least
         )
         scenario = calibration.scenario

@@ -33,9 +33,8 @@ from headrace.model.layout import PAGE_BYTES, ByteRange, align_down, lay_out
 from headrace.model.safetensors_index import ShardFile
 from headrace.planning.plan import Placement
 from headrace.streaming.arena import Arena
-from headrace.streaming.cuda_device import list_gpus
 from headrace.streaming.device import CpuDevice, Device
-from headrace.streaming.devices import open_device
+from headrace.streaming.devices import maker_name, open_device
 from headrace.streaming.pressure import PressureGauge
 from headrace.streaming.probe.link import probe_accelerator
 from headrace.streaming.probe.progress import Progress, part_of, unheard
@@ -224,17 +223,11 @@ def probe_machine(directory: Path, *, device: str | Device = "auto", progress: P
     if opened.uses_host_memory:
         machine = _probe_host(directory, (), progress)
     else:
-        accelerator = probe_accelerator(opened, name=_name_of(opened), progress=part_of(progress, 0.0, 0.3))
+        accelerator = probe_accelerator(opened, name=maker_name(opened), progress=part_of(progress, 0.0, 0.3))
         machine = _probe_host(directory, (accelerator,), part_of(progress, 0.3, 1.0))
     pressure = gauge.pressure()
     progress("done", 1.0)
     return replace(machine, notes=(*machine.notes, *pressure.notes()), busy=round(pressure.busy, 3))
-
-
-def _name_of(device: Device) -> str:
-    """What the maker calls a device, where the driver tells."""
-    names = {f"cuda:{gpu.number}": gpu.name for gpu in list_gpus()}
-    return names.get(device.name, device.name)
 
 
 def _probe_host(directory: Path, accelerators: Sequence[Processor], progress: Progress) -> Machine:
