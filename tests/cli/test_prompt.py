@@ -74,6 +74,13 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path, trust_remote_code=False)
 
 
+def test_a_config_that_is_at_fault_is_named_instead_of_the_tokenizer(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, chat=False)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "dtype": "bf16"}')
+    with pytest.raises(CheckpointError, match=r"config\.json .* without dtype, which is 'bf16'"):
+        load_tokenizer(tmp_path, trust_remote_code=False)
+
+
 def test_prompt_files(tmp_path: Path) -> None:
     path = tmp_path / "prompt.txt"
     path.write_text("  two\nlines \n", encoding="utf-8")

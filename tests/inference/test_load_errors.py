@@ -55,6 +55,35 @@ def change_config(directory: Path, **changes: Any) -> None:
     (directory / "config.json").write_text(json.dumps({**config, **changes}))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dtype", "bf16"),
+        ("rms_norm_eps", "1e-6"),
+        ("rope_parameters", {"rope_type": "longrope", "rope_theta": 1e4}),
+        ("rope_parameters", {"rope_type": "mrope", "rope_theta": 1e4}),
+        ("hidden_act", "swiglu_custom"),
+        ("pad_token_id", 999),
+        ("_attn_implementation", "flash_attention_2"),
+    ],
+)
+def test_a_field_that_transformers_refuses_is_named(directory: Path, field: str, value: object) -> None:
+    change_config(directory, **{field: value})
+    with pytest.raises(CheckpointError, match=rf"config\.json is not accepted .* without {field}, which is"):
+        headrace.load(directory, **OPTIONS)
+
+
+def test_an_attention_that_is_not_installed_is_the_callers_to_change(directory: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="attention 'flash_attention_2' does not work here"):
+        headrace.load(directory, **OPTIONS, attention="flash_attention_2")
+
+
+def test_a_generation_config_that_is_no_json_is_named(directory: Path) -> None:
+    (directory / "generation_config.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        headrace.load(directory, **OPTIONS)
+
+
 def test_a_missing_shard_is_named(directory: Path) -> None:
     shards(directory)[1].unlink()
     with pytest.raises(CheckpointCorruptError, match="model-00002-of"):
@@ -198,7 +227,7 @@ def test_a_request_that_cannot_fit_is_refused_before_it_starts(directory: Path) 
         passes = len(model.headrace.passes)
         with pytest.raises(BudgetError, match="KV cache"):
             model.generate(IDS.repeat(200, 1), attention_mask=torch.ones(200, 8, dtype=torch.long), max_new_tokens=16)
-        with pytest.raises(InvalidRequestError, match="context of 128"):
+        with pytest.raises(InvalidRequestError, match="at most 128 tokens"):
             model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=500)
         assert len(model.headrace.passes) == passes
 

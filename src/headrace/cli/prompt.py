@@ -132,6 +132,10 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizer files are parsed by several libraries, each with errors of its own
+        if (directory / "config.json").is_file():
+            from headrace.inference.skeleton import read_transformers_config
+
+            read_transformers_config(directory, trust_remote_code=trust_remote_code)  # raises where this is at fault
         raise CheckpointError(
             f"the tokenizer in {directory} cannot be loaded (tokenizer.json or the like is expected there): {error}"
         ) from error

@@ -15,7 +15,8 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from headrace.errors import CheckpointError, UnsupportedModelError
+from headrace.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
+from headrace.inference.refused_config import refused_config
 from headrace.inference.streamed_model import StreamedModel
 
 HOST = torch.device("cpu")
@@ -25,8 +26,9 @@ def read_transformers_config(directory: Path, *, trust_remote_code: bool = False
     """The transformers config of a checkpoint; raises CheckpointError with its reason where it does not load."""
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} is not accepted by transformers: {error}") from error
+    except Exception as error:  # config classes check their fields in many ways
+        path = directory / "config.json"
+        raise refused_config(path, error, lambda raw: AutoConfig.for_model(**copy.deepcopy(raw))) from error
 
 
 def build_skeleton(
@@ -43,16 +45,34 @@ def build_skeleton(
     if isinstance(original, tuple):
         original = original[0]
     streamed: Any = type(original.__name__, (StreamedModel, original), {"__module__": original.__module__})
-    config = copy.deepcopy(config)
     options = {} if attention is None else {"attn_implementation": attention}
-    with init_empty_weights(include_buffers=False):
-        model = streamed._from_config(config, dtype=dtype, **options)
+    model = _without_weights(streamed, config, dtype=dtype, **options)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             module.register_parameter(name, placeholder(tuple(parameter.shape), dtype, device))
     move_buffers(model, device)
     model.requires_grad_(requires_grad=False)
     return model.eval()
+
+
+def _without_weights(model_class: Any, config: Any, **options: Any) -> Any:
+    """Make the model; raises CheckpointError, naming the field of config.json, where its class refuses."""
+
+    def make(config: Any) -> Any:
+        with init_empty_weights(include_buffers=False):
+            return model_class._from_config(config, **options)
+
+    try:
+        return make(copy.deepcopy(config))
+    except Exception as error:  # model classes look their fields up in many tables
+        if options.get("attn_implementation") is not None:
+            raise InvalidRequestError(
+                f"attention {options['attn_implementation']!r} does not work here: {error}; leave the option out"
+            ) from error
+        path = Path(config.name_or_path) / "config.json"
+        raise refused_config(
+            path, error, lambda raw: make(shortened_config(type(config).from_dict(copy.deepcopy(raw)), 1))
+        ) from error
 
 
 def shortened_config(config: Any, layers: int) -> Any:
@@ -77,7 +97,7 @@ def attach_generation_config(model: Any, directory: Path) -> None:
     if (directory / "generation_config.json").exists():
         try:
             model.generation_config = GenerationConfig.from_pretrained(directory)
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:
             raise CheckpointError(f"{directory / 'generation_config.json'} cannot be used: {error}") from error
 
 
