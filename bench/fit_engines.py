@@ -84,9 +84,10 @@ class Sample:
     """A case whose time is asked for again and again with other constants of its engine."""
 
     def __init__(self, case: Case) -> None:
-        constants, self.figure = figure_of(replace(case, engine=replace(PRESENT, spread=Quantity.of(1.0, "none"))))
+        free = replace(PRESENT, spread=Quantity.of(1.0, "none"))
+        constants, self.figure = figure_of(replace(case, scenario=replace(case.scenario, engine=free)))
         self.case = case
-        self.engine = case.engine.name
+        self.engine = case.scenario.engine.name
         self.document = document_of(case.row)
         self.values = {name: constant.expected for name, constant in constants.items()}
         self.depends = [(at, f"engine.{name}") for at, name in enumerate(NAMES) if f"engine.{name}" in constants]

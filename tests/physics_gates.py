@@ -19,8 +19,7 @@ from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
 from headrace.model.model import Model
 from headrace.planning.break_even import break_even
-from headrace.planning.closed_form import WorkCost, work_cost
-from headrace.planning.described_rates import expected_rates, quantities
+from headrace.planning.closed_form import ClosedForm, WorkCost
 from headrace.planning.infeasible import lack_of
 from headrace.planning.memory import described_memory
 from headrace.planning.plan import Arrangement, Parallelism, Placement, arranged
@@ -66,9 +65,7 @@ def _asked(model: str, place: str, **work: int) -> Scenario:
 
 def _cost(scenario: Scenario, arrangement: Arrangement) -> WorkCost:
     """What the passes of this arrangement spend, also where its memory does not fit."""
-    model, machine = scenario.model, scenario.described_machine
-    constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
-    return work_cost(model, machine, arrangement, scenario.workload, expected_rates(constants))
+    return ClosedForm.of(scenario, arrangement).work(scenario.workload)
 
 
 def _held(scenario: Scenario, *, tensor: int = 1, pipeline: int = 1, micro_batches: int = 1) -> Arrangement:
@@ -114,7 +111,7 @@ def overlapping_lies_between_the_longest_and_the_sum() -> None:
     """A pass with overlap takes at least the longest of its parts and at most all of them together."""
     for _, candidate, spent in _answers():
         for cost in (spent.prefill, spent.decode):
-            parts = (cost.device_s + cost.host_compute_s + cost.cold_s, cost.link_s, cost.disk_s)
+            parts = (cost.busy_s, cost.parts["link"], cost.parts["disk"])
             assert max(parts) * 0.999999 <= cost.total_s <= sum(parts) * 1.000001
         if not candidate.plan.arrangement.overlap:
             assert math.isclose(cost.total_s, sum(parts), rel_tol=1e-9)
@@ -133,10 +130,12 @@ def what_is_loaded_takes_its_time_on_each_hop() -> None:
         share = PRESENT.link_share.expected
         if machine.host is not None:
             rate = machine.rate("host", sharers=min(used.parallelism.devices, machine.devices)).expected * share
-            assert math.isclose(spent.decode.link_s, streamed / rate, rel_tol=0.01)
+            assert math.isclose(spent.decode.parts["link"], streamed / rate, rel_tol=0.01)
         if used.source is Tier.DISK:
             assert math.isclose(
-                spent.decode.disk_s, streamed / (machine.require_disk().bytes_per_s.expected * share), rel_tol=0.01
+                spent.decode.parts["disk"],
+                streamed / (machine.require_disk().bytes_per_s.expected * share),
+                rel_tol=0.01,
             )
 
 
@@ -195,14 +194,14 @@ def splitting_by_width_costs_an_exchange() -> None:
     one = _cost(scenario, _held(scenario))
     eight = _cost(scenario, _held(scenario, tensor=8))
     assert eight.decode_s_per_pass < one.decode_s_per_pass
-    assert eight.decode_s_per_pass > 1.5 * one.decode.device_s / 8
+    assert eight.decode_s_per_pass > 1.5 * one.decode.busy_s / 8
     long = _asked("llama-3-8b", "8xa100-80", sequences=1, prompt_tokens=8000, generate_tokens=2)
     carried = 8000 * 4096 * 2
     volume_s = 2 * 32 * 2 * carried * 7 / 8 / find_machine("8xa100-80").links["scale_up"].bytes_per_s.expected
     split = _cost(long, _held(long, tensor=8)).prefill
-    assert volume_s * 0.99 < split.communication_s < volume_s * 3
+    assert volume_s * 0.99 < split.parts["communication"] < volume_s * 3
     alone_s = _cost(long, _held(long)).prefill_s
-    assert alone_s / 8 * 0.9 < split.total_s - split.communication_s < alone_s / 8 * 1.3
+    assert alone_s / 8 * 0.9 < split.total_s - split.parts["communication"] < alone_s / 8 * 1.3
 
 
 def stages_do_not_cut_the_latency_of_one_token() -> None:
@@ -216,7 +215,7 @@ def stages_do_not_cut_the_latency_of_one_token() -> None:
     filled_s = _cost(many, _held(many, pipeline=8, micro_batches=8)).prefill_s
     assert 0.2 < filled_s / whole.prefill_s < 0.35, "8 micro-batches through 8 stages: 15 steps of a 64th"
     handed_over_s = 64 * 1000 * 4096 * 2 / many.described_machine.links["scale_up"].bytes_per_s.expected
-    assert 8 * handed_over_s < whole.prefill.communication_s < 8 * handed_over_s * 1.2
+    assert 8 * handed_over_s < whole.prefill.parts["communication"] < 8 * handed_over_s * 1.2
 
 
 def devices_that_share_an_uplink_get_less_each() -> None:
@@ -224,7 +223,7 @@ def devices_that_share_an_uplink_get_less_each() -> None:
     machine = find_machine("dgx-2")
     assert machine.rate("host", sharers=16).expected * 16 <= machine.links["bridge"].bytes_per_s.expected * 1.0001
     scenario = _asked("opt-175b", "dgx-2", sequences=64, generate_tokens=10)
-    seconds = {devices: _cost(scenario, _sharded(scenario, devices)).decode.link_s for devices in (1, 4, 16)}
+    seconds = {devices: _cost(scenario, _sharded(scenario, devices)).decode.parts["link"] for devices in (1, 4, 16)}
     assert seconds[1] / seconds[4] < 4
     assert 349e9 / 48e9 * 0.99 < seconds[16] < 349e9 / 25e9
 
@@ -346,17 +345,19 @@ def loads_are_hidden_or_added() -> None:
         for sequences in (1, 16384):
             work = Workload(sequences=sequences, prompt_tokens=64, generate_tokens=8)
             scenario = Scenario.described(model, machine, work)
-            stay = _cost(scenario, _held(scenario)).decode.device_s
+            stay = _cost(scenario, _held(scenario)).decode.busy_s
             way = _streamed(scenario, source)
             hidden = _cost(scenario, way).decode.total_s
             added = _cost(scenario, way._replace(slots=1)).decode.total_s
             assert math.isclose(hidden, max(stay, link_s, disk_s), rel_tol=0.01)
             first = _cost(scenario, way).prefill
-            ends_s = first.total_s - max(first.device_s, first.link_s, first.disk_s)
-            layer_s = (first.device_s + first.link_s + first.disk_s) / model.num_layers
+            ends_s = first.total_s - max(first.busy_s, first.parts["link"], first.parts["disk"])
+            layer_s = (first.busy_s + first.parts["link"] + first.parts["disk"]) / model.num_layers
             assert 0 < ends_s < layer_s * 1.5, "the first layer's loading, or the last one's computing and the head"
-            if first.device_s > first.link_s + first.disk_s:
-                assert math.isclose(ends_s, (first.link_s + first.disk_s) / model.num_layers, rel_tol=1e-6)
+            if first.busy_s > first.parts["link"] + first.parts["disk"]:
+                assert math.isclose(
+                    ends_s, (first.parts["link"] + first.parts["disk"]) / model.num_layers, rel_tol=1e-6
+                )
             assert math.isclose(added, stay + link_s + disk_s, rel_tol=0.01)
 
 
@@ -368,17 +369,23 @@ def what_travels_besides_weights_is_counted() -> None:
     scenario = Scenario.described(mixture, machine, Workload(prompt_tokens=16, generate_tokens=32))
     missed = _cost(scenario, _held(scenario)._replace(expert_hit_rate=0.5)).decode
     used_bytes = sum(group.count * 2 * group.layer.expert_bytes for group in mixture.groups)
-    assert math.isclose(missed.cold_s, used_bytes / 2 / link, rel_tol=0.01), "2 experts a layer, every other one missed"
+    assert math.isclose(missed.parts["experts on demand"], used_bytes / 2 / link, rel_tol=0.01), (
+        "2 experts a layer, every other one missed"
+    )
     model = find_model("llama-3.1-70b")
     scenario = Scenario.described(model, machine, Workload(sequences=8, prompt_tokens=4000, generate_tokens=2))
     away = _cost(scenario, _held(scenario)._replace(cache_on_host=True)).decode
     here = _cost(scenario, _held(scenario)).decode
-    assert math.isclose(away.link_s, 8 * 4001 * 327_680 / link, rel_tol=0.01)
-    assert away.attention_s == here.attention_s > 0, "wherever it waits, it is read from the device's memory"
+    assert math.isclose(away.parts["link"], 8 * 4001 * 327_680 / link, rel_tol=0.01)
+    assert away.parts["attention"] == here.parts["attention"] > 0, (
+        "wherever it waits, it is read from the device's memory"
+    )
     layers_bytes = sum(group.count * group.layer.size_bytes for group in model.groups)
     pulled_s = layers_bytes / 8 / (machine.rate("host", sharers=8).expected * PRESENT.link_share.expected)
     gathered_s = layers_bytes * 7 / 8 / machine.links["scale_up"].bytes_per_s.expected
-    assert math.isclose(_cost(scenario, _sharded(scenario, 8)).decode.link_s, pulled_s + gathered_s, rel_tol=0.02)
+    assert math.isclose(
+        _cost(scenario, _sharded(scenario, 8)).decode.parts["link"], pulled_s + gathered_s, rel_tol=0.02
+    )
 
 
 def a_cache_on_the_host_never_wins_where_it_fits_on_the_device() -> None:

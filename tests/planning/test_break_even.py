@@ -14,8 +14,7 @@ from headrace.machine.engine import PRESENT, Engine
 from headrace.machine.machine import Machine, Tier
 from headrace.model.model import Model
 from headrace.planning.break_even import BreakEven, break_even, break_even_tokens, critical_batch
-from headrace.planning.closed_form import pass_cost, work_cost
-from headrace.planning.described_rates import expected_rates, quantities
+from headrace.planning.closed_form import ClosedForm
 from headrace.planning.infeasible import minimum_bytes
 from headrace.planning.plan import Parallelism, arranged
 from headrace.planning.planner import compare, plan_strategy
@@ -61,13 +60,11 @@ def test_a_mixture_needs_as_many_times_more_as_it_has_experts_for_each_used() ->
 @pytest.mark.parametrize("context", [1, 400])
 def test_at_break_even_a_streamed_pass_takes_as_long_as_its_load(context: int) -> None:
     scenario = ask(engine=PRESENT, prompt_tokens=context)
-    machine = scenario.described_machine
     tokens = break_even_tokens(scenario, STREAMED).expected
-    rates = expected_rates(quantities(machine, PRESENT, STREAMED, weight_format="bf16"))
     for factor, binds_link in ((0.999, True), (1.001, False)):
         carried = PassTokens(sequences=tokens * factor, new_tokens=1, context_tokens=context + 1)
-        cost = pass_cost(LARGE, machine, STREAMED, carried, rates)
-        assert (cost.link_s > cost.busy_s) is binds_link
+        cost = ClosedForm.of(scenario, STREAMED).one_pass(carried)
+        assert (cost.load_s > cost.busy_s) is binds_link
         assert (cost.binds(overlap=True) == "link") is binds_link
 
 
@@ -177,16 +174,7 @@ def test_beyond_it_a_faster_link_does_not_help() -> None:
         name: dataclasses.replace(link, bytes_per_s=link.bytes_per_s.times(2)) for name, link in machine.links.items()
     }
     faster = dataclasses.replace(machine, links=links)
-    slow_s, fast_s = (
-        work_cost(
-            model,
-            each,
-            STREAMED,
-            work,
-            expected_rates(quantities(each, PERFECT_ENGINE, STREAMED, weight_format="bf16")),
-        ).prefill_s
-        for each in (machine, faster)
-    )
+    slow_s, fast_s = (ClosedForm.of(scenario.on(each), STREAMED).work(work).prefill_s for each in (machine, faster))
     assert fast_s == pytest.approx(slow_s, rel=0.01)
 
 

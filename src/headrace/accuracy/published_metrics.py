@@ -11,9 +11,8 @@ from headrace.accuracy.published_case import FAMILIES, Case, Excluded, case_of, 
 from headrace.accuracy.published_operations import operation_of
 from headrace.errors import HeadraceError
 from headrace.machine.quantity import Interval, Quantity, interval_of
-from headrace.planning.closed_form import WorkCost, pass_cost, work_cost
-from headrace.planning.described_rates import quantities, rates_of
-from headrace.planning.rates import Rates
+from headrace.planning.closed_form import ClosedForm, PassCost, WorkCost
+from headrace.planning.described_rates import quantities
 from headrace.planning.splits import device_fits
 from headrace.planning.workload import PassTokens, Workload
 
@@ -86,14 +85,7 @@ def figure_of(case: Case) -> tuple[dict[str, Quantity], Callable[[Mapping[str, f
         raise Excluded(f"the unit {unit!r} is not known")
     if case.row.batch_text.startswith("max"):
         case = _filled_batch(case)
-    constants = dict(
-        quantities(
-            case.scenario.described_machine,
-            case.scenario.engine,
-            case.arrangement,
-            weight_format=case.scenario.model.weight_format,
-        )
-    )
+    constants = quantities(case.scenario, case.arrangement)
     if case.unstated:
         constants["unstated"] = _UNSTATED_BATCH if case.assumed_batch else _UNSTATED
     if metric == "ttft_serving":
@@ -101,7 +93,7 @@ def figure_of(case: Case) -> tuple[dict[str, Quantity], Callable[[Mapping[str, f
     by_rate = unit == "tok/s"
 
     def value(values: Mapping[str, float]) -> float:
-        seconds = METRICS[metric](case, rates_of(values))
+        seconds = METRICS[metric](case, ClosedForm.of(case.scenario, case.arrangement, values))
         off = values.get("unstated", 1.0) * values.get("queue", 1.0)
         return seconds / off / factor if by_rate else seconds * off / factor
 
@@ -122,40 +114,31 @@ def _filled_batch(case: Case) -> Case:
     return replace(case, scenario=case.scenario.batch(low), unstated=True)
 
 
-def _work(case: Case, rates: Rates) -> WorkCost:
-    return work_cost(
-        case.scenario.model,
-        case.scenario.described_machine,
-        case.arrangement,
-        case.scenario.workload,
-        rates,
-        speculation=case.scenario.speculation,
-    )
+def _work(case: Case, form: ClosedForm) -> WorkCost:
+    return form.work(case.scenario.workload, case.scenario.speculation)
 
 
-def _throughput(case: Case, rates: Rates) -> float:
-    """Generated tokens per second of the whole work, prefill included."""
-    cost = _work(case, rates)
+def _throughput(case: Case, form: ClosedForm) -> float:
+    """Generated tokens per second of the whole work, prefill included.
+
+    Where prompts come all the time, each decode pass carries its share of a prefill.
+    """
+    work = case.scenario.workload
     if case.row.batch_text.startswith("max"):
-        return _steady(case, rates)
+        return work.sequences / _served_step_s(case, form)
     copies = case.arrangement.parallelism.devices if case.row.per_device else 1
-    return case.scenario.workload.sequences * case.scenario.workload.generate_tokens / copies / cost.total_s
+    return work.sequences * work.generate_tokens / copies / _work(case, form).total_s
 
 
-def _steady(case: Case, rates: Rates) -> float:
-    """Tokens per second where prompts come all the time: each decode pass carries its share of a prefill."""
-    step_s = _served_step_s(case, rates)
-    return case.scenario.workload.sequences / step_s
+def _served_step_s(case: Case, form: ClosedForm) -> float:
+    """A decode pass of all sequences and the share of a prefill that comes with it on the average.
 
-
-def _served_step_s(case: Case, rates: Rates) -> float:
-    """A decode pass of all sequences and the share of a prefill that comes with it on the average."""
+    Such a prefill, beside running sequences, is its arithmetic: the weights are read by the pass anyhow.
+    """
     work = _served(case)
-    step_s = work_cost(
-        case.scenario.model, case.scenario.described_machine, case.arrangement, work, rates
-    ).decode_s_per_pass
-    prefill_s = _prefill_s(case, rates, work.prompt_tokens)
-    return step_s + work.sequences / work.generate_tokens * prefill_s
+    alone = _prefill_alone(form, work)
+    prefill_s = max(0.0, alone.total_s - alone.parts["overhead"])
+    return form.work(work).decode_s_per_pass + work.sequences / work.generate_tokens * prefill_s
 
 
 def _served(case: Case) -> Workload:
@@ -167,76 +150,49 @@ def _served(case: Case) -> Workload:
     )
 
 
-def _prefill_s(case: Case, rates: Rates, tokens: int) -> float:
-    """Prefill of one sequence beside running ones: its arithmetic; the weights are read by the pass anyhow."""
-    carried = PassTokens(sequences=1, new_tokens=tokens, context_tokens=tokens)
-    cost = pass_cost(case.scenario.model, case.scenario.described_machine, case.arrangement, carried, rates)
-    fixed_s = cost.overhead_s
-    return max(0.0, cost.total_s - fixed_s)
+def _prefill_alone(form: ClosedForm, work: Workload) -> PassCost:
+    tokens = work.prompt_tokens
+    return form.one_pass(PassTokens(sequences=1, new_tokens=tokens, context_tokens=tokens))
 
 
-def _first_token(case: Case, rates: Rates) -> float:
+def _first_token(case: Case, form: ClosedForm) -> float:
     work = _served(case)
-    alone_s = pass_cost(
-        case.scenario.model,
-        case.scenario.described_machine,
-        case.arrangement,
-        PassTokens(sequences=1, new_tokens=work.prompt_tokens, context_tokens=work.prompt_tokens),
-        rates,
-    ).total_s
     # Where all ask at once the prompts queue; in a steady state few do.
     waiting = 1.0 + 0.15 * (work.sequences - 1)
-    return _REQUEST_S + alone_s * min(waiting, 4.0) + _served_step_s(case, rates)
+    return _REQUEST_S + _prefill_alone(form, work).total_s * min(waiting, 4.0) + _served_step_s(case, form)
 
 
-def _decode_rate(case: Case, rates: Rates) -> float:
-    return _work(case, rates).tokens_per_s
-
-
-def _per_token_over_batch(case: Case, rates: Rates) -> float:
-    cost = _work(case, rates)
+def _per_token_over_batch(case: Case, form: ClosedForm) -> float:
+    cost, work = _work(case, form), case.scenario.workload
     if "world_size" in case.row.notes or "world size" in case.row.notes:
         # Every device holds a copy of the batch, and the source counts all of them.
-        gather = case.scenario.model.weights_bytes / rates.exchange.peer_bytes_per_s
-        return (cost.decode_s_per_pass + gather) / case.scenario.workload.sequences
-    return cost.total_s / case.scenario.workload.generate_tokens / case.scenario.workload.sequences
+        gather = case.scenario.model.weights_bytes / form.rates.exchange.peer_bytes_per_s
+        return (cost.decode_s_per_pass + gather) / work.sequences
+    return cost.total_s / work.generate_tokens / work.sequences
 
 
-def _total(case: Case, rates: Rates) -> float:
-    return _work(case, rates).total_s
+def _prefill_rate(case: Case, form: ClosedForm) -> float:
+    work = case.scenario.workload
+    return work.sequences * work.prompt_tokens / _work(case, form).prefill_s
 
 
-def _prefill_latency(case: Case, rates: Rates) -> float:
-    return _work(case, rates).prefill_s
-
-
-def _prefill_rate(case: Case, rates: Rates) -> float:
-    return case.scenario.workload.sequences * case.scenario.workload.prompt_tokens / _work(case, rates).prefill_s
-
-
-def _decode_latency(case: Case, rates: Rates) -> float:
-    return _work(case, rates).decode_s_per_pass
-
-
-def _decode_total(case: Case, rates: Rates) -> float:
-    return _work(case, rates).decode_s_per_pass * case.scenario.workload.generate_tokens
-
-
-def _single_stream(case: Case, rates: Rates) -> float:
+def _single_stream(case: Case, form: ClosedForm) -> float:
     undivided = replace(case.arrangement.parallelism, micro_batches=1)
-    one = replace(case, scenario=case.scenario.batch(1), arrangement=case.arrangement._replace(parallelism=undivided))
-    return _work(one, rates).tokens_per_s
+    alone = form._replace(arrangement=case.arrangement._replace(parallelism=undivided))
+    return _work(replace(case, scenario=case.scenario.batch(1)), alone).tokens_per_s
 
 
-METRICS: dict[str, Callable[[Case, Rates], float]] = {
+METRICS: dict[str, Callable[[Case, ClosedForm], float]] = {
     "throughput": _throughput,
-    "decode_throughput": _decode_rate,
+    "decode_throughput": lambda case, form: _work(case, form).tokens_per_s,
     "decode_throughput_single_stream": _single_stream,
     "prefill_throughput": _prefill_rate,
-    "total_latency": _total,
-    "prefill_latency": _prefill_latency,
-    "decode_latency_per_token": _decode_latency,
-    "decode_latency_total": _decode_total,
+    "total_latency": lambda case, form: _work(case, form).total_s,
+    "prefill_latency": lambda case, form: _work(case, form).prefill_s,
+    "decode_latency_per_token": lambda case, form: _work(case, form).decode_s_per_pass,
+    "decode_latency_total": (
+        lambda case, form: _work(case, form).decode_s_per_pass * case.scenario.workload.generate_tokens
+    ),
     "ms_per_token_divided_by_batch": _per_token_over_batch,
     "tpot_serving": _served_step_s,
     "ttft_serving": _first_token,

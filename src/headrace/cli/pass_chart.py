@@ -7,11 +7,9 @@ from collections.abc import Callable
 
 from headrace.cli.table import wrapped
 from headrace.planning.answer import PlanAnswer
-from headrace.planning.closed_form import mean_context_tokens, pass_cost
-from headrace.planning.described_rates import expected_rates, quantities
+from headrace.planning.closed_form import ClosedForm
 from headrace.planning.plan import Arrangement, Placement, arranged
 from headrace.planning.scenario import Scenario
-from headrace.planning.workload import PassTokens
 from headrace.units import format_count, format_seconds
 
 WIDTH, HEIGHT = 64, 10
@@ -64,13 +62,5 @@ def pass_chart(answer: PlanAnswer, *, width: int = 80) -> str:
 
 def _seconds(scenario: Scenario, arrangement: Arrangement) -> Callable[[float], float]:
     """Return the time of a pass over so many tokens, each with this work's context before it."""
-    model, machine = scenario.model, scenario.described_machine
-    constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
-    rates = expected_rates(constants)
-    context = 1 if arrangement.cache_on_host else mean_context_tokens(scenario.workload)
-
-    def of(tokens: float) -> float:
-        carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=context)
-        return pass_cost(model, machine, arrangement, carried, rates).total_s
-
-    return of
+    form = ClosedForm.of(scenario, arrangement)
+    return lambda tokens: form.tokens_s(tokens, scenario.workload)

@@ -1,43 +1,22 @@
-"""What costs more than greedy decoding, as multipliers over it, each with its derivation.
+"""What costs more than greedy decoding, each with its derivation: the larger workload that stands for it.
 
 Two numbers matter and differ. The *token multiplier* counts the tokens that are computed for each one that is handed
-over. The *time multiplier* is predicted, since more sequences at once are not more passes: below the critical batch
-(docs/formulas.md, section 2) a pass over eight sequences takes hardly longer than one over a single sequence, while
-more tokens one after the other always take as many more passes.
+over. How much longer it takes is predicted from the workload, since more sequences at once are not more passes: below
+the critical batch (docs/formulas.md, section 2) a pass over eight sequences takes hardly longer than one over a single
+sequence, while more tokens one after the other always take as many more passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from headrace.errors import InvalidRequestError, near_names
-from headrace.planning.workload import Speculation, Workload
+from headrace.planning.workload import Workload
 
 GREEDY = "greedy"
 SPECULATIVE = "speculative"
-DEFAULT_ACCEPTANCE = 0.7
-_MOST = {"side by side": 10_000, "one after another": 1_000}
-
-
-class Times(Protocol):
-    """Seconds of a workload; `headrace.planning.closed_form.WorkCost` is one."""
-
-    @property
-    def prefill_s(self) -> float:
-        """First pass."""
-
-    @property
-    def decode_s_per_pass(self) -> float:
-        """A mean later pass."""
-
-    @property
-    def total_s(self) -> float:
-        """All of it."""
-
-
-Predict = Callable[[Workload, Speculation | None], Times]
+_MOST_SIDE_BY_SIDE, _MOST_IN_TURN = 10_000, 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,103 +108,31 @@ SAMPLING: Mapping[str, Method] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampledCost:
-    """Multipliers over greedy decoding of the same answer."""
-
-    method: str
-    token_multiplier: float
-    """tokens computed per token of one answer"""
-    time_multiplier: float
-    passes_multiplier: float
-    cache_multiplier: float
-    """tokens that the cache holds in the end"""
-    why: str
-
-
 def sampled_work(work: Workload, text: str) -> tuple[Workload, float, str]:
     """Read `best-of:4`; return the workload to predict, the tokens computed per token handed over, and why.
 
-    The workload repeats a shared prompt's prefill for each text, which overstates the first pass; `sampled_cost` does
-    not. Raises InvalidRequestError for an unknown method or a number without sense.
+    The workload repeats a shared prompt's prefill for each text, which overstates the first pass. Raises
+    InvalidRequestError for an unknown method or a number without sense.
     """
-    if text.strip().lower() == GREEDY:
-        return work, 1.0, "Greedy decoding: one text, one token per sequence and pass."
-    name, number, _ = _read(text)
-    if name == SPECULATIVE:
-        raise InvalidRequestError(
-            f"{text!r}: speculative decoding changes the passes, not the work; ask for it with --draft-tokens {number}"
-        )
-    method = SAMPLING[name]
-    return method.work(work, number), method.multiplier(number), method.derivation.format(n=number)
-
-
-def sampled_cost(work: Workload, text: str, predict: Predict) -> SampledCost:
-    """Predict a method against greedy decoding of the same work; `speculative:4:0.7` is 4 drafts, 70 % accepted."""
-    plain = predict(work, None)
-    if text.strip().lower() == GREEDY:
-        return SampledCost(
-            method=GREEDY,
-            token_multiplier=1.0,
-            time_multiplier=1.0,
-            passes_multiplier=1.0,
-            cache_multiplier=1.0,
-            why=sampled_work(work, GREEDY)[2],
-        )
-    name, number, acceptance = _read(text)
-    if name == SPECULATIVE:
-        return _speculative(work, Speculation(draft_tokens=number, acceptance=acceptance), plain, predict)
-    method = SAMPLING[name]
-    larger = method.work(work, number)
-    times = predict(larger, None)
-    total_s = times.total_s
-    if method.side_by_side:
-        total_s += plain.prefill_s - times.prefill_s  # the prompt is read once
-    cached = work.prompt_tokens + method.computed(number) * work.generate_tokens
-    return SampledCost(
-        method=text,
-        token_multiplier=method.computed(number),
-        time_multiplier=total_s / plain.total_s,
-        passes_multiplier=larger.generate_tokens / work.generate_tokens,
-        cache_multiplier=cached / work.context_tokens,
-        why=method.derivation.format(n=number),
-    )
-
-
-def _speculative(work: Workload, drafts: Speculation, plain: Times, predict: Predict) -> SampledCost:
-    number, kept = drafts.draft_tokens, drafts.tokens_per_pass
-    return SampledCost(
-        method=SPECULATIVE,
-        token_multiplier=(number + 1) / kept,
-        time_multiplier=predict(work, drafts).total_s / plain.total_s,
-        passes_multiplier=1 / kept,
-        cache_multiplier=(work.context_tokens + number) / work.context_tokens,
-        why=f"A pass checks {number} drafts besides its own token and keeps 1 + a + ... + a^{number} = {kept:.3g} of "
-        f"{number + 1} at acceptance a = {drafts.acceptance:g}: {(number + 1) / kept:.3g} times the tokens computed in "
-        f"1/{kept:.3g} of the passes. The text is the same as without.",
-    )
-
-
-def _read(text: str) -> tuple[str, int, float]:
-    """Split `name:number`, and for speculative decoding `:acceptance`."""
-    name, _, rest = text.strip().lower().partition(":")
+    name, _, counted = text.strip().lower().partition(":")
     known = (*SAMPLING, SPECULATIVE)
+    if name == GREEDY and not counted:
+        return work, 1.0, "Greedy decoding: one text, one token per sequence and pass."
     if name not in known:
         raise InvalidRequestError(
             f"there is no way of sampling {text!r}; {near_names(name, known)}known: {GREEDY}, "
             + ", ".join(f"{each}:N" for each in known)
         )
-    counted, _, accepted = rest.partition(":")
-    if not counted.isascii() or not counted.isdigit() or (accepted and name != SPECULATIVE):
-        counts = "draft tokens" if name == SPECULATIVE else SAMPLING[name].counts
+    method = SAMPLING.get(name)
+    if not counted.isascii() or not counted.isdigit():
+        counts = "draft tokens" if method is None else method.counts
         raise InvalidRequestError(f"{text!r}: write {name}:N, a whole number of {counts}")
     number = int(counted)
-    parallel = name == SPECULATIVE or SAMPLING[name].side_by_side
-    most = _MOST["side by side" if parallel else "one after another"]
+    if method is None:
+        raise InvalidRequestError(
+            f"{text!r}: speculative decoding changes the passes, not the work; ask for it with --draft-tokens {number}"
+        )
+    most = _MOST_SIDE_BY_SIDE if method.side_by_side else _MOST_IN_TURN
     if not 1 <= number <= most:
         raise InvalidRequestError(f"{text!r}: the number must lie between 1 and {most:,}")
-    try:
-        acceptance = float(accepted) if accepted else DEFAULT_ACCEPTANCE
-    except ValueError:
-        raise InvalidRequestError(f"{text!r}: the acceptance {accepted!r} is not a number from 0 to 1") from None
-    return name, number, acceptance
+    return method.work(work, number), method.multiplier(number), method.derivation.format(n=number)

@@ -17,8 +17,8 @@ from headrace.errors import BudgetError, HeadraceError
 from headrace.machine.machine import Tier
 from headrace.machine.quantity import Interval, interval_of
 from headrace.model.formats import requantised
-from headrace.planning.closed_form import even_tokens, least_tokens
-from headrace.planning.described_rates import expected_rates, quantities, rates_of
+from headrace.planning.closed_form import ClosedForm, least_tokens
+from headrace.planning.described_rates import quantities
 from headrace.planning.infeasible import lack_of, minimum_bytes
 from headrace.planning.plan import Arrangement, Placement, arranged
 from headrace.planning.prediction import Candidate, is_simulated
@@ -80,26 +80,21 @@ def break_even(scenario: Scenario, best: Candidate | None) -> BreakEven | None:
 
 def break_even_tokens(scenario: Scenario, arrangement: Arrangement) -> Interval:
     """Tokens per decode pass at which computing takes as long as loading over the slowest hop, with its range."""
-    model, machine = scenario.model, scenario.described_machine
-    constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
     work, checked = scenario.workload, scenario.tokens_checked
     return interval_of(
-        constants,
-        lambda values: even_tokens(model, machine, arrangement, work, rates_of(values), checked=checked),
+        quantities(scenario, arrangement),
+        lambda values: ClosedForm.of(scenario, arrangement, values).even_tokens(work, checked=checked),
     )
 
 
 def critical_batch(scenario: Scenario) -> float:
     """Tokens per pass at which arithmetic takes as long as reading resident weights: above it, batches are not free."""
     model = scenario.model
-    resident = arranged(model.num_layers)
-    rates = expected_rates(
-        quantities(scenario.described_machine, scenario.engine, resident, weight_format=model.weight_format)
-    )
+    peaks = ClosedForm.of(scenario, arranged(model.num_layers)).rates.peaks
 
     def arithmetic_exceeds(tokens: float) -> bool:
         operations = model.linear_flops(tokens=tokens, head_tokens=tokens)
-        return operations / rates.peaks.flops >= model.bytes_read(tokens) / rates.peaks.memory_bytes_per_s
+        return operations / peaks.flops >= model.bytes_read(tokens) / peaks.memory_bytes_per_s
 
     return least_tokens(arithmetic_exceeds)
 

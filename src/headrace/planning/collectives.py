@@ -44,11 +44,6 @@ def direct_all_reduce(size_bytes: float, devices: int, *, bytes_per_s: float, la
     return 2.0 * latency_s + 2.0 * (devices - 1) / devices * size_bytes / bytes_per_s
 
 
-def point_to_point(size_bytes: float, *, bytes_per_s: float, latency_s: float) -> float:
-    """One message."""
-    return latency_s + size_bytes / bytes_per_s
-
-
 def all_reduce(
     size_bytes: float, devices: int, *, bytes_per_s: float, latency_s: float, excess_share: float = 1.0
 ) -> float:

@@ -12,8 +12,8 @@ from headrace.errors import HeadraceError
 from headrace.machine.quantity import Interval, interval_of
 from headrace.model.scaling import scaled
 from headrace.planning.break_even import fastest_source
-from headrace.planning.closed_form import mean_context_tokens, pass_cost
-from headrace.planning.described_rates import quantities, rates_of
+from headrace.planning.closed_form import ClosedForm
+from headrace.planning.described_rates import quantities
 from headrace.planning.plan import Arrangement, arranged
 from headrace.planning.planner import plan_strategy
 from headrace.planning.prediction import prediction_interval
@@ -21,7 +21,6 @@ from headrace.planning.price import price
 from headrace.planning.scenario import Scenario
 from headrace.planning.splits import with_devices
 from headrace.planning.strategies import Strategy
-from headrace.planning.workload import PassTokens
 
 MAX_TOKENS = 1 << 17
 SIZE_FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -90,18 +89,15 @@ def against_devices(scenario: Scenario) -> list[Curve]:
 
 
 def _passes(scenario: Scenario, arrangement: Arrangement, *, steps: int) -> Iterator[tuple[float, Interval]]:
-    model, machine = scenario.model, scenario.described_machine
-    constants = quantities(machine, scenario.engine, arrangement, weight_format=model.weight_format)
-    context_tokens = 1 if arrangement.cache_on_host else mean_context_tokens(scenario.workload)
+    constants = quantities(scenario, arrangement)
     for step in range(steps):
         tokens = MAX_TOKENS ** (step / (steps - 1))
-        carried = PassTokens(sequences=tokens, new_tokens=1, context_tokens=context_tokens)
         yield (
             tokens,
             interval_of(
                 constants,
-                lambda values, carried=carried: (
-                    pass_cost(model, machine, arrangement, carried, rates_of(values)).total_s  # type: ignore[misc]
+                lambda values, tokens=tokens: (  # type: ignore[misc]
+                    ClosedForm.of(scenario, arrangement, values).tokens_s(tokens, scenario.workload)
                 ),
             ),
         )

@@ -11,22 +11,17 @@ from collections.abc import Mapping
 
 from headrace.dtypes import DTYPES
 from headrace.errors import MachineError
-from headrace.machine.engine import Engine
 from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Quantity
 from headrace.model.formats import known_format
 from headrace.planning.plan import Arrangement
 from headrace.planning.rates import Exchange, Peaks, Rates
+from headrace.planning.scenario import Scenario
 
 _ATTENTION_FLOPS_SHARE = 0.5
 """of the matrix rate, in the products of attention proper; estimate"""
 _HOST_MEMORY_SHARE = Quantity(0.7, 0.5, 0.85, "hardware facts: 60-85 % of the channels' rate is achieved")
 _HOST_FLOPS_SHARE = Quantity(0.5, 0.25, 0.8, "estimate")
-
-
-def expected_rates(constants: Mapping[str, Quantity]) -> Rates:
-    """Rates at the constants' expected values."""
-    return rates_of({name: constant.expected for name, constant in constants.items()})
 
 
 def rates_of(values: Mapping[str, float]) -> Rates:
@@ -89,14 +84,12 @@ def arithmetic_format(weight_format: str, processor_flops: Mapping[str, Quantity
     raise MachineError(f"the processor lists no arithmetic in 16 or 32 bits: {', '.join(processor_flops)}")
 
 
-def quantities(
-    machine: Machine, engine: Engine, arrangement: Arrangement, *, weight_format: str
-) -> dict[str, Quantity]:
+def quantities(scenario: Scenario, arrangement: Arrangement) -> dict[str, Quantity]:
     """Every constant that this arrangement depends on, by name."""
-    processor = machine.processor
-    used = arithmetic_format(weight_format, processor.flops)
+    machine, engine, weight_format = scenario.described_machine, scenario.engine, scenario.model.weight_format
+    processor, divided = machine.processor, arrangement.parallelism
     found = {
-        "processor.flops": processor.flops[used],
+        "processor.flops": processor.flops[arithmetic_format(weight_format, processor.flops)],
         "processor.achievable": processor.achievable,
         "processor.memory_bytes_per_s": processor.memory_bytes_per_s,
         "engine.memory_share": engine.memory_share,
@@ -122,29 +115,26 @@ def quantities(
             found["link.storage"] = machine.require_disk().bytes_per_s
             found["engine.overlaps_hops"] = Quantity.of(float(engine.overlaps_hops), "how the engine is written")
         if machine.host is not None:
-            sharers = min(arrangement.parallelism.devices, machine.devices)
-            found["link.host"] = _link(machine, "host", sharers=sharers)
-            found["link.host.latency"] = machine.links["host"].latency_s
-    split = arrangement.parallelism.tensor if not arrangement.parallelism.sharded else arrangement.parallelism.replicas
-    if max(split, arrangement.parallelism.pipeline) > 1:
+            found |= _link(machine, "host", sharers=min(divided.devices, machine.devices))
+    split = divided.replicas if divided.sharded else divided.tensor
+    if max(split, divided.pipeline) > 1:
         if machine.devices > 1:
-            found["link.scale_up"] = _link(machine, "scale_up")
-            found["link.scale_up.latency"] = machine.links["scale_up"].latency_s
-        if max(split, arrangement.parallelism.devices_per_copy) > machine.devices:
-            found["link.network"] = _link(machine, "network")
-            found["link.network.latency"] = machine.links["network"].latency_s
-        if arrangement.parallelism.tensor > 1:
+            found |= _link(machine, "scale_up")
+        if max(split, divided.devices_per_copy) > machine.devices:
+            found |= _link(machine, "network")
+        if divided.tensor > 1:
             found["engine.split_overhead_s"] = engine.split_overhead_s
             found["engine.exchange_excess"] = engine.exchange_excess
-            if arrangement.parallelism.tensor > machine.devices:
+            if divided.tensor > machine.devices:
                 found["engine.across_overhead_s"] = engine.across_overhead_s
     return found
 
 
-def _link(machine: Machine, role: str, *, sharers: int = 1) -> Quantity:
+def _link(machine: Machine, role: str, *, sharers: int = 1) -> dict[str, Quantity]:
     if role not in machine.links:
         raise MachineError(
             f"{machine.name} describes no {role!r} link, which this strategy needs; it has: "
             + (", ".join(machine.links) or "none")
         )
-    return machine.rate(role, sharers=sharers)
+    rate, latency_s = machine.rate(role, sharers=sharers), machine.links[role].latency_s
+    return {f"link.{role}": rate, f"link.{role}.latency": latency_s}

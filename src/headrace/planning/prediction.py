@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.planning.block_times import PassOverheads, block_times
-from headrace.planning.closed_form import work_cost
-from headrace.planning.described_rates import expected_rates, fastest_values, quantities, rates_of
+from headrace.planning.closed_form import ClosedForm, least_tokens
+from headrace.planning.described_rates import fastest_values, quantities
 from headrace.planning.plan import Placement, Plan
 from headrace.planning.scenario import Scenario
 from headrace.planning.simulation.many_devices import simulate_work
@@ -103,12 +103,7 @@ def constants(plan: Plan, scenario: Scenario) -> dict[str, Quantity]:
     it may have ended since, or have grown as much again.
     """
     if not is_simulated(plan, scenario):
-        return quantities(
-            scenario.described_machine,
-            scenario.engine,
-            plan.arrangement,
-            weight_format=scenario.model.weight_format,
-        )
+        return quantities(scenario, plan.arrangement)
     rest, why = 1 - scenario.busy, "what others had of the machine while it was measured"
     limited = LIMITED_READ_RANGE.widened(low=rest, why=why)  # still no faster than the limit
     read = limited if scenario.read_is_limited else READ_RANGE.widened(low=rest, high=1 / rest, why=why)
@@ -151,9 +146,8 @@ def timeline_of(candidate: Candidate, scenario: Scenario) -> Timeline:
     """The events of the first pass and some decode passes: as simulated, or a closed form's schedule executed."""
     if candidate.prediction.timeline is not None:
         return candidate.prediction.timeline
-    plan, machine = candidate.plan, scenario.described_machine
-    rates = expected_rates(constants(plan, scenario))
-    return simulate_work(scenario.model, machine, plan.arrangement, plan.workload, rates).timeline
+    plan = candidate.plan
+    return simulate_work(ClosedForm.of(scenario, plan.arrangement), plan.workload).timeline
 
 
 # -- measured rates: simulated ------------------------------------------------------------------------------------
@@ -224,18 +218,8 @@ def break_even_tokens(scenario: Scenario, tokens_now: int, *, load_s: float, com
     factor = compute_s / seconds(tokens_now)
     if factor * seconds(1) >= load_s:
         return load_s / (factor * seconds(1))
-    low, high = 1.0, 2.0
-    while factor * seconds(high) < load_s:
-        low, high = high, high * 2
-        if high > 2**40:
-            return high
-    while high - low > low * 1e-7:  # curves may be steep
-        middle = (low + high) / 2
-        if factor * seconds(middle) < load_s:
-            low = middle
-        else:
-            high = middle
-    return high
+    # Curves may be steep; and beyond all sense it is a number still, which JSON can hold.
+    return min(2.0**41, least_tokens(lambda count: factor * seconds(count) >= load_s, tolerance=1e-7))
 
 
 def _binds(*, disk_s: float, link_s: float, load_s: float, cpu_s: float, schedule: PassSchedule) -> str:
@@ -251,20 +235,18 @@ def _binds(*, disk_s: float, link_s: float, load_s: float, cpu_s: float, schedul
 
 
 def _closed_form(plan: Plan, scenario: Scenario, values: Values | None) -> Prediction:
-    model, machine, arrangement = scenario.model, scenario.described_machine, plan.arrangement
-    rates = expected_rates(constants(plan, scenario)) if values is None else rates_of(values)
-    cost = work_cost(model, machine, arrangement, plan.workload, rates, speculation=scenario.speculation)
+    arrangement = plan.arrangement
+    cost = ClosedForm.of(scenario, arrangement, values).work(plan.workload, scenario.speculation)
     decode = cost.decode
-    load_s, compute_s = max(decode.link_s, decode.disk_s), decode.busy_s
     return Prediction(
         prefill_s=cost.prefill_s,
         decode_s_per_pass=cost.decode_s_per_pass,
         tokens_per_s=cost.tokens_per_s,
         total_s=cost.total_s,
         binds=decode.binds(overlap=arrangement.overlap),
-        load_s_per_pass=load_s,
-        compute_s_per_pass=compute_s,
-        possible_decode_s=max(load_s, compute_s),
-        prefill_parts_s=cost.prefill.parts() if values is None else {},
-        decode_parts_s=decode.parts() if values is None else {},
+        load_s_per_pass=decode.load_s,
+        compute_s_per_pass=decode.busy_s,
+        possible_decode_s=max(decode.load_s, decode.busy_s),
+        prefill_parts_s=cost.prefill.parts,
+        decode_parts_s=decode.parts,
     )

@@ -10,24 +10,14 @@ import pytest
 from headrace.machine.catalogue import find_machine
 from headrace.model.catalogue import find_model
 from headrace.planning.block_times import BlockTimes
-from headrace.planning.closed_form import (
-    WorkCost,
-    host_layer_s,
-    layer_seconds,
-    load_seconds,
-    mean_context_tokens,
-    pass_ends_s,
-    work_cost,
-)
-from headrace.planning.described_rates import expected_rates, quantities
+from headrace.planning.closed_form import ClosedForm, WorkCost
 from headrace.planning.plan import TRAVELLING, Arrangement, Placement
 from headrace.planning.planner import compare
 from headrace.planning.prediction import Candidate
-from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.simulation.one_copy import PassSchedule, Simulated, simulate
 from headrace.planning.strategies import Strategy
-from headrace.planning.workload import PassTokens, Workload
+from headrace.planning.workload import Workload
 
 ON_ONE_DEVICE = (Strategy.RESIDENT, Strategy.SEQUENTIAL, Strategy.OVERLAP, Strategy.HYBRID, Strategy.CPU)
 MODELS = ("llama-3-8b", "llama-3.1-70b", "mixtral-8x7b", "gpt-3")
@@ -39,37 +29,22 @@ WORKS = (
 )
 
 
-def rates_of(scenario: Scenario, arrangement: Arrangement) -> Rates:
-    machine, weight_format = scenario.described_machine, scenario.model.weight_format
-    return expected_rates(quantities(machine, scenario.engine, arrangement, weight_format=weight_format))
-
-
 def closed(scenario: Scenario, arrangement: Arrangement) -> WorkCost:
-    rates = rates_of(scenario, arrangement)
-    return work_cost(scenario.model, scenario.described_machine, arrangement, scenario.workload, rates)
+    return ClosedForm.of(scenario, arrangement).work(scenario.workload)
 
 
 def played(scenario: Scenario, arrangement: Arrangement) -> Simulated:
     """The same seconds per layer, each layer in one piece, the head and what a pass adds as one more block."""
-    model, machine, work, rates = (
-        scenario.model,
-        scenario.described_machine,
-        scenario.workload,
-        rates_of(scenario, arrangement),
-    )
-    first = PassTokens(sequences=work.sequences, new_tokens=work.prompt_tokens, context_tokens=work.prompt_tokens)
-    later = PassTokens(sequences=work.sequences, new_tokens=1, context_tokens=mean_context_tokens(work))
+    form = ClosedForm.of(scenario, arrangement)
+    _, first, later = form.passes_of(scenario.workload)
     share = arrangement.streamed_share or 1.0
     blocks = []
-    for layer, placement in zip(model.layers(), arrangement.placements, strict=False):
+    for layer, placement in zip(scenario.model.layers(), arrangement.placements, strict=False):
         if placement is Placement.CPU:
-            prefill_s, decode_s = (host_layer_s(layer, model, carried, rates) for carried in (first, later))
+            prefill_s, decode_s = (form.host_layer_s(layer, carried) for carried in (first, later))
         else:
-            prefill_s, decode_s = (
-                layer_seconds(layer, model, carried, rates=rates, arrangement=arrangement, machine=machine).total_s
-                for carried in (first, later)
-            )
-        link_s, disk_s, _ = load_seconds(layer, model, later, rates=rates, arrangement=arrangement)
+            prefill_s, decode_s = (sum(form.layer_seconds(layer, carried)) for carried in (first, later))
+        link_s, disk_s, _ = form.load_seconds(layer, later)
         travels = placement in TRAVELLING
         blocks.append(
             BlockTimes(
@@ -80,7 +55,7 @@ def played(scenario: Scenario, arrangement: Arrangement) -> Simulated:
                 pieces=1,
             )
         )
-    prefill_s, decode_s = (pass_ends_s(model, carried, rates, arrangement) for carried in (first, later))
+    prefill_s, decode_s = (form.ends_s(carried) for carried in (first, later))
     blocks.append(BlockTimes(read_s=0.0, prefill_s=prefill_s, decode_s=decode_s))
     schedule = PassSchedule(
         blocks=tuple(blocks),

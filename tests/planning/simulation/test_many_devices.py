@@ -12,9 +12,9 @@ from drawn import missed_experts, passes_for
 from headrace.machine.engine import PRESENT, Engine
 from headrace.machine.machine import Machine
 from headrace.model.model import LayerGroup, Model
-from headrace.planning.closed_form import WorkCost, work_cost
-from headrace.planning.described_rates import expected_rates, quantities
+from headrace.planning.closed_form import ClosedForm, WorkCost
 from headrace.planning.plan import Arrangement, Parallelism, Placement, arranged
+from headrace.planning.scenario import Scenario
 from headrace.planning.simulation.many_devices import DECODE_PASSES, SimulatedWork, simulate_work
 from headrace.planning.workload import Speculation, Workload
 from planning_examples import dense_model, moe_model, server
@@ -51,11 +51,9 @@ def both(
     engine: Engine = PRESENT,
     passes: int = DECODE_PASSES,
 ) -> tuple[WorkCost, SimulatedWork]:
-    place = machine or server()
-    constants = quantities(place, engine, arrangement, weight_format="bf16")
-    rates = expected_rates(constants)
-    closed = work_cost(model, place, arrangement, work, rates)
-    return closed, simulate_work(model, place, arrangement, work, rates, passes=passes)
+    scenario = Scenario(model=model, machine=machine or server(), workload=work, engine=engine, budget_bytes=0)
+    form = ClosedForm.of(scenario, arrangement)
+    return form.work(work), simulate_work(form, work, passes=passes)
 
 
 def agree(closed: WorkCost, played: SimulatedWork, *, decode: float, prefill: float) -> None:

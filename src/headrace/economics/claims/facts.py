@@ -10,17 +10,14 @@ from headrace.economics.fleet import h100_equivalents
 from headrace.economics.installed_stock import DEVICE_POWER_W, installed_stock
 from headrace.economics.service import Promise, best_service
 from headrace.machine.catalogue import find_machine
-from headrace.machine.engine import PRESENT
 from headrace.machine.machine import Machine
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
 from headrace.model.model import Model
-from headrace.planning import described_rates
-from headrace.planning.described_rates import quantities
+from headrace.planning.closed_form import ClosedForm
 from headrace.planning.plan import Arrangement, Parallelism, arranged
 from headrace.planning.planner import described_plan
 from headrace.planning.prediction import predict
-from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Workload
@@ -109,9 +106,10 @@ def stock_power(_: Ledger) -> Assumption:
     return Assumption(DEVICE_POWER_W.expected, DEVICE_POWER_W.source)
 
 
-def expected_rates(place: Machine, arrangement: Arrangement, model: Model) -> Rates:
-    """Rates at the constants' expected values."""
-    return described_rates.expected_rates(quantities(place, PRESENT, arrangement, weight_format=model.weight_format))
+def closed_form(place: Machine, arrangement: Arrangement, model: Model) -> ClosedForm:
+    """What passes take at the constants' expected values."""
+    work = Workload(prompt_tokens=1, generate_tokens=1)
+    return ClosedForm.of(Scenario.described(model, place, work), arrangement)
 
 
 def predicted_tokens_per_s(

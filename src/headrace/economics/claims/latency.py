@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from headrace.economics.claims.facts import (
     DEVICES,
-    expected_rates,
+    closed_form,
     larger_fact,
     machine,
     machine_fact,
@@ -18,7 +18,6 @@ from headrace.economics.claims.facts import (
 )
 from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome
 from headrace.model.model import Layer, LayerGroup, Model
-from headrace.planning.closed_form import pass_cost
 from headrace.planning.plan import Parallelism, arranged
 from headrace.planning.workload import PassTokens
 from headrace.units import format_bytes, format_count, format_number, format_seconds
@@ -60,19 +59,17 @@ ASSUMPTIONS: dict[str, Default] = {
 def _streaming(given: Ledger) -> Outcome:
     gpt3, place = model("gpt-3"), machine(_STREAMER)
     arrangement = arranged(gpt3.num_layers, resident=0)
-    rates = expected_rates(place, arrangement, gpt3)
-    carried = _carried(given, "latency_batch")
+    form, carried = closed_form(place, arrangement, gpt3), _carried(given, "latency_batch")
     weights = given("gpt3_weights_bytes")
     factor = weights / gpt3.weights_bytes
 
     def token_s(link: float) -> float:
-        linked = replace(rates, link_bytes_per_s=link / factor)
-        return pass_cost(gpt3, place, arrangement, carried, linked).total_s
+        linked = replace(form.rates, link_bytes_per_s=link / factor)
+        return form._replace(rates=linked).one_pass(carried).total_s
 
     one, four = token_s(given("stream_bytes_per_s")), token_s(given("stream_4_bytes_per_s"))
     floor = given(memory_name("V100-32")) / given(memory_rate_name("V100-32"))
-    held = arranged(gpt3.num_layers)
-    roomy = pass_cost(gpt3, place, held, carried, expected_rates(place, held, gpt3)).total_s
+    roomy = closed_form(place, arranged(gpt3.num_layers), gpt3).one_pass(carried).total_s
     return Outcome(
         f"{'holds' if one > 10 * roomy else 'false'}: {one / roomy:.3g} times that of weights that stay",
         f"{format_bytes(weights)} / {given('stream_bytes_per_s') / 1e9:g} GB/s: {one:.3g} s per token on one V100; "
@@ -171,18 +168,16 @@ def _carried(given: Ledger, batch: str) -> PassTokens:
 
 
 def _decode_s(given: Ledger, parallelism: Parallelism) -> float:
-    gpt3, place = model("gpt-3"), machine(_PARALLEL)
-    arrangement = arranged(gpt3.num_layers, parallelism=parallelism)
-    rates = expected_rates(place, arrangement, gpt3)
-    return pass_cost(gpt3, place, arrangement, _carried(given, "latency_batch"), rates).total_s
+    gpt3 = model("gpt-3")
+    form = closed_form(machine(_PARALLEL), arranged(gpt3.num_layers, parallelism=parallelism), gpt3)
+    return form.one_pass(_carried(given, "latency_batch")).total_s
 
 
 def _exchange_share(given: Ledger, model: Model, devices: int) -> float:
     """Exchange over products, per pass."""
-    place, arrangement = machine(_PARALLEL), arranged(model.num_layers, parallelism=Parallelism(tensor=devices))
-    rates = expected_rates(place, arrangement, model)
-    cost = pass_cost(model, place, arrangement, _carried(given, "width_batch"), rates)
-    return cost.communication_s / (cost.compute_s + cost.memory_s)
+    split = arranged(model.num_layers, parallelism=Parallelism(tensor=devices))
+    parts = closed_form(machine(_PARALLEL), split, model).one_pass(_carried(given, "width_batch")).parts
+    return parts["communication"] / (parts["arithmetic"] + parts["device memory"])
 
 
 def _widened(model: Model, times: float) -> Model:
