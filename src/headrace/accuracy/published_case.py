@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from headrace.accuracy.published import Row
 from headrace.errors import HeadraceError
-from headrace.machine.catalogue import find_machine, with_parts
+from headrace.machine.catalogue import LATENCIES, find_machine
 from headrace.machine.engine import engine_named, engines
-from headrace.machine.machine import Machine
+from headrace.machine.machine import Disk, Link, Machine
 from headrace.machine.quantity import Quantity
 from headrace.model.catalogue import named_model
 from headrace.model.formats import find_format, requantised
@@ -229,7 +230,7 @@ def _machine(row: Row) -> tuple[Machine, bool]:
         return find_machine(f"{count}xv100-32@dgx-2" if "dgx-2" in low else f"{count}xv100-32"), True
     if "superpod" in low or ("a100" in low and "8x" in low):
         base = find_machine("dgx-a100-80")
-        return replace(base, nodes=-(-count // 8)) if count > 8 else _few(base, count), True
+        return replace(base, nodes=-(-count // 8)) if count > 8 else replace(base, devices=count), True
     name = _device_name(text)
     try:
         machine = find_machine(f"{count}x{name}" if count > 1 else name)
@@ -237,44 +238,51 @@ def _machine(row: Row) -> tuple[Machine, bool]:
         raise Excluded(f"no device of the catalogue is meant by {text!r}") from None
     stated = True
     if memory := re.search(r"\((\d+) ?GB (?:host )?(?:RAM|DRAM)", text) or re.search(r"RAM (\d+(?:\.\d+)?) ?GB", text):
-        machine = with_parts(machine, host_memory_bytes=float(memory[1]) * 1e9)
+        machine = _with_host(machine, memory_bytes=float(memory[1]) * 1e9)
     if "gcp" in low and "t4" in low:
         machine = replace(find_machine("gcp-t4"), devices=1)
     if "252 gb host ram" in low:
         machine = replace(find_machine("a6000-workstation"), devices=1)
     if disk := re.search(r"NVMe (\d+(?:\.\d+)?) ?GB/s", text):
         rate = float(disk[1]) * 1e9
-        machine = with_parts(machine, disk=Quantity(rate, rate * 0.8, rate, "stated by the source"))
+        machine = _with_disk(machine, Quantity(rate, rate * 0.8, rate, "stated by the source"))
     for pattern, rate, what in _STORAGE:
         if re.search(pattern, low):
-            machine = with_parts(machine, disk=Quantity(rate, rate / 2, rate * 2, f"{what}; not measured"))
+            machine = _with_disk(machine, Quantity(rate, rate / 2, rate * 2, f"{what}; not measured"))
             stated = False
     if "pcie4" in low:
-        machine = with_parts(machine, host_link=Quantity(24e9, 20e9, 26e9, "PCIe 4 x16"))
+        machine = _with_link(machine, "host", Quantity(24e9, 20e9, 26e9, "PCIe 4 x16"))
     if "thunderbolt" in low or "tb5" in low:
         rate = 6e9 if "tb5" in low else 2.8e9
-        machine = with_parts(machine, network=Quantity(rate * 0.8, rate * 0.4, rate, "Thunderbolt"))
+        machine = _with_link(machine, "network", Quantity(rate * 0.8, rate * 0.4, rate, "Thunderbolt"))
     if "raspberry" in low:
-        machine = with_parts(machine, network=Quantity(0.11e9, 0.09e9, 0.12e9, "Ethernet 1G"))
+        machine = _with_link(machine, "network", Quantity(0.11e9, 0.09e9, 0.12e9, "Ethernet 1G"))
     if (owned := re.search(r"(\d+(?:\.\d+)?)GB x\d", text)) and machine.processor.kind == "gpu":
         memory_bytes = max(float(owned[1]) / max(1, count), machine.processor.memory_bytes / 1e9) * 1e9
-        machine = with_parts(machine, device_memory_bytes=memory_bytes)
+        machine = replace(machine, processor=replace(machine.processor, memory_bytes=memory_bytes))
     if cpu := re.search(r"CPU .*?(i9-10900X|i7-12700H)", text):
         beside = find_machine(cpu[1].lower()).processor
-        if machine.host is not None:
-            host = replace(machine.host, memory_bytes_per_s=beside.memory_bytes_per_s, flops=beside.flops["bf16"])
-            machine = replace(machine, host=host)
-    if "xeon gold 6454s" in low and machine.host is not None:
+        machine = _with_host(machine, memory_bytes_per_s=beside.memory_bytes_per_s, flops=beside.flops["bf16"])
+    if "xeon gold 6454s" in low:
         rate_both = Quantity(614e9, 250e9, 614e9, "two sockets of eight DDR5-4800 channels")
         flops = Quantity(8e12, 3e12, 30e12, "estimate: two sockets of 32 cores")
-        machine = replace(
-            machine, host=replace(machine.host, memory_bytes_per_s=rate_both, flops=flops, memory_bytes=1e12)
-        )
+        machine = _with_host(machine, memory_bytes_per_s=rate_both, flops=flops, memory_bytes=1e12)
     return machine, stated
 
 
-def _few(machine: Machine, count: int) -> Machine:
-    return replace(machine, devices=count)
+def _with_host(machine: Machine, **parts: Any) -> Machine:
+    """The machine with what a source says of its host, where it has one."""
+    return machine if machine.host is None else replace(machine, host=replace(machine.host, **parts))
+
+
+def _with_disk(machine: Machine, rate: Quantity) -> Machine:
+    held = machine.disk or Disk(bytes_per_s=rate, latency_s=LATENCIES["disk"])
+    return replace(machine, disk=replace(held, bytes_per_s=rate))
+
+
+def _with_link(machine: Machine, role: str, rate: Quantity) -> Machine:
+    former = machine.links.get(role) or Link(name=role, bytes_per_s=rate, latency_s=LATENCIES[role])
+    return replace(machine, links={**machine.links, role: replace(former, bytes_per_s=rate)})
 
 
 def _device_name(text: str) -> str:
@@ -372,9 +380,9 @@ def _with_room(machine: Machine, arrangement: Arrangement) -> Machine:
     """Give a machine the links that the row's arrangement needs and its description lacks."""
     if arrangement.parallelism.devices_per_copy > 1 and machine.devices > 1 and "scale_up" not in machine.links:
         rate = Quantity(12e9, 5e9, 25e9, "assumed: device to device over the host's bus")
-        machine = with_parts(machine, scale_up=rate)
+        machine = _with_link(machine, "scale_up", rate)
     if arrangement.parallelism.devices_per_copy > machine.devices and "network" not in machine.links:
-        machine = with_parts(machine, network=Quantity(1e9, 0.1e9, 10e9, "assumed: an ordinary network"))
+        machine = _with_link(machine, "network", Quantity(1e9, 0.1e9, 10e9, "assumed: an ordinary network"))
     return machine
 
 

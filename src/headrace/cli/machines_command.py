@@ -56,25 +56,13 @@ def catalogue_json() -> dict[str, Any]:
     """List processors, systems and links, each with its sources."""
     return {
         "processors": [
-            {
-                "name": entry.processor.name,
-                "aliases": list(entry.aliases),
-                "kind": entry.processor.kind,
-                "memory_bytes": entry.processor.memory_bytes,
-                "memory_bytes_per_s": _quantity(entry.processor.memory_bytes_per_s),
-                "flops": {name: _quantity(rate) for name, rate in entry.processor.flops.items()},
-                "achievable": _quantity(entry.processor.achievable),
-                "power_w": _quantity(entry.processor.power_w),
-                "rent_usd_per_h": _quantity(entry.processor.rent_usd_per_h),
-                "price_usd": _quantity(entry.processor.price_usd),
-                "source": entry.source,
-                "notes": entry.notes,
-            }
+            _processor_json(entry.processor)
+            | {"aliases": list(entry.aliases), "source": entry.source, "notes": entry.notes}
             for entry in processor_entries()
         ],
         "systems": [machine_json(find_machine(name)) for name in system_names()],
         "links": [
-            {"name": entry.name, "kind": entry.kind, "bytes_per_s": _quantity(entry.rate), "notes": entry.notes}
+            {"name": entry.name, "kind": entry.kind, "bytes_per_s": asdict(entry.rate), "notes": entry.notes}
             for entry in link_entries()
         ],
     }
@@ -82,62 +70,27 @@ def catalogue_json() -> dict[str, Any]:
 
 def machine_json(machine: Machine) -> dict[str, Any]:
     """Describe a machine as a tree, every constant with its range and source."""
-    processor, host, disk = machine.processor, machine.host, machine.disk
+    host = machine.host
     return {
         "name": machine.name,
         "nodes": machine.nodes,
         "devices_per_node": machine.devices,
         "devices": machine.num_devices,
-        "processor": {
-            "name": processor.name,
-            "kind": processor.kind,
-            "memory_bytes": processor.memory_bytes,
-            "memory_bytes_per_s": _quantity(processor.memory_bytes_per_s),
-            "flops": {name: _quantity(rate) for name, rate in processor.flops.items()},
-            "achievable": _quantity(processor.achievable),
-            "power_w": _quantity(processor.power_w),
-            "rent_usd_per_h": _quantity(processor.rent_usd_per_h),
-            "price_usd": _quantity(processor.price_usd),
-            **_measured(processor),
-        },
+        "processor": _processor_json(machine.processor),
         "host": None
         if host is None
-        else {
-            "memory_bytes": host.memory_bytes,
-            "memory_bytes_per_s": _quantity(host.memory_bytes_per_s),
-            "flops": _quantity(host.flops),
-            **_arithmetic(host.arithmetic),
-        },
-        "disk": None
-        if disk is None
-        else {
-            "size_bytes": disk.size_bytes,
-            "bytes_per_s": _quantity(disk.bytes_per_s),
-            "latency_s": _quantity(disk.latency_s),
-            "chunk_bytes": disk.chunk_bytes,
-            "threads": disk.threads,
-        },
-        "links": {
-            link.name: {
-                "bytes_per_s": _quantity(link.bytes_per_s),
-                "latency_s": _quantity(link.latency_s),
-                "uplink": link.uplink,
-            }
-            for link in machine.links.values()
-        },
+        else _without(asdict(host), "power_w", "arithmetic") | _arithmetic(host.arithmetic),
+        "disk": None if machine.disk is None else asdict(machine.disk),
+        "links": {link.name: _without(asdict(link), "name") for link in machine.links.values()},
         "notes": list(machine.notes),
         **({"busy": machine.busy} if machine.busy else {}),
     }
 
 
-def _measured(processor: Processor) -> dict[str, Any]:
-    """What only a measured processor has."""
-    return {
-        **({"device": processor.device} if processor.device else {}),
-        **({} if processor.free_bytes is None else {"free_bytes": processor.free_bytes}),
-        **({} if processor.copies is None else {"copies": asdict(processor.copies)}),
-        **_arithmetic(processor.arithmetic),
-    }
+def _processor_json(processor: Processor) -> dict[str, Any]:
+    """A processor; what only a measured one has is left out of the others."""
+    unknown = [name for name in ("device", "free_bytes", "copies") if getattr(processor, name) in ("", None)]
+    return _without(asdict(processor), "arithmetic", *unknown) | _arithmetic(processor.arithmetic)
 
 
 def _arithmetic(arithmetic: Arithmetic) -> dict[str, Any]:
@@ -147,10 +100,8 @@ def _arithmetic(arithmetic: Arithmetic) -> dict[str, Any]:
     return {"arithmetic": asdict(arithmetic) | {"curves": curves}}
 
 
-def _quantity(quantity: Quantity | None) -> dict[str, Any] | None:
-    if quantity is None:
-        return None
-    return {"expected": quantity.expected, "low": quantity.low, "high": quantity.high, "source": quantity.source}
+def _without(made: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in made.items() if name not in names}
 
 
 def _show_all(output: Output) -> None:

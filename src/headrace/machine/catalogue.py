@@ -11,10 +11,10 @@ import math
 import re
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headrace.errors import MachineError, near_names
 from headrace.machine.machine import Disk, Host, Link, Machine, Processor
@@ -27,16 +27,18 @@ from headrace.machine.unit_text import read_number, read_quantity
 _CPU_ACHIEVABLE = Quantity(0.6, 0.4, 0.9, "estimate: share of the peak that products reach on CPUs")
 _ASSUMED_HOST_LINK = Quantity(52e9, 24e9, 225e9, "assumed: no source names the link; between PCIe 4 and NVLink-C2C")
 _CONSUMER = re.compile(r"^(RTX|RX|GTX|Titan|Quadro|Arc)")
-_HOST_LATENCY = Quantity(10e-6, 3e-6, 30e-6, "estimate: one asynchronous copy")
-_DISK_LATENCY = Quantity(100e-6, 20e-6, 500e-6, "estimate: one read request")
-_PEER_LATENCY = Quantity(4e-6, 2e-6, 10e-6, "formulas.md section 5: 4-7 us per collective within a node")
-_NETWORK_LATENCY = Quantity(12e-6, 8e-6, 50e-6, "0.6 us on the wire, 10-15 us of software")
+LATENCIES = {
+    "host": Quantity(10e-6, 3e-6, 30e-6, "estimate: one asynchronous copy"),
+    "disk": Quantity(100e-6, 20e-6, 500e-6, "estimate: one read request"),
+    "scale_up": Quantity(4e-6, 2e-6, 10e-6, "formulas.md section 5: 4-7 us per collective within a node"),
+    "network": Quantity(12e-6, 8e-6, 50e-6, "0.6 us on the wire, 10-15 us of software"),
+}
+"""in seconds, of links by role and of disks, where none was measured"""
 _PCIE_PEER_SHARE = 0.5
 """devices without a link of their own exchange over the host's bus, in and out of its memory"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProcessorEntry:
+class ProcessorEntry(NamedTuple):
     """A processor of the catalogue with the names it goes by and the links it comes with."""
 
     processor: Processor
@@ -49,8 +51,7 @@ class ProcessorEntry:
     """class of computers in `systems.toml`, where its kind does not tell"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LinkEntry:
+class LinkEntry(NamedTuple):
     """A link, memory, disk or network of the catalogue: achieved rate."""
 
     name: str
@@ -71,19 +72,19 @@ def find_machine(text: str) -> Machine:
     if asked.endswith(".toml"):
         raise MachineError(f"the machine file {asked} does not exist")
     written = parse_machine_name(asked)
-    system = entry_named(written.name, _systems())
+    system = entry_named(written.name, _computers("system"))
     if written.system is not None:
         return _counted(_held_by(written), written, usual=False)
     if system is not None:
         if written.nodes is not None:
             times = written.nodes * (written.count or 1)
             raise MachineError(f"{asked!r}: {written.name} is a whole computer; write {times}x{written.name}")
-        return replace(_system(system, None), nodes=written.count or 1, name=asked)
-    if (cpu := entry_named(written.name, _cpus())) is not None:
+        return replace(_system(system), nodes=written.count or 1, name=asked)
+    if (cpu := entry_named(written.name, _computers("cpu"))) is not None:
         return _counted(_cpu(cpu), written)
     if (entry := entry_named(written.name, _processors())) is not None:
         return _counted(_usual(entry), written)
-    known = [*_systems(), *_cpus(), *_processors()]
+    known = [*_computers("system"), *_computers("cpu"), *_processors()]
     raise MachineError(
         f"there is no machine {_short(written.name)} in the catalogue; {near_names(name_key(written.name), known)}"
         "`headrace machines` lists them"
@@ -92,12 +93,12 @@ def find_machine(text: str) -> Machine:
 
 def _held_by(written: MachineName) -> Machine:
     """Return the system behind the @ with the processor before it."""
-    system = entry_named(written.system or "", _systems())
+    system = entry_named(written.system or "", _computers("system"))
     if system is None:
         raise MachineError(
             f"there is no system {_short(written.system or '')} in the catalogue; "
-            f"{near_names(name_key(written.system or ''), _systems())}"
-            f"known: {', '.join(sorted({entry['name'] for entry in _systems().values()}))}"
+            f"{near_names(name_key(written.system or ''), _computers('system'))}"
+            f"known: {', '.join(sorted({entry['name'] for entry in _computers('system').values()}))}"
         )
     entry = entry_named(written.name, _processors())
     if entry is None:
@@ -105,7 +106,7 @@ def _held_by(written: MachineName) -> Machine:
             f"{written.text!r}: {_short(written.name)} is no processor that a computer could hold; "
             f"{near_names(name_key(written.name), _processors())}`headrace machines` lists them"
         )
-    own = _system(system, None)
+    own = _system(system)
     if entry.processor.name == own.processor.name:
         return own
     note = f"{system['name']} with {entry.processor.name} in place of its {own.processor.name}"
@@ -136,43 +137,7 @@ def link_entries() -> tuple[LinkEntry, ...]:
 
 def system_names() -> tuple[str, ...]:
     """Names of whole computers, by their first alias."""
-    named = [entry["aliases"][0] for entry in _catalogue("systems")["system"] + _catalogue("systems")["cpu"]]
-    return tuple(named)
-
-
-def with_parts(
-    machine: Machine,
-    *,
-    host_link: Quantity | None = None,
-    disk: Quantity | None = None,
-    scale_up: Quantity | None = None,
-    network: Quantity | None = None,
-    host_memory_bytes: float | None = None,
-    device_memory_bytes: float | None = None,
-) -> Machine:
-    """The same machine with some parts exchanged: what a source states about its own computer."""
-    links = dict(machine.links)
-    latencies = {
-        "host": _HOST_LATENCY,
-        "scale_up": _PEER_LATENCY,
-        "network": _NETWORK_LATENCY,
-    }
-    for role, rate in (("host", host_link), ("scale_up", scale_up), ("network", network)):
-        if rate is not None:
-            former = links.get(role)
-            uplink = None if former is None else former.uplink
-            latency = latencies[role] if former is None else former.latency_s
-            links[role] = Link(name=role, bytes_per_s=rate, latency_s=latency, uplink=uplink)
-    held = machine.disk
-    if disk is not None:
-        held = replace(held or Disk(bytes_per_s=disk, latency_s=_DISK_LATENCY), bytes_per_s=disk)
-    host = machine.host
-    if host is not None and host_memory_bytes is not None:
-        host = replace(host, memory_bytes=host_memory_bytes)
-    processor = machine.processor
-    if device_memory_bytes is not None:
-        processor = replace(processor, memory_bytes=device_memory_bytes)
-    return replace(machine, links=links, disk=held, host=host, processor=processor)
+    return tuple(entry["aliases"][0] for kind in ("system", "cpu") for entry in _catalogue("systems")[kind])
 
 
 # -- counts -------------------------------------------------------------------------------------------------------
@@ -229,28 +194,25 @@ def _with_devices(machine: Machine, devices: int) -> Machine:
 
 def _usual(entry: ProcessorEntry) -> Machine:
     """Return the computer that such a processor is usually found in, with one device."""
-    if entry.usual_class is not None:
-        return _assemble(entry.processor.name, entry, _class(entry.usual_class), {})
-    for made in _catalogue("systems")["class"]:
-        if entry.processor.kind in made.get("kinds", ()) and not _CONSUMER.match(entry.processor.name):
-            return _assemble(entry.processor.name, entry, made, {})
-    return _assemble(entry.processor.name, entry, _class("desktop"), {})
+    processor, usual = entry.processor, entry.usual_class or "desktop"
+    if entry.usual_class is None and not _CONSUMER.match(processor.name):
+        of_its_kind = (
+            made["name"] for made in _catalogue("systems")["class"] if processor.kind in made.get("kinds", ())
+        )
+        usual = next(of_its_kind, usual)
+    return _assemble(processor.name, entry, {"class": usual})
 
 
-def _system(raw: Mapping[str, Any], entry: ProcessorEntry | None) -> Machine:
-    held = entry if entry is not None else _processors()[name_key(raw["processor"])]
-    return _assemble(raw["name"], held, _class(raw["class"]), raw)
+def _system(raw: Mapping[str, Any], entry: ProcessorEntry | None = None) -> Machine:
+    return _assemble(raw["name"], entry or _processors()[name_key(raw["processor"])], raw)
 
 
-def _class(name: str) -> Mapping[str, Any]:
-    return next(entry for entry in _catalogue("systems")["class"] if entry["name"] == name)
-
-
-def _assemble(name: str, entry: ProcessorEntry, usual: Mapping[str, Any], own: Mapping[str, Any]) -> Machine:
-    raw = {**usual, **own}
+def _assemble(name: str, entry: ProcessorEntry, own: Mapping[str, Any]) -> Machine:
+    """Put a processor into a computer: what its table says, and of the rest what its class has."""
+    usual = next(made for made in _catalogue("systems")["class"] if made["name"] == own["class"])
+    raw = {**usual, **({"storage_count": 1} if "storage" in own else {}), **own}
     where = f"catalogue, {name}"
-    host = None
-    links: dict[str, Link] = {}
+    host, links = None, {}
     table = TomlTable(raw, f"{where}: ", where)
     if "host_memory" in raw:
         rate = table.rate("host_memory_rate")
@@ -260,33 +222,25 @@ def _assemble(name: str, entry: ProcessorEntry, usual: Mapping[str, Any], own: M
         share = rate.times(float(raw.get("bridge_share", 1)), "what all host links together draw from host memory")
         bridge = table.quantity("bridge", "rate", share)
         links["bridge"] = Link(name="bridge", bytes_per_s=bridge, latency_s=Quantity.of(0.0, "part of the links"))
-        links["host"] = Link(
-            name="host", bytes_per_s=entry.host_link or _ASSUMED_HOST_LINK, latency_s=_HOST_LATENCY, uplink="bridge"
-        )
+        links["host"] = _link("host", entry.host_link or _ASSUMED_HOST_LINK, uplink="bridge")
+    if entry.scale_up is not None:
+        links["scale_up"] = _link("scale_up", entry.scale_up)
+    if "network" in raw:
+        links["network"] = _link("network", _links()[raw["network"]].rate)
     disk = None
     if "storage" in raw:
-        kind = _links()[raw["storage"]]
-        count = int(raw.get("storage_count", 1)) if "storage" not in own or "storage_count" in own else 1
+        kind, count = _links()[raw["storage"]], int(raw.get("storage_count", 1))
         disk = Disk(
             bytes_per_s=kind.rate.times(count, f"{count} x {kind.name}" if count > 1 else kind.name),
-            latency_s=_DISK_LATENCY,
+            latency_s=LATENCIES["disk"],
             size_bytes=table.size("disk") if "disk" in raw else None,
         )
-    devices = int(raw.get("devices", 1))
-    if entry.scale_up is not None:
-        links["scale_up"] = Link(name="scale_up", bytes_per_s=entry.scale_up, latency_s=_PEER_LATENCY)
-    if "network" in raw:
-        line = _links()[raw["network"]]
-        links["network"] = Link(name="network", bytes_per_s=line.rate, latency_s=_NETWORK_LATENCY)
-    machine = Machine(
-        name=name,
-        processor=entry.processor,
-        devices=devices,
-        host=host,
-        disk=disk,
-        links=links,
-    )
-    return _with_devices(machine, devices)
+    machine = Machine(name=name, processor=entry.processor, host=host, disk=disk, links=links)
+    return _with_devices(machine, int(raw.get("devices", 1)))
+
+
+def _link(role: str, rate: Quantity, uplink: str | None = None) -> Link:
+    return Link(name=role, bytes_per_s=rate, latency_s=LATENCIES[role], uplink=uplink)
 
 
 def _cpu(raw: Mapping[str, Any]) -> Machine:
@@ -295,7 +249,7 @@ def _cpu(raw: Mapping[str, Any]) -> Machine:
     return Machine(
         name=raw["name"],
         processor=processor if "achievable" in raw else replace(processor, achievable=_CPU_ACHIEVABLE),
-        disk=Disk(bytes_per_s=_links()[raw["storage"]].rate, latency_s=_DISK_LATENCY),
+        disk=Disk(bytes_per_s=_links()[raw["storage"]].rate, latency_s=LATENCIES["disk"]),
         links={"network": Link(name="network", bytes_per_s=line, latency_s=Quantity(60e-6, 30e-6, 200e-6, "TCP"))},
     )
 
@@ -326,13 +280,9 @@ def _processors() -> dict[str, ProcessorEntry]:
 
 
 @functools.cache
-def _systems() -> dict[str, dict[str, Any]]:
-    return {key: raw for raw in _catalogue("systems")["system"] for key in _aliases(raw)}
-
-
-@functools.cache
-def _cpus() -> dict[str, dict[str, Any]]:
-    return {key: raw for raw in _catalogue("systems")["cpu"] for key in _aliases(raw)}
+def _computers(kind: str) -> dict[str, dict[str, Any]]:
+    """Whole computers, `system` with accelerators and `cpu` without, under every name that they go by."""
+    return {key: raw for raw in _catalogue("systems")[kind] for key in _aliases(raw)}
 
 
 @functools.cache
@@ -356,39 +306,21 @@ def _read(raw: Mapping[str, Any], *, apart_from: Collection[str]) -> Processor:
 
 
 def _processor_entry(raw: Mapping[str, Any]) -> ProcessorEntry:
-    where, scale_up, host_link = f"catalogue, {raw['name']}", raw.get("scale_up"), raw.get("host_link")
     return ProcessorEntry(
         processor=_read(raw, apart_from=("class", "scale_up", "host_link")),
         aliases=tuple(raw["aliases"]),
         source=str(raw["source"]),
         notes=str(raw.get("notes", "")),
-        scale_up=None if scale_up is None else _peer_rate(scale_up, where),
-        host_link=None if host_link is None else _host_rate(host_link, where),
+        scale_up=_link_rate(raw.get("scale_up"), (0.75, 0.6, 0.9)),
+        host_link=_link_rate(raw.get("host_link"), (0.85, 0.7, 0.95)),
         usual_class=raw.get("class"),
     )
 
 
-def _achieved(raw: Mapping[str, Any], expected: float, low: float, high: float, where: str) -> Quantity:
-    """Return what is reached of a nominal rate."""
-    rate = read_number(raw["rate"], "rate", field=where)
-    return Quantity(rate * expected, rate * low, rate * high, f"{raw['name']}: {expected:.0%} of the nominal rate")
-
-
-def _peer_rate(raw: Mapping[str, Any], where: str) -> Quantity:
-    """Return the achieved rate of NVLink where the catalogue has it, else a share of the nominal."""
-    known = _links().get(str(raw["name"]).split()[0])
-    return known.rate if known is not None else _achieved(raw, 0.75, 0.6, 0.9, where)
-
-
-def _host_rate(raw: Mapping[str, Any], where: str) -> Quantity:
-    """Return the achieved rate of PCI Express where it was measured, else a share of the nominal."""
-    names = {
-        "PCIe3 x16": "PCIe 3.0 x16",
-        "PCIe4 x16": "PCIe 4.0 x16",
-        "PCIe5 x16": "PCIe 5.0 x16",
-        "PCIe6 x16": "PCIe 6.0 x16",
-    }
-    measured = names.get(" ".join(str(raw["name"]).split()[:2]))
-    if measured is not None:
-        return _links()[measured].rate
-    return _achieved(raw, 0.85, 0.7, 0.95, where)
+def _link_rate(link: str | Mapping[str, Any] | None, shares: tuple[float, float, float]) -> Quantity | None:
+    """What a link of the catalogue achieves, or what is usually reached of another one's nominal rate."""
+    if link is None or isinstance(link, str):
+        return None if link is None else _links()[link].rate
+    nominal = read_number(link["rate"], "rate", field=link["name"])
+    expected, low, high = (nominal * share for share in shares)
+    return Quantity(expected, low, high, f"{link['name']}: {shares[0]:.0%} of the nominal rate")

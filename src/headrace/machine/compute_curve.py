@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from headrace.dtypes import DTYPES, STORED_BYTES
@@ -56,13 +57,12 @@ class ComputeCurve:
 
     def scaled(self, factor: float) -> ComputeCurve:
         """The same curve with every time multiplied by `factor`."""
-        points = tuple(CurvePoint(p.tokens, p.seconds_per_parameter * factor) for p in self.points)
-        return ComputeCurve(compute_dtype=self.compute_dtype, stored_dtype=self.stored_dtype, points=points)
+        return replace(self, points=tuple(CurvePoint(tokens, seconds * factor) for tokens, seconds in self.points))
 
     def later(self, seconds: float, *, stored_dtype: str) -> ComputeCurve:
         """The curve of weights stored otherwise, which take `seconds` more each at any number of tokens."""
-        points = tuple(CurvePoint(p.tokens, p.seconds_per_parameter + seconds) for p in self.points)
-        return ComputeCurve(compute_dtype=self.compute_dtype, stored_dtype=stored_dtype, points=points)
+        points = tuple(CurvePoint(tokens, own + seconds) for tokens, own in self.points)
+        return replace(self, stored_dtype=stored_dtype, points=points)
 
     def through(self, measured: Sequence[CurvePoint]) -> ComputeCurve:
         """The same curve bent so that it passes through these points.
@@ -72,21 +72,13 @@ class ComputeCurve:
         """
         if not measured:
             return self
-        errors = ComputeCurve(
-            compute_dtype=self.compute_dtype,
-            stored_dtype=self.stored_dtype,
-            points=tuple(
-                CurvePoint(p.tokens, p.seconds_per_parameter / self.seconds_per_parameter(p.tokens)) for p in measured
-            ),
+        errors = replace(
+            self, points=tuple(CurvePoint(at, seconds / self.seconds_per_parameter(at)) for at, seconds in measured)
         )
-        exact = {point.tokens: point for point in measured}
         last = measured[-1].tokens
-        bent = {
-            p.tokens: CurvePoint(p.tokens, p.seconds_per_parameter * errors.seconds_per_parameter(min(p.tokens, last)))
-            for p in self.points
-        }
-        points = tuple(point for _, point in sorted((bent | exact).items()))
-        return ComputeCurve(compute_dtype=self.compute_dtype, stored_dtype=self.stored_dtype, points=points)
+        bent = {at: seconds * errors.seconds_per_parameter(min(at, last)) for at, seconds in self.points}
+        points = (bent | dict(measured)).items()
+        return replace(self, points=tuple(itertools.starmap(CurvePoint, sorted(points))))
 
     @property
     def flops(self) -> float:

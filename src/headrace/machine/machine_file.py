@@ -36,6 +36,7 @@ from __future__ import annotations
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +48,39 @@ from headrace.machine.quantity import Quantity
 from headrace.machine.toml_table import TomlTable
 from headrace.machine.unit_text import read_number, write_number, write_quantity
 
-"""of arithmetic"""
 ROLES = ("host", "scale_up", "network")
 KINDS = ("gpu", "tpu", "asic", "apple_soc", "soc", "cpu")
 _TOP = ("name", "devices", "nodes", "processor", "host", "disk", "links", "others", "notes", "busy")
-_PROCESSOR = ("name", "kind", "memory", "memory_rate", "flops", "achievable", "power", "rent", "price")
-_MEASURED = ("arithmetic", "device", "free", "copies")
+_MOST_DEVICES = 1_000_000
+
+# Constants by their name in a file: the attribute, and the kind of quantity.
+_PROCESSOR = {
+    "memory_rate": ("memory_bytes_per_s", "rate"),
+    "achievable": ("achievable", "share"),
+    "power": ("power_w", "power"),
+    "rent": ("rent_usd_per_h", "rent"),
+    "price": ("price_usd", "price"),
+}
+_HOST = {"memory_rate": ("memory_bytes_per_s", "rate"), "flops": ("flops", "flops"), "power": ("power_w", "power")}
+_DISK = _LINK = {"rate": ("bytes_per_s", "rate"), "latency": ("latency_s", "time")}
+_COPIES = {
+    "rate": ("bytes_per_s", "rate"),
+    "while_computing": ("while_computing_bytes_per_s", "rate"),
+    "pageable": ("pageable_bytes_per_s", "rate"),
+    "pageable_back": ("pageable_back_bytes_per_s", "rate"),
+    "latency": ("latency_s", "time"),
+}
 _ARITHMETIC = {
     "block_overhead": ("block_overhead_s", "time"),
     "pass_overhead": ("pass_overhead_s", "time"),
     "slowdown_while_reading": ("slowdown_while_reading", "factor"),
     "slowdown_of_reading": ("slowdown_of_reading", "factor"),
 }
-_COPIES = {
-    "rate": ("bytes_per_s", "rate"),
-    "while_computing": ("while_computing_bytes_per_s", "rate"),
-    "pageable": ("pageable_bytes_per_s", "rate"),
-    "pageable_back": ("pageable_back_bytes_per_s", "rate"),
+_ASSUMED = {
+    "achievable": Quantity(0.7, 0.5, 0.9, "assumed: large products reach 50-90 % of the peak"),
+    "latency": Quantity.of(0.0, "part of the rate"),
 }
-_ACHIEVABLE = Quantity(0.7, 0.5, 0.9, "assumed: large products reach 50-90 % of the peak")
-_AT_ONCE = Quantity.of(0.0, "part of the rate")
-_MOST_DEVICES = 1_000_000
+"""what is taken where a file does not say it"""
 
 
 def load_machine(path: Path) -> Machine:
@@ -103,27 +116,21 @@ def machine_to_toml(machine: Machine) -> str:
         raw["busy"] = machine.busy
     raw["processor"] = _processor_to_toml(machine.processor)
     if machine.host is not None:
-        host = machine.host
         raw["host"] = {
-            "memory": write_number(host.memory_bytes, "size"),
-            **_quantities(
-                memory_rate=(host.memory_bytes_per_s, "rate"),
-                flops=(host.flops, "flops"),
-                power=(host.power_w, "power"),
-            ),
-            **_arithmetic_to_toml(host.arithmetic),
+            "memory": write_number(machine.host.memory_bytes, "size"),
+            **_written(machine.host, _HOST),
+            **_arithmetic_to_toml(machine.host.arithmetic),
         }
     if machine.disk is not None:
         disk = machine.disk
         raw["disk"] = {
             **({} if disk.size_bytes is None else {"size": write_number(disk.size_bytes, "size")}),
-            **_quantities(rate=(disk.bytes_per_s, "rate"), latency=(disk.latency_s, "time")),
+            **_written(disk, _DISK),
             "chunk": write_number(disk.chunk_bytes, "size"),
             "threads": disk.threads,
         }
     links = {
-        name: _quantities(rate=(link.bytes_per_s, "rate"), latency=(link.latency_s, "time"))
-        | ({} if link.uplink is None else {"uplink": link.uplink})
+        name: _written(link, _LINK) | ({} if link.uplink is None else {"uplink": link.uplink})
         for name, link in machine.links.items()
         if name != "host" or machine.processor.copies is None
     }
@@ -147,14 +154,9 @@ def _machine(table: TomlTable) -> Machine:
         links["host"] = processor.copies.link()
     host = None
     if "host" in table:
-        about = table.table("host").only(("memory", "memory_rate", "flops", "power", "arithmetic"))
-        host = Host(
-            memory_bytes=about.size("memory"),
-            memory_bytes_per_s=about.rate("memory_rate"),
-            flops=about.rate("flops", "flops"),
-            power_w=about.optional("power", "power"),
-            arithmetic=_arithmetic(about),
-        )
+        about = table.table("host").only(("memory", *_HOST, "arithmetic"))
+        constants = _constants(about, Host, _HOST)
+        host = Host(memory_bytes=about.size("memory"), arithmetic=_arithmetic(about), **constants)
     devices, nodes = (table.whole(name, 1, most=_MOST_DEVICES) for name in ("devices", "nodes"))
     if devices * nodes > _MOST_DEVICES:
         raise MachineError(f"{nodes:,} nodes of {devices:,} devices are more than {_MOST_DEVICES:,} devices")
@@ -176,7 +178,7 @@ def _machine(table: TomlTable) -> Machine:
 
 def read_processor(table: TomlTable) -> Processor:
     """Read a processor's table; raises MachineError that names the field."""
-    table.only((*_PROCESSOR, *_MEASURED))
+    table.only(("name", "kind", "memory", "flops", *_PROCESSOR, "arithmetic", "device", "free", "copies"))
     kind = table.text("kind")
     if kind not in KINDS:
         raise MachineError(f"{table.path}kind is {kind!r}; {near_names(kind, KINDS)}known: {', '.join(KINDS)}")
@@ -190,35 +192,41 @@ def read_processor(table: TomlTable) -> Processor:
         )
     if not {dtype.short_name for dtype in DTYPES.values()} & set(flops.raw):
         raise MachineError(f"{table.path}flops lists no 16- or 32-bit arithmetic, which every model needs; add bf16")
-    share = table.quantity("achievable", "share", _ACHIEVABLE)
+    constants = _constants(table, Processor, _PROCESSOR)
+    share = constants["achievable"]
     if not 0 < share.low <= share.high <= 1:
         raise MachineError(f"{table.path}achievable is a share above 0 and up to 1, not {share.expected}")
     return Processor(
         name=table.text("name"),
         kind=kind,
         memory_bytes=table.size("memory"),
-        memory_bytes_per_s=table.rate("memory_rate"),
         flops={name: flops.rate(name, "flops") for name in flops.raw if name != "source"},
-        achievable=share,
-        power_w=table.optional("power", "power"),
-        rent_usd_per_h=table.optional("rent", "rent"),
-        price_usd=table.optional("price", "price"),
         arithmetic=_arithmetic(table),
         device=table.text("device") if "device" in table else "",
         free_bytes=None if "free" not in table else read_number(table.raw["free"], "size", field=f"{table.path}free"),
         copies=_copies(table.table("copies")) if "copies" in table else None,
+        **constants,
     )
+
+
+def _constants(table: TomlTable, made: type, names: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Read those that the table gives, or what is assumed; raises MachineError for a needed one that is neither."""
+    needed = {field.name for field in fields(made) if field.default is MISSING}
+    found = {}
+    for name, (attribute, kind) in names.items():
+        if name in table or name in _ASSUMED or attribute in needed:
+            sure = attribute in needed and name not in _ASSUMED
+            found[attribute] = table.rate(name, kind) if sure else table.optional(name, kind) or _ASSUMED[name]
+    return found
 
 
 def _arithmetic(owner: TomlTable) -> Arithmetic:
     if "arithmetic" not in owner:
         return UNMEASURED
     table = owner.table("arithmetic").only((*_ARITHMETIC, "curves"))
-    read = {attribute: table.optional(name, kind) for name, (attribute, kind) in _ARITHMETIC.items()}
-    given = {attribute: quantity for attribute, quantity in read.items() if quantity is not None}
-    curves = tuple(map(_curve, table.tables("curves")))
+    constants, curves = _constants(table, Arithmetic, _ARITHMETIC), tuple(map(_curve, table.tables("curves")))
     try:
-        return Arithmetic(curves=curves, source=table.source, **given)
+        return Arithmetic(curves=curves, source=table.source, **constants)
     except MachineError as error:
         raise MachineError(f"{table.path}{error}") from None
 
@@ -241,20 +249,17 @@ def _curve(table: TomlTable) -> ComputeCurve:
 
 
 def _copies(table: TomlTable) -> Copies:
-    table.only((*_COPIES, "latency", "page_locked"))
-    rates = {attribute: table.rate(name) for name, (attribute, _) in _COPIES.items()}
-    latency_s = table.quantity("latency", "time", _AT_ONCE)
-    return Copies(**rates, latency_s=latency_s, page_locked=table.flag("page_locked"))
+    table.only((*_COPIES, "page_locked"))
+    return Copies(**_constants(table, Copies, _COPIES), page_locked=table.flag("page_locked"))
 
 
 def _disk(table: TomlTable) -> Disk:
-    table.only(("size", "rate", "latency", "chunk", "threads"))
+    table.only(("size", *_DISK, "chunk", "threads"))
     chunk_bytes = table.size("chunk") if "chunk" in table else float(Disk.chunk_bytes)
     if not chunk_bytes.is_integer():
         raise MachineError(f"{table.path}chunk is {table.raw['chunk']!r}, no whole number of bytes")
     return Disk(
-        bytes_per_s=table.rate("rate"),
-        latency_s=table.quantity("latency", "time", _AT_ONCE),
+        **_constants(table, Disk, _DISK),
         size_bytes=table.size("size") if "size" in table else None,
         chunk_bytes=int(chunk_bytes),
         threads=table.whole("threads", Disk.threads, most=1023),
@@ -262,13 +267,9 @@ def _disk(table: TomlTable) -> Disk:
 
 
 def _link(name: str, table: TomlTable) -> Link:
-    table.only(("rate", "latency", "uplink"))
-    return Link(
-        name=name,
-        bytes_per_s=table.rate("rate"),
-        latency_s=table.quantity("latency", "time", _AT_ONCE),
-        uplink=table.text("uplink") if "uplink" in table else None,
-    )
+    table.only((*_LINK, "uplink"))
+    uplink = table.text("uplink") if "uplink" in table else None
+    return Link(name=name, **_constants(table, Link, _LINK), uplink=uplink)
 
 
 def _used(links: Mapping[str, Link], host: Host | None) -> None:
@@ -294,31 +295,18 @@ def _processor_to_toml(processor: Processor) -> dict[str, Any]:
         **({"device": processor.device} if processor.device else {}),
         "memory": write_number(processor.memory_bytes, "size"),
         **({} if processor.free_bytes is None else {"free": write_number(processor.free_bytes, "size")}),
-        **_quantities(
-            memory_rate=(processor.memory_bytes_per_s, "rate"),
-            achievable=(processor.achievable, "share"),
-            power=(processor.power_w, "power"),
-            rent=(processor.rent_usd_per_h, "rent"),
-            price=(processor.price_usd, "price"),
-        ),
-        "flops": _quantities(**{name: (rate, "flops") for name, rate in processor.flops.items()}),
+        **_written(processor, _PROCESSOR),
+        "flops": _quantities({name: (rate, "flops") for name, rate in processor.flops.items()}),
         **_arithmetic_to_toml(processor.arithmetic),
     }
     if processor.copies is not None:
-        copies = processor.copies
-        rates = {name: (getattr(copies, attribute), kind) for name, (attribute, kind) in _COPIES.items()}
-        made["copies"] = _quantities(**rates, latency=(copies.latency_s, "time")) | {"page_locked": copies.page_locked}
+        made["copies"] = _written(processor.copies, _COPIES) | {"page_locked": processor.copies.page_locked}
     return made
 
 
 def _arithmetic_to_toml(arithmetic: Arithmetic) -> dict[str, Any]:
     if arithmetic == UNMEASURED:
         return {}
-    constants = {
-        name: (getattr(arithmetic, attribute), kind)
-        for name, (attribute, kind) in _ARITHMETIC.items()
-        if getattr(arithmetic, attribute) != getattr(UNMEASURED, attribute)
-    }
     curves = [
         {
             "compute_dtype": curve.compute_dtype,
@@ -328,13 +316,19 @@ def _arithmetic_to_toml(arithmetic: Arithmetic) -> dict[str, Any]:
         }
         for curve in arithmetic.curves
     ]
-    return {"arithmetic": {**_quantities(arithmetic.source, **constants), "curves": curves}}
+    return {"arithmetic": {**_written(arithmetic, _ARITHMETIC, source=arithmetic.source), "curves": curves}}
 
 
-def _quantities(source: str = "", /, **given: tuple[Quantity | None, str]) -> dict[str, Any]:
-    """Write those that are known; the source of most of them once, before them."""
-    known = {name: (quantity, kind) for name, (quantity, kind) in given.items() if quantity is not None}
-    common = source or Counter(quantity.source for quantity, _ in known.values()).most_common(1)[0][0]
+def _written(made: Any, names: Mapping[str, tuple[str, str]], *, source: str = "") -> dict[str, Any]:
+    """Write the constants that are not what they are by default."""
+    default = {field.name: field.default for field in fields(made)}
+    given = {name: (getattr(made, attribute), kind) for name, (attribute, kind) in names.items()}
+    return _quantities({name: given[name] for name in names if given[name][0] != default[names[name][0]]}, source)
+
+
+def _quantities(given: Mapping[str, tuple[Quantity, str]], source: str = "") -> dict[str, Any]:
+    """Write quantities; the source of most of them once, before them."""
+    common = source or Counter(quantity.source for quantity, _ in given.values()).most_common(1)[0][0]
     return {"source": common} | {
-        name: write_quantity(quantity, kind, default_source=common) for name, (quantity, kind) in known.items()
+        name: write_quantity(quantity, kind, default_source=common) for name, (quantity, kind) in given.items()
     }
