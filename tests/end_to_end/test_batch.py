@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from cli_checkpoints import write_model
 from headrace.cli.main import main
+from headrace.inference.token_text import TokenTexts
 
 pytestmark = pytest.mark.usefixtures("made_up_speeds")
 
@@ -125,6 +126,7 @@ def test_stop_texts_log_probabilities_and_chat(model: Path, reference: Any, tmp_
     whole = greedy(reference, prompt, 6).split()
     lines = [
         {"custom_id": "stop", "prompt": prompt, "max_tokens": 6, "stop": [whole[3]]},
+        {"custom_id": "special", "prompt": prompt, "max_tokens": 6, "stop": ["<s>"], "logit_bias": {"1": 100}},
         {"custom_id": "logprobs", "prompt": prompt, "max_tokens": 2, "logprobs": 2},
         {
             "custom_id": "chat",
@@ -144,6 +146,9 @@ def test_stop_texts_log_probabilities_and_chat(model: Path, reference: Any, tmp_
     found = {name: line["response"]["body"] for name, line in answers(target).items()}
     stopped = found["stop"]["choices"][0]
     assert (stopped["text"].split(), stopped["finish_reason"]) == (whole[:3], "stop")
+    special = found["special"]
+    assert (special["choices"][0]["text"], special["choices"][0]["finish_reason"]) == ("", "stop")
+    assert special["usage"]["completion_tokens"] == 1
     logprobs = found["logprobs"]["choices"][0]["logprobs"]
     with torch.inference_mode():
         expected = reference(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
@@ -164,6 +169,9 @@ def test_bad_requests_get_error_lines_and_the_job_goes_on(model: Path, tmp_path:
         {"custom_id": "long", "prompt": "w5", "max_tokens": 100_000},
         {"custom_id": "no words", "prompt": "   "},
         {"custom_id": "token", "prompt": [10_000_000]},
+        {"custom_id": "half", "prompt": "w5 \ud83d"},
+        {"custom_id": "half\ud83d", "prompt": "w5"},
+        {"custom_id": "bias", "prompt": "w5", "logit_bias": {"5": 10**400}},
     ]
     target = tmp_path / "out.jsonl"
     assert main(arguments(model, write(tmp_path / "in.jsonl", lines), target)) == 0
@@ -176,8 +184,31 @@ def test_bad_requests_get_error_lines_and_the_job_goes_on(model: Path, tmp_path:
         "long": "context_length_exceeded",
         "no words": "invalid_request",
         "token": "invalid_request",
+        "half": "invalid_request",
+        "half\ud83d": "invalid_request",
+        "bias": "invalid_request",
     }
     assert "tool_choice" in found["unknown"]["error"]["message"]
+    assert main(arguments(model, tmp_path / "in.jsonl", target)) == 0  # the next start knows every line again
+    assert answers(target) == found
+
+
+def test_a_tokenizer_that_fails_on_an_answer_fails_that_request_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = TokenTexts.of
+
+    def failing(self: TokenTexts, token: int) -> Any:
+        raise KeyError(token)
+
+    monkeypatch.setattr(TokenTexts, "of", failing)
+    lines = [{"custom_id": "a", "prompt": [5], "max_tokens": 2, "logprobs": 1}, *requests(2)]
+    target = tmp_path / "out.jsonl"
+    assert main(arguments(model, write(tmp_path / "in.jsonl", lines), target)) == 0
+    monkeypatch.setattr(TokenTexts, "of", of)
+    found = answers(target)
+    assert found["a"]["error"]["code"] == "internal_error"
+    assert found["r0"]["error"] is None
 
 
 def test_a_job_without_any_answer_has_failed(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

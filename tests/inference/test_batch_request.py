@@ -42,6 +42,30 @@ def test_plain_prompt_line_has_the_number_of_its_line_as_id() -> None:
     assert found.max_tokens == Defaults().max_tokens
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"prompt": "the \\ud83d river"}', "half of a character"),
+        (b'{"messages": [{"role": "user", "content": "\\uDE00"}]}', "half of a character"),
+        (b'{"custom_id": "\xed\xa0\xbd", "prompt": "a"}', "half of a character"),
+        (b'{"prompt": "a", "temperature": NaN}', "NaN is no number in JSON"),
+        (b'{"prompt": "a", "logit_bias": {"1": 1' + b"0" * 400 + b"}}", "line 7 cannot be taken"),
+        (b'{"prompt": ' + b"[" * 3000 + b"]" * 3000 + b"}", "line 7"),
+    ],
+)
+def test_no_line_ends_the_job(line: bytes, words: str) -> None:
+    assert words in refusal(line)[0]
+
+
+def test_whole_characters_beyond_the_first_plane_are_taken() -> None:
+    assert parse({"prompt": "\N{GRINNING FACE}"}).prompt == "\N{GRINNING FACE}"
+
+
+def test_names_go_with_their_messages() -> None:
+    found = parse({"messages": [{**MESSAGES[0], "name": "ann"}]})
+    assert found.messages == ({"role": "user", "content": "hello", "name": "ann"},)
+
+
 def test_content_in_parts_and_token_prompts() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert parse({"messages": [{"role": "user", "content": parts}]}).messages[0]["content"] == "ab"

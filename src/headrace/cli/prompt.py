@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import CheckpointError, InvalidRequestError
+from headrace.inference.chat_template import ChatTemplate
 from headrace.paths import user_path
 
 if TYPE_CHECKING:
     import torch
 
 STANDARD_INPUT = "-"
+BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,8 @@ def encode_prompts(
     """
     import torch
 
-    has_template = bool(getattr(tokenizer, "chat_template", None))
+    template = ChatTemplate(tokenizer)
+    has_template = template.is_there
     if chat and not has_template:
         raise InvalidRequestError("--chat was given, but this model's tokenizer has no chat template; leave it out")
     chat = has_template if chat is None else chat
@@ -89,7 +92,7 @@ def encode_prompts(
     for text in texts:
         if not tokenizer(text, add_special_tokens=False)["input_ids"]:
             raise InvalidRequestError(f"the prompt {text[:40]!r} has no tokens in this model's vocabulary")
-        rows.append(_chat_ids(tokenizer, text, system) if chat else list(tokenizer(text)["input_ids"]))
+        rows.append(_chat_ids(template, text, system) if chat else list(tokenizer(text)["input_ids"]))
     highest = max(max(row) for row in rows)
     if highest >= vocab_size:
         raise CheckpointError(
@@ -106,16 +109,14 @@ def encode_prompts(
     )
 
 
-def _chat_ids(tokenizer: Any, text: str, system: str | None) -> list[int]:
+def _chat_ids(template: ChatTemplate, text: str, system: str | None) -> list[int]:
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": text})
     try:
-        whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program of the model's authors, and may raise anything
-        raise InvalidRequestError(
-            f"this model's chat template refuses the prompt: {error}; try without --system, or with --no-chat"
-        ) from error
-    return list(tokenizer(whole, add_special_tokens=False)["input_ids"])
+        return template.tokens(messages)
+    except InvalidRequestError as error:
+        remedy = "--no-chat" if system is None else "without --system, or with --no-chat"
+        raise InvalidRequestError(f"{error}; try {remedy}") from error
 
 
 def _padding_token(tokenizer: Any) -> int:
@@ -130,7 +131,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizer files are parsed by several libraries, each with errors of its own
         if (directory / "config.json").is_file():
             from headrace.inference.skeleton import read_transformers_config
@@ -139,3 +140,6 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
         raise CheckpointError(
             f"the tokenizer in {directory} cannot be loaded (tokenizer.json or the like is expected there): {error}"
         ) from error
+    if isinstance(getattr(tokenizer, "chat_template", None), str):
+        tokenizer.chat_template = tokenizer.chat_template.removeprefix(BYTE_ORDER_MARK)
+    return tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import statistics
 import time
 from collections import deque
@@ -14,11 +15,12 @@ from headrace.inference.batching.output_file import OutputFile
 from headrace.inference.batching.ragged_pass import RaggedRunner
 from headrace.inference.batching.request import BatchRequest, RequestError
 from headrace.inference.batching.sampling import Chosen, NotFiniteError, Sampler, sample_all
+from headrace.inference.token_text import TokenTexts
 from headrace.planning.jobs.forecast import PassLoad
 from headrace.planning.jobs.packing import PassScheduler
 
-STOP_TAIL_TOKENS = 16
 RECENT_PASSES = 1024
+LEAST_LOGPROB = -9999.0
 
 
 class DonePass(NamedTuple):
@@ -110,7 +112,7 @@ class BatchJob:
         self._scheduler = scheduler
         self._runner = runner
         self._output = output
-        self._tokenizer = tokenizer
+        self._texts = TokenTexts(tokenizer)
         self._ends = ends
         self._after_pass = after_pass
         self._clock = clock
@@ -173,29 +175,26 @@ class BatchJob:
             return
         sequence.tokens.append(chosen.token)
         sequence.chosen.append(chosen)
+        try:
+            choice = self._choice(sequence)
+        except Exception as error:  # a tokenizer may fail on tokens of its model
+            self._end(key, _fault(error))
+            return
+        if choice is not None:
+            self._end(key, choice)
+
+    def _choice(self, sequence: _Sequence) -> _Choice | None:
+        """What a sequence has become if the last token was its last."""
         encoded = sequence.encoded
         generated = sequence.tokens[len(encoded.prompt) :]
-        if chosen.token in sequence.chooser.ends:
-            self._end(key, self._choice(sequence, generated[:-1], "stop"))
-        elif encoded.request.stop and (cut := self._stopped(generated, encoded.request.stop)) is not None:
-            self._end(key, _Choice(cut, "stop", len(generated), sequence.chosen))
-        elif len(generated) >= encoded.new_tokens:
-            self._end(key, self._choice(sequence, generated, "length"))
-
-    def _choice(self, sequence: _Sequence, generated: list[int], reason: str) -> _Choice:
-        return _Choice(self._text(generated), reason, len(sequence.chosen), sequence.chosen)
-
-    def _stopped(self, generated: list[int], stops: Sequence[str]) -> str | None:
-        """The text before the first stop text; None where there is none yet."""
-        tail = generated[-STOP_TAIL_TOKENS - max(len(stop) for stop in stops) :]
-        if not any(stop in self._text(tail) for stop in stops):
-            return None
-        text = self._text(generated)
-        found = [place for stop in stops if (place := text.find(stop)) >= 0]
-        return text[: min(found)] if found else None
-
-    def _text(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        if generated[-1] in sequence.chooser.ends:
+            return _Choice(self._texts.text(generated[:-1]), "stop", len(generated), sequence.chosen)
+        cut = self._texts.before_stop(generated, encoded.request.stop)
+        if cut is not None:
+            return _Choice(cut, "stop", len(generated), sequence.chosen)
+        if len(generated) >= encoded.new_tokens:
+            return _Choice(self._texts.text(generated), "length", len(generated), sequence.chosen)
+        return None
 
     def _end(self, key: Any, choice: _Choice | RequestError) -> None:
         self._scheduler.finish(key)
@@ -208,16 +207,23 @@ class BatchJob:
         if len(choices) < entry.choices:
             return
         del self._choices[place]
-        encoded = self._read.pop(place)
         self._prefixes.pop(("prompt", place), None)
-        error = next((item for item in choices.values() if isinstance(item, RequestError)), None)
-        if error is not None:
-            self.tally.errors += 1
-            self._output.write(error_line(entry.custom_id, entry.line_id, error))
-            return
-        self.tally.requests += 1
-        done = [item for _, item in sorted(choices.items()) if isinstance(item, _Choice)]
-        self._output.write(self._answer(entry, encoded, done))
+        line = self._line(entry, self._read.pop(place), choices)
+        self.tally.errors += line["error"] is not None
+        self.tally.requests += line["error"] is None
+        self._output.write(line)
+
+    def _line(self, entry: Entry, encoded: Encoded, choices: dict[int, _Choice | RequestError]) -> dict[str, Any]:
+        """A request's answer, or what is wrong with one of its choices."""
+        done = []
+        for _number, choice in sorted(choices.items()):
+            if isinstance(choice, RequestError):
+                return error_line(entry.custom_id, entry.line_id, choice)
+            done.append(choice)
+        try:
+            return self._answer(entry, encoded, done)
+        except Exception as error:
+            return error_line(entry.custom_id, entry.line_id, _fault(error))
 
     def _answer(self, entry: Entry, encoded: Encoded, choices: list[_Choice]) -> dict[str, Any]:
         request = encoded.request
@@ -253,8 +259,8 @@ class BatchJob:
 
     def _logprobs(self, choice: _Choice, *, chat: bool) -> dict[str, Any]:
         def named(token: int, logprob: float) -> dict[str, Any]:
-            text = self._tokenizer.decode([token])
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", errors="replace"))}
+            found = self._texts.of(token)
+            return {"token": found.text, "logprob": _finite(logprob), "bytes": list(found.data)}
 
         if chat:
             content = [
@@ -262,19 +268,29 @@ class BatchJob:
                 for item in choice.chosen
             ]
             return {"content": content}
-        texts = [self._tokenizer.decode([item.token]) for item in choice.chosen]
+        characters = codecs.getincrementaldecoder("utf-8")("ignore")
         ends = [0]
-        for text in texts:
-            ends.append(ends[-1] + len(text))
+        for item in choice.chosen:
+            ends.append(ends[-1] + len(characters.decode(self._texts.of(item.token).data)))
         return {
-            "tokens": texts,
-            "token_logprobs": [item.logprob for item in choice.chosen],
+            "tokens": [self._texts.of(item.token).text for item in choice.chosen],
+            "token_logprobs": [_finite(item.logprob or 0.0) for item in choice.chosen],
             "top_logprobs": [
-                {self._tokenizer.decode([token]): logprob for token, logprob in item.likeliest}
+                {self._texts.of(token).text: _finite(logprob) for token, logprob in reversed(item.likeliest)}
                 for item in choice.chosen
             ],
             "text_offset": ends[:-1],
         }
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinities; OpenAI writes a token without any probability like this."""
+    return max(logprob, LEAST_LOGPROB)
+
+
+def _fault(error: Exception) -> RequestError:
+    """What went wrong with one request alone."""
+    return RequestError(f"the answer could not be written: {type(error).__name__}: {error}", code="internal_error")
 
 
 def error_line(custom_id: str, own_id: str, error: RequestError) -> dict[str, Any]:

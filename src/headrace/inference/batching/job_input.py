@@ -16,6 +16,7 @@ from headrace.errors import InvalidRequestError
 from headrace.inference.batching.common_prefixes import CommonPrefixes
 from headrace.inference.batching.output_file import line_id
 from headrace.inference.batching.request import INVALID_LINE, BatchRequest, Defaults, RequestError, parse_line
+from headrace.inference.chat_template import ChatTemplate
 from headrace.planning.jobs.packing import Need
 
 SHARED_MIN_TOKENS = 32
@@ -56,13 +57,21 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, *, context_tokens: int, vocab_size: int) -> None:
         self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
         self._context = context_tokens
         self._vocabulary = vocab_size
 
     def encode(self, request: BatchRequest) -> Encoded:
         """Tokenize; the answer is cut to the context where the request does not say how long it may be."""
-        prompt = self._chat(request) if request.chat else self._plain(request)
         field = "messages" if request.chat else "prompt"
+        try:
+            prompt = self._chat(request) if request.chat else self._plain(request)
+        except RequestError:
+            raise
+        except InvalidRequestError as error:
+            raise RequestError(str(error), parameter=field) from error
+        except Exception as error:  # whatever a tokenizer cannot take is this request's own
+            raise RequestError(f"the tokenizer fails: {type(error).__name__}: {error}", parameter=field) from error
         if not prompt:
             raise RequestError("the prompt has no tokens in this model's vocabulary", parameter=field)
         if max(prompt) >= self._vocabulary:
@@ -80,19 +89,11 @@ class Encoder:
         return Encoded(request, prompt, min(request.max_tokens, left))
 
     def _chat(self, request: BatchRequest) -> list[int]:
-        if not getattr(self._tokenizer, "chat_template", None):
+        if not self._template.is_there:
             raise RequestError(
                 "this model's tokenizer has no chat template; give a prompt instead", parameter="messages"
             )
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in request.messages], tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # a template is a program of the model's authors, and may raise anything
-            raise RequestError(
-                f"this model's chat template refuses the messages: {error}", parameter="messages"
-            ) from error
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._template.tokens(request.messages)
 
     def _plain(self, request: BatchRequest) -> list[int]:
         if isinstance(request.prompt, tuple):

@@ -29,7 +29,9 @@ class OutputError(HeadraceError):
 
 def line_id(custom_id: str, digest: str, job: str) -> str:
     """The `id` of a request's line in a job (a digest of model and settings)."""
-    return "batch_req_" + hashlib.sha256(f"{job}\n{custom_id}\n{digest}".encode()).hexdigest()[:24]
+    return (
+        "batch_req_" + hashlib.sha256(f"{job}\n{custom_id}\n{digest}".encode(errors="surrogatepass")).hexdigest()[:24]
+    )
 
 
 class OutputFile:
@@ -67,7 +69,10 @@ class OutputFile:
 
         Raises BrokenPipeError where nobody reads any more.
         """
-        data = json.dumps(line, ensure_ascii=False).encode("utf-8", errors="replace") + b"\n"
+        try:
+            data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError:  # a custom_id with half a character, which comes back as it was given
+            data = json.dumps(line).encode() + b"\n"
         size = os.fstat(self._descriptor).st_size
         try:
             written = 0

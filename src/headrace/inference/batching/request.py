@@ -77,7 +77,7 @@ def parse_line(line: bytes, number: int, defaults: Defaults) -> ParsedLine:
     fallback = f"line-{number}"
     digest = hashlib.sha256(line.strip()).hexdigest()
     try:
-        raw = json.loads(line)
+        raw = json.loads(line, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         problem = RequestError(f"line {number} is not JSON: {reason}", code=INVALID_LINE)
@@ -88,10 +88,15 @@ def parse_line(line: bytes, number: int, defaults: Defaults) -> ParsedLine:
             raise RequestError(f"line {number} holds {_kind(raw)} where a JSON object is expected", code=INVALID_LINE)
         if "custom_id" in raw:
             custom_id = _text(raw, "custom_id")
-        digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+        text = json.dumps(raw, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        _refuse_half_characters(raw, text)
         return ParsedLine(custom_id, _request(raw, custom_id, digest, defaults), None, digest)
     except RequestError as error:
         return ParsedLine(custom_id, None, error, digest)
+    except Exception as error:  # numbers beyond all bounds, lists within lists: no line ends the job
+        problem = RequestError(f"line {number} cannot be taken: {type(error).__name__}: {error}")
+        return ParsedLine(custom_id, None, problem, digest)
 
 
 def _request(raw: dict[str, Any], custom_id: str, digest: str, defaults: Defaults) -> BatchRequest:
@@ -150,6 +155,20 @@ def _request(raw: dict[str, Any], custom_id: str, digest: str, defaults: Default
     )
 
 
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _refuse_half_characters(raw: object, text: str) -> None:
+    r"""Raise RequestError for a \ud83d without its other half, which UTF-8 has no bytes for. `text`: `raw` in JSON."""
+    if "\\ud" in text:
+        try:
+            json.dumps(raw, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = str(error.object)[error.start]
+            raise RequestError(f"the line holds {half!r}, half of a character; complete it or leave it out") from error
+
+
 def _body(raw: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The parameters, and whether they are of a chat completion."""
     if "body" in raw:
@@ -191,6 +210,8 @@ def _messages(body: dict[str, Any]) -> tuple[Mapping[str, Any], ...]:
         if not isinstance(content, str):
             raise RequestError(f"{where}.content must be text, not {_kind(content)}", parameter=f"{where}.content")
         messages.append({"role": message["role"], "content": content})
+        if message.get("name") is not None:
+            messages[-1]["name"] = _text(message, "name")
     return tuple(messages)
 
 

@@ -97,7 +97,7 @@ class Sampler:
         if self.decoding.logprobs is None:
             return Chosen(token)
         logprobs = logits.float().log_softmax(-1)
-        top = logprobs.topk(self.decoding.logprobs) if self.decoding.logprobs else None
+        top = logprobs.topk(min(self.decoding.logprobs, len(logprobs))) if self.decoding.logprobs else None
         likeliest = () if top is None else tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         return Chosen(token, float(logprobs[token]), likeliest)
 
@@ -113,7 +113,7 @@ class Sampler:
         for token, bias in decoding.logit_bias:
             scores[token] += bias
         if self._chosen < decoding.min_tokens:
-            scores[list(self.ends)] = -torch.inf
+            scores[[token for token in self.ends if token < len(scores)]] = -torch.inf
         return scores
 
 
