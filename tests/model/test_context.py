@@ -62,7 +62,7 @@ def test_a_factor_that_is_no_number_is_refused() -> None:
 def test_models_without_rotary_positions_are_not_stretched(kind: str, changes: dict[str, Any], expected: int) -> None:
     raw = {
         "model_type": kind, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 128,
-        "num_attention_heads": 4, "max_position_embeddings": 32,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32,
         "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
     }  # fmt: skip
     assert model_from_config({**raw, **changes}, name="model", origin="config.json").context_tokens == expected

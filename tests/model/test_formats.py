@@ -133,7 +133,7 @@ def test_modules_not_to_convert_keep_16_bits() -> None:
     assert [layer.attention_bytes / layer.attention_parameters for layer in attention.layers()] == [2] * 4
     assert [layer.feed_forward_bytes / layer.feed_forward_parameters for layer in attention.layers()] == [1] * 4
     first = model({"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0.self_attn.o_proj"]})
-    assert [layer.attention_bytes / layer.attention_parameters for layer in first.layers()] == [2, 1, 1, 1]
+    assert [layer.attention_bytes / layer.attention_parameters for layer in first.layers()] == [1.4, 1, 1, 1]
     wanted = {
         **compressed(num_bits=4, type="int", group_size=32),
         "ignore": ["re:.*self_attn.*", "re:.*shared_experts.*"],
@@ -141,6 +141,82 @@ def test_modules_not_to_convert_keep_16_bits() -> None:
     experts = next(model(wanted, EXPERTS).layers())
     assert experts.attention_bytes == 2 * experts.attention_parameters
     assert experts.expert_bytes * 8 == 4.5 * experts.expert_parameters
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+
+
+def bits_of_parts(quantization: dict[str, Any], raw: dict[str, Any] = LLAMA, layer: int = 0) -> tuple[float, float]:
+    """Bits of a weight in attention and feed-forward, on average."""
+    made = list(model(quantization, raw).layers())[layer]
+    attention = made.attention_bytes * 8 / made.attention_parameters
+    return attention, made.feed_forward_bytes * 8 / made.feed_forward_parameters
+
+
+def test_rules_of_gptq_are_followed_matrix_by_matrix() -> None:
+    four, eight = 4 + 20 / 128, 8 + 24 / 128
+    rules = {"-:.*down_proj.*": {}, "+:.*gate_proj.*": {"bits": 8}, r".*\.2\..*": {"bits": 8}}
+    mixed = {**GPTQ, "dynamic": rules}
+    assert bits_of_parts(mixed) == pytest.approx((four, (four + eight + 16) / 3))
+    assert bits_of_parts(mixed, layer=2) == pytest.approx((eight, (eight + eight + 16) / 3)), "the first rule counts"
+    grouped = {**GPTQ, "dynamic": {r"+:model\.layers\.1\.self_attn": {"bits": 2, "group_size": 32, "sym": False}}}
+    assert bits_of_parts(grouped) == pytest.approx((four, four))
+    assert bits_of_parts(grouped, layer=1) == pytest.approx((2 + 18 / 32, four))
+
+
+def test_gptq_of_named_modules_and_of_the_head() -> None:
+    some = {**GPTQ, "modules_in_block_to_quantize": [["self_attn.k_proj", "self_attn.q_proj"], ["mlp.up_proj"]]}
+    four = 4 + 20 / 128
+    assert bits_of_parts(some) == pytest.approx(((four + 16) / 2, (four + 32) / 3))
+    with_head = model({**GPTQ, "lm_head": True})
+    assert with_head.head_bytes * 8 == pytest.approx(four * with_head.head_parameters)
+    assert model({**GPTQ, "lm_head": True}, {**LLAMA, "tie_word_embeddings": True}).head_bytes == 2 * 1024 * HIDDEN
+
+
+def test_modules_go_by_the_names_that_their_family_gives_them() -> None:
+    phi = {**LLAMA, "model_type": "phi3"}
+    kept = {"quant_method": "fp8", "modules_to_not_convert": ["gate_up_proj", "qkv_proj"]}
+    assert bits_of_parts(kept, phi) == pytest.approx(((48 * 16 + 32 * 8) / 80, (2 * 16 + 8) / 3))
+    assert bits_of_parts(kept) == (8, 8)
+    nested = {"quant_method": "fp8", "modules_to_not_convert": ["language_model.model.layers.0.mlp"]}
+    assert bits_of_parts(nested) == (8, 16)
+    assert bits_of_parts(nested, layer=1) == (8, 8)
+    gpt = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 32}
+    first = {"quant_method": "fp8", "modules_to_not_convert": ["transformer.h.0.mlp.c_fc"]}
+    assert bits_of_parts(first, gpt) == (8, 12)
+
+
+def test_one_expert_may_be_kept_and_another_not() -> None:
+    one = {"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0.mlp.experts.3.up_proj", "mlp.gate"]}
+    layer, other = list(model(one, EXPERTS).layers())[:2]
+    assert layer.expert_bytes / layer.expert_parameters == pytest.approx(1 + 1 / 3 / 8)
+    assert other.expert_bytes / other.expert_parameters == 1
+    assert other.feed_forward_bytes == 2 * other.feed_forward_parameters, "the router"
+
+
+def test_groups_of_compressed_tensors_are_for_their_targets() -> None:
+    four = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
+    eight = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]}
+    groups = {
+        "group_0": {"targets": ["re:.*self_attn.*"], "weights": eight},
+        "group_1": {"targets": ["Linear"], "weights": four},
+    }
+    both = {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ["re:.*down_proj", "lm_head"]}
+    assert bits_of_parts(both) == pytest.approx((8 + 16 / 128**2, (2 * (4 + 16 / 128) + 16) / 3))
+    assert model(both).head_bytes == 2 * 1024 * HIDDEN
+    assert model({**both, "ignore": []}).head_bytes * 8 == pytest.approx((4 + 16 / 128) * 1024 * HIDDEN)
+    some = {"quant_method": "compressed-tensors", "config_groups": {"a": groups["group_0"]}}
+    assert bits_of_parts(some)[1] == 16, "what no group is for is not quantised"
+    in_bytes = {**compressed(num_bits=4, type="int", group_size=32), "format": "int-quantized"}
+    assert bits_of_parts(in_bytes) == pytest.approx((8.5, 8.5))
+
+
+def test_other_fields_that_change_sizes() -> None:
+    assert bits_of_parts({"quant_method": "fp8", "modules_to_convert": ["self_attn"]}) == (8, 16)
+    whole = {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_has_fp16_weight": True}
+    assert bits_of_parts(whole) == (16, 16)
+    nested = {"quant_method": "modelopt", "quantization": {"quant_algo": "FP8", "exclude_modules": ["*self_attn*"]}}
+    assert bits_of_parts(nested) == (16, 8)
 
 
 def test_mxfp4_is_for_experts_alone() -> None:
@@ -168,6 +244,16 @@ def test_mxfp4_is_for_experts_alone() -> None:
         ({"quant_method": "compressed-tensors", "config_groups": {"a": {}}}, "no weights"),
         (compressed(num_bits=5, type="int"), "int of 5 bits"),
         ({"quant_method": "hqq"}, "quantised by hqq; known: awq"),
+        ({**GPTQ, "adapter": {"rank": 64}}, "has 'adapter', of which headrace does not know"),
+        ({**GPTQ, "dynamic": {"+:.*": {"lora": 8}}}, r"dynamic\.\+:\.\* has 'lora'"),
+        ({**GPTQ, "dynamic": {"-:(": {}}}, "no regular expression"),
+        ({**GPTQ, "dynamic": {"+:.*": {"bits": 5}}}, "bits is 5"),
+        ({**GPTQ, "dynamic": ["-:.*"]}, "an object of rules"),
+        ({**GPTQ, "modules_in_block_to_quantize": ["q_proj"]}, "a list of lists"),
+        ({"quant_method": "fp8", "expert_dtype": "fp4"}, "expert_dtype is 'fp4'"),
+        ({**compressed(num_bits=4), "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
+        ({**compressed(num_bits=4), "format": "marlin-24"}, "format is 'marlin-24'"),
+        (compressed(num_bits=4, levels=3), "has 'levels'"),
     ],
 )
 def test_what_a_quantization_config_cannot_mean(quantization: dict[str, Any], message: str) -> None:

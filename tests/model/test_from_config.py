@@ -163,8 +163,7 @@ def transformers_parameters(config: Any) -> int:
 @pytest.mark.parametrize("raw", SMALL, ids=lambda raw: str(raw["model_type"]))
 def test_transformers_builds_as_many_parameters(raw: dict[str, Any]) -> None:
     config = transformers.AutoConfig.for_model(**raw, pad_token_id=None)
-    resolved = {**config.to_dict(), **raw}  # what the library fills in is part of the config
-    assert model(resolved).parameters == transformers_parameters(config)
+    assert model(raw).parameters == transformers_parameters(config)
 
 
 EXACT = [
@@ -249,11 +248,11 @@ def test_gpt_oss_is_as_large_as_its_files() -> None:
         ({"num_key_value_heads": 7}, "no multiple of 7 key-value heads"),
         ({"num_key_value_heads": 64}, "no multiple of 64 key-value heads"),
         ({"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 8}, "there are 4 experts"),
-        ({"model_type": "mixtral"}, "num_local_experts is missing"),
+        ({"model_type": "mixtral", "num_local_experts": None}, "num_local_experts is missing"),
         ({"model_type": "mistral", "sliding_window": 16, "layer_types": ["full_attention"]}, "1 entries for 32"),
         ({"model_type": "mistral", "sliding_window": -16}, "sliding_window is -16"),
         ({"tie_word_embeddings": "yes"}, "true or false"),
-        ({"model_type": "mistral", "layer_types": ["sliding_attention"] * 32}, "gives it no width"),
+        ({"model_type": "phi3", "layer_types": ["sliding_attention"] * 32}, "gives it no width"),
         ({"model_type": "mistral", "layer_types": ["linear_attention"] * 32}, "linear_attention"),
         ({"model_type": "mistral", "layer_types": 32}, "layer_types has 32"),
         ({"model_type": "llamoid"}, "fields look like llama's"),

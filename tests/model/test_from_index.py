@@ -52,6 +52,16 @@ def test_what_the_config_does_not_know_of_is_counted(tmp_path: Path) -> None:
     assert after.num_layers == before.num_layers
 
 
+def test_quantisation_of_unknown_size_is_sized_by_its_tensors(tmp_path: Path) -> None:
+    directory = save_tiny("llama", tmp_path / "llama", dtype=torch.float32, shard="1GB")
+    config = json.loads((directory / "config.json").read_text())
+    for quantization in ({"quant_method": "hqq"}, {"quant_method": "gptq", "bits": 4, "adapter": {"rank": 8}}):
+        (directory / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+        model = model_from_checkpoint(directory)
+        assert model.weights_bytes == TensorIndex.from_directory(directory).total_bytes
+        assert model.weight_format == quantization["quant_method"]
+
+
 def test_layers_that_differ_in_bytes_are_groups_of_their_own(tmp_path: Path) -> None:
     directory = save_tiny("llama", tmp_path / "llama", dtype=torch.float32, shard="1GB")
     tensors = load_file(directory / "model.safetensors")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import CheckpointError, HeadraceError, InvalidRequestError, near_names
-from headrace.model.config_fields import read_config
+from headrace.model.config_fields import read_config, text_config
 from headrace.model.formats import find_format, is_format, requantised
-from headrace.model.from_config import model_from_config
+from headrace.model.from_config import MODEL_TYPES, model_from_config
 from headrace.model.model import Model
 from headrace.model.scaling import DEPTH_SHARE, scaled
 from headrace.paths import user_path
@@ -183,7 +183,7 @@ def _from_path(path: Path) -> Model:
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     raw = read_config(path)
     made = model_from_config(raw, name=name or path.stem, origin=str(path))
-    levels = (raw, raw.get("text_config") or {})
+    levels = (raw, text_config(raw, MODEL_TYPES))
     if any(level.get(key) for level in levels for key in ("torch_dtype", "dtype", "quantization_config")):
         return made
     return replace(

@@ -31,8 +31,9 @@ def context_tokens(fields: Fields, positions: int) -> int:
     kind = str(scaling.get("rope_type", scaling.get("type")))
     if kind not in ("linear", "dynamic", "yarn", "longrope", "su", "llama3"):
         return positions
-    original = inner.count("original_max_position_embeddings", default=0, zero=True)
-    original = original or fields.count("original_max_position_embeddings", default=0, zero=True) or positions
-    if kind not in ("linear", "dynamic", "yarn") and original < positions:
-        return positions
+    original = inner.count("original_max_position_embeddings", default=positions)
+    if kind not in ("linear", "dynamic"):
+        original = fields.count("original_max_position_embeddings", default=original)
+        if kind != "yarn" and original < positions:
+            return positions
     return max(positions, math.floor(original * inner.number("factor", default=1.0)))

@@ -88,12 +88,12 @@ def _config_of(index: GgufIndex, architecture: str) -> dict[str, Any]:
         for key, value in index.metadata.items()
         if key.startswith(f"{architecture}.")
     }
-    fields = {field: _one_number(own.get(key)) for field, key in _FIELDS.items()}
     shapes = {field: in_layers[name].shape for field, name in _WIDTHS.items() if name in in_layers}
-    config = {
+    widths = {field: shape[1] for field, shape in shapes.items() if len(shape) > 1}
+    # a key that is not there is null here: transformers' defaults are not those of GGUF files
+    config: dict[str, Any] = {field: _one_number(own.get(key), widths.get(field)) for field, key in _FIELDS.items()}
+    config |= {
         "model_type": _MODEL_TYPES.get(architecture, architecture),
-        **{field: shape[1] for field, shape in shapes.items() if len(shape) > 1},
-        **{field: value for field, value in fields.items() if value is not None},
         "vocab_size": embedding.shape[1],
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "attn_q.bias" in in_layers or "attn_qkv.bias" in in_layers,
@@ -101,7 +101,7 @@ def _config_of(index: GgufIndex, architecture: str) -> dict[str, Any]:
         "use_qk_norm": "attn_q_norm.weight" in in_layers,
         "rope_scaling": {name: own.get(f"rope.scaling.{key}") for name, key in _ROPE_SCALING.items()},
     }
-    if type(beyond := own.get("nextn_predict_layers")) is int and isinstance(config.get("num_hidden_layers"), int):
+    if type(beyond := own.get("nextn_predict_layers")) is int and isinstance(config["num_hidden_layers"], int):
         config["num_hidden_layers"] -= beyond  # layers that predict further tokens are no part of a pass
     return config | _of_one_architecture(architecture, config, own, in_layers, index.path)
 
@@ -114,18 +114,18 @@ def _of_one_architecture(
     path: Path,
 ) -> dict[str, Any]:
     """What is called otherwise, or is not said, in files of one architecture."""
-    context = config.get("max_position_embeddings")
+    context = config["max_position_embeddings"]
     match architecture:
-        case "llama" if config.get("num_experts"):
+        case "llama" if config["num_experts"]:
             return {"model_type": "mixtral", "num_local_experts": config["num_experts"]}
         case "gpt2" | "bloom" | "gptj":
             return {"n_positions": context}
         case "falcon":
-            kv_heads = config.get("num_key_value_heads")
+            kv_heads = config["num_key_value_heads"]
             grouped = "attn_norm_2.weight" in in_layers
             return {"new_decoder_architecture": grouped, "num_kv_heads": kv_heads, "multi_query": kv_heads == 1}
         case "glm4moe":
-            return {"n_routed_experts": config.get("num_experts")}
+            return {"n_routed_experts": config["num_experts"]}
         case "deepseek2":
             key = own.get("attention.key_length_mla", own.get("attention.key_length"))
             value = own.get("attention.value_length_mla", own.get("attention.value_length"))
@@ -135,15 +135,15 @@ def _of_one_architecture(
                 "model_type": "deepseek_v3"
                 if any(name.startswith("exp_probs_b") for name in in_layers)
                 else "deepseek_v2",
-                "qk_nope_head_dim": key - int(config.get("qk_rope_head_dim", 64)),
+                "qk_nope_head_dim": key - int(config["qk_rope_head_dim"] or 64),
                 "v_head_dim": value,
-                "n_routed_experts": config.get("num_experts"),
+                "n_routed_experts": config["num_experts"],
             }
     return {}
 
 
-def _one_number(value: Any) -> Any:
+def _one_number(value: Any, otherwise: int | None) -> Any:
     """Where a file gives an entry for each layer, the largest: models know one number."""
     if isinstance(value, list):
-        return max((item for item in value if isinstance(item, int)), default=None)
-    return value
+        return max((item for item in value if isinstance(item, int)), default=otherwise)
+    return otherwise if value is None else value

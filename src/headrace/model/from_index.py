@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from headrace.dtypes import DTYPES, STORED_DTYPES
-from headrace.errors import CheckpointCorruptError
+from headrace.errors import CheckpointCorruptError, UnsupportedModelError
 from headrace.model.config_fields import read_config
 from headrace.model.from_config import model_from_config
 from headrace.model.gguf_index import GgufTensor
@@ -32,7 +32,17 @@ def model_from_checkpoint(directory: Path) -> Model:
     """
     index = TensorIndex.from_directory(directory)
     path = directory / "config.json"
-    made = model_from_config(read_config(path), name=directory.resolve().name, origin=str(path))
+    raw = read_config(path)
+    try:
+        made = model_from_config(raw, name=directory.resolve().name, origin=str(path))
+    except UnsupportedModelError:
+        quantization = raw.get("quantization_config")
+        if not isinstance(quantization, Mapping):
+            raise
+        # the tensors say what they take, so that sizes unknown from the config are no obstacle
+        plain = {**raw, "quantization_config": None}
+        made = model_from_config(plain, name=directory.resolve().name, origin=str(path))
+        made = replace(made, weight_format=str(quantization.get("quant_method")))
     return with_stored_bytes(made, index.entries.values(), origin=str(directory))
 
 
