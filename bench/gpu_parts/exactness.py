@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from gpu_parts.outcome import Goal, Measured, Table, holds
 from gpu_parts.stage import Stage, places_text
 from gpu_parts.timing import FIRST_TOKEN
+from headrace.inference.transformers_seam import cache_argument, cache_in
 
 BATCHES = (1, 3)
 PROMPT_TOKENS = 33
@@ -90,10 +91,9 @@ def logits_of(model: Any) -> list[torch.Tensor]:
         with torch.inference_mode():
             for new_tokens in (*STEPS, 0):
                 positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -step.shape[1] :]
-                out = model(
-                    input_ids=step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-                )
-                cache = out.past_key_values
+                known = {"position_ids": positions, cache_argument(model): cache}
+                out = model(input_ids=step, attention_mask=mask, use_cache=True, **known)
+                cache = cache_in(out)
                 collected.append(out.logits.cpu())
                 step = out.logits[:, -1:].argmax(-1).repeat(1, new_tokens)
                 mask = torch.cat([mask, mask.new_ones(batch, new_tokens)], dim=-1)

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 import headrace
 from headrace.cli.demo_model import cache_directory, fetch_demo_model
 from headrace.errors import CheckpointError
+from headrace.inference.transformers_seam import cache_argument, cache_in
 from tiny_models import resident_reference
 
 pytestmark = pytest.mark.alone
@@ -35,6 +36,7 @@ def smollm2() -> Path:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_are_those_of_the_resident_model(smollm2: Path, dtype: str) -> None:
     reference = resident_reference(smollm2, getattr(torch, dtype))
+    cache_name = cache_argument(reference)
     torch.manual_seed(0)
     plans = set()
     for memory in ("130MB", "190MB", "440MB"):
@@ -47,8 +49,8 @@ def test_logits_are_those_of_the_resident_model(smollm2: Path, dtype: str) -> No
                 for _ in range(3):
                     assert torch.equal(wanted.logits, got.logits)
                     token = wanted.logits[:, -1:].argmax(-1)
-                    wanted = reference(token, past_key_values=wanted.past_key_values)
-                    got = model(token, past_key_values=got.past_key_values)
+                    wanted = reference(token, **{cache_name: cache_in(wanted)})
+                    got = model(token, **{cache_name: cache_in(got)})
     assert len(plans) == 3
 
 

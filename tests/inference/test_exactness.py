@@ -10,6 +10,7 @@ import torch
 
 import headrace
 from headrace.errors import BudgetError
+from headrace.inference.transformers_seam import cache_argument, cache_in
 from tiny_models import CONFIGS, resident_reference, save_tiny
 
 pytestmark = pytest.mark.usefixtures("made_up_speeds")
@@ -35,13 +36,14 @@ def passes(model: Any, batch: int, dtype: torch.dtype) -> list[torch.Tensor]:
     collected = []
     with torch.inference_mode():
         cache = None
+        cache_name = cache_argument(model)
         step = ids
         for new in (1, 1, 1, 2, 0):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -step.shape[1] :]
             extra = {} if model.config.model_type in {"opt", "gpt_neox"} else {"position_ids": positions}
-            out = model(input_ids=step, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+            out = model(input_ids=step, attention_mask=mask, use_cache=True, **extra, **{cache_name: cache})
             collected.append(out.logits)
-            cache = out.past_key_values
+            cache = cache_in(out)
             if not new:
                 break
             step = out.logits[:, -1:].argmax(-1).repeat(1, new)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers.generation.streamers import BaseStreamer
-
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """what a tokenizer shows for the first bytes of a character whose other bytes are still to come"""
 
 
-class TextStream(BaseStreamer):  # type: ignore[misc]  # the library is untyped here
-    """Decodes the tokens of one sequence and hands out what is new; the parts add up to the whole text."""
+class TextStream:
+    """A streamer of transformers' `generate`: decodes one sequence's tokens; the parts add up to the whole text."""
 
     def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
         self._tokenizer = tokenizer

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
 
 from headrace.inference.kv_cache import build_cache
+from headrace.inference.transformers_seam import CandidateGenerator, draft_without_confidence, set_draft_length
 from headrace.planning.jobs.draft_length import DraftLength
 
 
@@ -24,13 +24,7 @@ class AdaptiveCandidates(CandidateGenerator):  # type: ignore[misc]  # transform
         self._handle = handle
         self._proposed = 0
         self._passes_before = len(handle.passes)
-        draft = getattr(inner, "assistant_model", None)
-        if draft is not None:
-            inner.generation_config.assistant_confidence_threshold = 0.0
-            inner.assistant_generation_config.assistant_confidence_threshold = 0.0
-            inner.assistant_kwargs.setdefault(
-                "past_key_values", build_cache(draft.config, capacity_tokens=inner.main_model_max_length)
-            )
+        draft_without_confidence(inner, build_cache)
 
     def get_candidates(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The ids with the drafted ones behind them, and the drafts' logits where there are any."""
@@ -38,10 +32,7 @@ class AdaptiveCandidates(CandidateGenerator):  # type: ignore[misc]  # transform
         self._proposed = 0
         if not wanted:
             return input_ids, None
-        if isinstance(self._inner, PromptLookupCandidateGenerator):
-            self._inner.num_output_tokens = wanted
-        else:
-            self._inner.num_assistant_tokens = wanted
+        set_draft_length(self._inner, wanted)
         ids, logits = self._inner.get_candidates(input_ids, **kwargs)
         self._proposed = ids.shape[1] - input_ids.shape[1]
         return ids, logits

@@ -16,7 +16,7 @@ from torch import nn
 
 from headrace.errors import BudgetError, InvalidRequestError
 from headrace.inference.host_cache import OffloadedCache
-from headrace.inference.kv_cache import build_cache
+from headrace.inference.kv_cache import lay_out_cache
 from headrace.planning.jobs.draft_length import DraftLength
 from headrace.planning.memory import cache_bytes, cache_sides
 from headrace.planning.plan import Placement, Plan
@@ -203,12 +203,13 @@ class Handle:
         of_blocks = cache_bytes(model, work, plan.compute_dtype, tokens=tokens)
         return cache_sides(model, of_blocks, plan.placements, on_host=plan.cache_on_host).device_bytes
 
-    def build_cache(self, config: Any, *, capacity_tokens: int) -> Any:
-        """A transformers cache for this model, where the plan keeps keys and values."""
+    def lay_out_cache(self, cache: Any, *, capacity_tokens: int) -> None:
+        """Let a transformers cache for this model keep keys and values where the plan does."""
         if not self.plan.cache_on_host:
-            return build_cache(config, capacity_tokens=capacity_tokens)
-        return build_cache(
-            config,
+            lay_out_cache(cache, capacity_tokens=capacity_tokens)
+            return
+        lay_out_cache(
+            cache,
             capacity_tokens=capacity_tokens,
             visits=OffloadedCache(self.device, capacity_tokens=capacity_tokens),
             on_cpu={number for number, own in enumerate(self.plan.placements) if own is Placement.CPU},

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
 
 from headrace.errors import InvalidRequestError
+from headrace.inference.transformers_seam import DynamicLayer
 from headrace.model.layout import align_up
 from headrace.streaming.arena import Arena, Piece
 from headrace.streaming.device import CACHE_LANE, COMPLETE, CopyPart, Device, DeviceEvent
@@ -60,7 +60,7 @@ class HostLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         """Forget the last -`tokens_to_remove` tokens (transformers counts them negatively)."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes a negative number of tokens, not {tokens_to_remove}")
-        self._kept.length = max(0, self._kept.length + tokens_to_remove)
+        self._kept.length = max(0, self._kept.length + int(tokens_to_remove))  # transformers counts in a tensor
 
     def reset(self) -> None:
         """Forget all states."""

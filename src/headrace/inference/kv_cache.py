@@ -11,9 +11,9 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from headrace.inference.host_cache import HostLayer, OffloadedCache
+from headrace.inference.transformers_seam import DynamicCache, DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
@@ -80,23 +80,28 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
         self._key_memory, self._value_memory = memories
 
 
-def build_cache(
-    config: Any,
+def build_cache(config: Any, *, capacity_tokens: int) -> DynamicCache:
+    """A cache for this model, laid out where its layers compute."""
+    cache = DynamicCache(config=config)
+    lay_out_cache(cache, capacity_tokens=capacity_tokens)
+    return cache
+
+
+def lay_out_cache(
+    cache: DynamicCache,
     *,
     capacity_tokens: int,
     visits: OffloadedCache | None = None,
     on_cpu: Collection[int] = (),
-) -> DynamicCache:
-    """A cache for this model; sliding-window layers stay transformers' own, which are bounded by their window.
+) -> None:
+    """Exchange the layers of an empty cache; sliding-window layers stay transformers' own, bounded by their window.
 
     With `visits` the states of full-attention layers wait in host memory, but for the layers `on_cpu`, whose
     states are made there.
     """
-    cache = DynamicCache(config=config)
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
             if visits is None or number in on_cpu:
                 cache.layers[number] = PreallocatedLayer(capacity_tokens)
             else:
                 cache.layers[number] = HostLayer(visits)
-    return cache

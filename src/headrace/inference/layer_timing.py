@@ -30,9 +30,10 @@ from torch.nn import functional
 from headrace.errors import BudgetError
 from headrace.inference.block_weights import BlockWeights, ConversionBuffer
 from headrace.inference.embedding_and_head import EmbeddingRows
-from headrace.inference.kv_cache import build_cache
+from headrace.inference.kv_cache import build_cache, lay_out_cache
 from headrace.inference.loading import Loading
 from headrace.inference.skeleton import build_skeleton, shortened_config
+from headrace.inference.transformers_seam import cache_argument
 from headrace.inference.weight_names import recipes_of
 from headrace.model.blocks import HEAD_CHUNK_ROWS, product_slices
 from headrace.model.layout import ByteRange, lay_out
@@ -268,10 +269,11 @@ class _Stage:
             )
             for number in range(self._layers):
                 cache.update(states, states, number)
+        given = {cache_argument(self._model.base_model): cache}
         self._flush.amax()
         self._waits = wait
         start = self._now()
-        self._model.base_model(inputs_embeds=hidden, past_key_values=cache, use_cache=True)
+        self._model.base_model(inputs_embeds=hidden, use_cache=True, **given)
         whole = self._now() - start
         inside = self._left_s - self._entered_s
         return _Parts(inside / self._layers, whole - inside)
@@ -374,9 +376,9 @@ class _Admitting:
     def admit(self, **_: int) -> None:
         """Nothing is refused."""
 
-    def build_cache(self, config: Any, *, capacity_tokens: int) -> Any:
+    def lay_out_cache(self, cache: Any, *, capacity_tokens: int) -> None:
         """Keys and values where the layer computes."""
-        return build_cache(config, capacity_tokens=capacity_tokens)
+        lay_out_cache(cache, capacity_tokens=capacity_tokens)
 
     def out_of_memory(self, error: BaseException) -> BudgetError:
         """The device has less memory than was free a moment ago."""

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from headrace.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
 from headrace.inference.refused_config import refused_config
 from headrace.inference.streamed_model import StreamedModel
+from headrace.inference.transformers_seam import causal_class_of, make_model
 
 HOST = torch.device("cpu")
 
@@ -39,11 +40,9 @@ def build_skeleton(
     Placeholders and buffers are on `device`; buffers are made on the host, as `from_pretrained` makes them.
     The class is a subclass of the transformers class, with `StreamedModel`'s methods added; nothing is patched.
     """
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    original = causal_class_of(config)
+    if original is None:
         raise UnsupportedModelError(f"transformers has no causal language model for {type(config).__name__}")
-    original = AutoModelForCausalLM._model_mapping[type(config)]
-    if isinstance(original, tuple):
-        original = original[0]
     streamed: Any = type(original.__name__, (StreamedModel, original), {"__module__": original.__module__})
     options = {} if attention is None else {"attn_implementation": attention}
     model = _without_weights(streamed, config, dtype=dtype, **options)
@@ -60,7 +59,7 @@ def _without_weights(model_class: Any, config: Any, **options: Any) -> Any:
 
     def make(config: Any) -> Any:
         with init_empty_weights(include_buffers=False):
-            return model_class._from_config(config, **options)
+            return make_model(model_class, config, **options)
 
     try:
         return make(copy.deepcopy(config))

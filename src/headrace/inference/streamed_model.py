@@ -8,9 +8,10 @@ import torch
 
 from headrace.errors import InvalidRequestError
 from headrace.inference.drafting import AdaptiveCandidates
+from headrace.inference.transformers_seam import GenerationHooks
 
 
-class StreamedModel:
+class StreamedModel(GenerationHooks):
     """Mixed into the transformers class of a loaded model. Everything else is the transformers class itself."""
 
     headrace: Any
@@ -39,34 +40,15 @@ class StreamedModel:
             f"a streamed model holds no weights to save; they are in {self.headrace.checkpoint.directory}, unchanged"
         )
 
-    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+    def admit(self, *, sequences: int, context_tokens: int) -> None:
+        """Refuse a request of `generate` that does not fit with a BudgetError that has the numbers."""
+        self.headrace.admit(sequences=sequences, context_tokens=context_tokens)
+
+    def lay_out_cache(self, cache: Any, *, capacity_tokens: int) -> None:
+        """Keep the cache of a request inside the budget."""
+        self.headrace.lay_out_cache(cache, capacity_tokens=capacity_tokens)
+
+    def drafts_from(self, candidates: Any) -> Any:
         """transformers' candidate generator; its length follows what pays where the model was loaded for drafts."""
-        inner = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]
         length = self.headrace.draft_length
-        return inner if length is None else AdaptiveCandidates(inner, length, self.headrace)
-
-    def _prepare_cache_for_generation(
-        self,
-        generation_config: Any,
-        model_kwargs: dict[str, Any],
-        generation_mode: Any,
-        batch_size: int,
-        max_cache_length: int,
-    ) -> None:
-        """Admit or refuse the request, then give it a cache that stays inside the budget.
-
-        transformers calls this before the first pass. Raises BudgetError with the numbers.
-        """
-        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-        given = model_kwargs.get("past_key_values")
-        self.headrace.admit(sequences=batch_size * copies, context_tokens=max_cache_length)
-        plain = generation_config.cache_implementation in (None, "dynamic")
-        if given is None and plain and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = self.headrace.build_cache(
-                self.config,  # type: ignore[attr-defined]
-                capacity_tokens=max_cache_length,
-            )
-            return
-        super()._prepare_cache_for_generation(  # type: ignore[misc]
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-        )
+        return candidates if length is None else AdaptiveCandidates(candidates, length, self.headrace)

@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
+from headrace.errors import CheckpointCorruptError, UnsupportedModelError
+from headrace.inference.transformers_seam import (
     Concatenate,
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
+    get_model_conversion_mapping,
     rename_source_key,
 )
-
-from headrace.errors import CheckpointCorruptError, UnsupportedModelError
 from headrace.model.safetensors_index import TensorEntry
 
 

@@ -16,10 +16,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface
-from transformers.cache_utils import Cache
 
 from headrace.errors import UnsupportedModelError
+from headrace.inference.transformers_seam import (
+    AttentionInterface,
+    Cache,
+    cache_argument,
+    exchanges_attention,
+    use_attention,
+)
 from headrace.planning.jobs.packing import Copy, Turn
 
 ATTENTION = "headrace_ragged"
@@ -171,7 +176,8 @@ class RaggedRunner:
         require_ragged(model)
         self._model = model
         self._cache = RaggedCache(positions=positions)
-        model.config._attn_implementation = ATTENTION
+        self._cache_argument = cache_argument(model)
+        use_attention(model, ATTENTION)
 
     def run(self, copies: Sequence[Copy], turns: Sequence[Turn], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Compute one pass; `tokens` holds the token ids of each turn.
@@ -191,9 +197,9 @@ class RaggedRunner:
             output = self._model(
                 input_ids=torch.tensor([ids]),
                 position_ids=torch.tensor([positions]),
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=kept,
+                **{self._cache_argument: self._cache},
             )
         self._model.headrace.passes.clear()  # a long job must not grow by remembering its passes
         return output.logits[0, : len(last_rows)]  # type: ignore[no-any-return]
@@ -225,7 +231,7 @@ def attend_alone(
 
 def require_ragged(model: Any) -> None:
     """Raise UnsupportedModelError for a model whose attention cannot be exchanged."""
-    if not getattr(model, "_supports_attention_backend", False) or model.config.model_type in _OWN_POSITIONS:
+    if not exchanges_attention(model) or model.config.model_type in _OWN_POSITIONS:
         raise UnsupportedModelError(
             f"batches of {model.config.model_type} models are not supported: their attention in transformers does not "
             "go through its register of attention functions. headrace run takes them, several prompts at a time"

@@ -1,0 +1,175 @@
+"""All that headrace knows of transformers' inside: what its documentation does not promise and a release may change.
+
+No other file imports a module within transformers or one of its private names (tests/test_house.py), and
+tests/inference/test_transformers_seam.py names each thing relied upon here. The range in pyproject.toml is what was
+tested: `make versions` runs the least and the newest of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import transformers
+from packaging.version import Version
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
+
+from headrace.errors import InvalidRequestError
+
+__all__ = [
+    "CROPS_SLIDING_DRAFTS",
+    "AttentionInterface",
+    "Cache",
+    "CandidateGenerator",
+    "Concatenate",
+    "DynamicCache",
+    "DynamicLayer",
+    "GenerationHooks",
+    "MergeModulelist",
+    "WeightConverter",
+    "WeightRenaming",
+    "cache_argument",
+    "cache_in",
+    "causal_class_of",
+    "dot_natural_key",
+    "draft_without_confidence",
+    "exchanges_attention",
+    "get_model_conversion_mapping",
+    "make_model",
+    "rename_source_key",
+    "set_draft_length",
+    "use_attention",
+]
+
+_CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
+"""what a forward pass calls its cache: the first from 5.24 on, the others before, the last in state-space models"""
+
+CROPS_SLIDING_DRAFTS = Version(transformers.__version__) >= Version("5.18")
+"""a sliding layer that records its past attends within its window when several drafts follow one another"""
+
+
+# Classes of models
+
+
+def causal_class_of(config: Any) -> Any:
+    """The class for causal language modelling of models with this config; None where transformers has none."""
+    mapping = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping:
+        return None
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def make_model(model_class: Any, config: Any, *, dtype: Any, **options: Any) -> Any:
+    """Make the model as `from_pretrained` does before it reads weights; it is the caller who sees to their memory."""
+    return model_class._from_config(config, dtype=dtype, **options)
+
+
+def exchanges_attention(model: Any) -> bool:
+    """Whether the model's attention goes through the register of attention functions."""
+    return bool(getattr(model, "_supports_attention_backend", False))
+
+
+def use_attention(model: Any, name: str) -> None:
+    """Let the model's attention be the registered function `name` from the next pass on."""
+    model.config._attn_implementation = name
+
+
+# Caches
+
+
+def cache_argument(model: Any) -> str:
+    """What this model's forward pass calls its cache, as an argument and in its output."""
+    accepted = inspect.signature(type(model).forward).parameters
+    return next((name for name in _CACHE_ARGUMENTS if name in accepted), _CACHE_ARGUMENTS[0])
+
+
+def cache_in(values: Any) -> Any:
+    """The cache among a model's arguments or in its output, under whatever name; None where there is none."""
+    return next((values[name] for name in _CACHE_ARGUMENTS if name in values and values[name] is not None), None)
+
+
+# Generation
+
+
+class GenerationHooks:
+    """The two places where `generate` asks a model for something of its own. Mixed in before the transformers class."""
+
+    def admit(self, *, sequences: int, context_tokens: int) -> None:
+        """Let a request in or raise, before anything is computed for it."""
+        raise NotImplementedError
+
+    def lay_out_cache(self, cache: DynamicCache, *, capacity_tokens: int) -> None:
+        """Take over the layers of an empty cache that transformers made for at most so many tokens."""
+        raise NotImplementedError
+
+    def drafts_from(self, candidates: Any) -> Any:
+        """The candidate generator to use in place of transformers' own."""
+        raise NotImplementedError
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        return self.drafts_from(super()._get_candidate_generator(*args, **kwargs))  # type: ignore[misc]
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """transformers calls this before the first pass, and takes the cache that is then in `model_kwargs`."""
+        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        self.admit(sequences=batch_size * copies, context_tokens=max_cache_length)
+        given = cache_in(model_kwargs)
+        super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        made = cache_in(model_kwargs)
+        if made is not given and generation_config.cache_implementation in (None, "dynamic"):
+            self.lay_out_cache(made, capacity_tokens=max_cache_length)
+
+
+def set_draft_length(candidates: Any, tokens: int) -> None:
+    """Ask a candidate generator of transformers for so many tokens in the next pass."""
+    if isinstance(candidates, PromptLookupCandidateGenerator):
+        candidates.num_output_tokens = tokens
+    else:
+        candidates.num_assistant_tokens = tokens
+
+
+def draft_without_confidence(candidates: Any, build_cache: Callable[..., Any]) -> None:
+    """Let a draft model, where there is one, draft as many tokens as it is asked for, into the cache built for it.
+
+    `build_cache(config, capacity_tokens=...)` makes the cache. Raises InvalidRequestError for a text beyond the draft
+    model's sliding window where transformers cannot take drafts back from one.
+    """
+    draft = getattr(candidates, "assistant_model", None)
+    if draft is None:
+        return
+    candidates.generation_config.assistant_confidence_threshold = 0.0
+    candidates.assistant_generation_config.assistant_confidence_threshold = 0.0
+    if cache_in(candidates.assistant_kwargs) is None:
+        tokens = candidates.main_model_max_length
+        cache = build_cache(draft.config, capacity_tokens=tokens)
+        windows = [layer.sliding_window for layer in cache.layers if layer.is_sliding]
+        if not CROPS_SLIDING_DRAFTS and min(windows, default=tokens) < tokens:
+            raise InvalidRequestError(
+                f"drafts of {type(draft).__name__} reach beyond its sliding window, from which transformers "
+                f"{transformers.__version__} cannot take them back; install transformers 5.18 or later, or use "
+                "--draft lookup"
+            )
+        cache.activate_past_recording()  # sliding layers keep what drafts push out until the drafts are accepted
+        candidates.assistant_kwargs[cache_argument(draft)] = cache
