@@ -17,9 +17,9 @@ from headrace.planning.infeasible import minimum_bytes
 from headrace.planning.memory import MemoryAccount
 from headrace.planning.pass_times import LowerBound
 from headrace.planning.placements import CPU_SLOT_COUNTS, stores
-from headrace.planning.plan import TRAVELLING, Arrangement, EmbeddingPlacement, Placement
+from headrace.planning.plan import TRAVELLING, Arrangement, EmbeddingPlacement, Placement, Plan
 from headrace.planning.planner import MARGIN, compare, plan_fastest, plan_strategy
-from headrace.planning.prediction import Candidate
+from headrace.planning.prediction import Candidate, Prediction, first_pass_s, predict
 from headrace.planning.rates import LayerTimes
 from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import RUNNABLE, Strategy
@@ -107,6 +107,28 @@ def test_the_planner_is_never_slower_than_any_strategy_alone(scenario: Scenario)
             assert alone.plan.strategy is strategy
             # But for the margin that a plan with fewer moving parts is allowed.
             assert prediction.total_s * (1 - MARGIN) <= alone.prediction.total_s * (1 + 1e-9)
+
+
+@given(scenarios())
+@fewest_examples
+def test_the_first_pass_played_alone_is_that_of_the_whole_run(scenario: Scenario) -> None:
+    """By it plans are left out of the search."""
+    plan, prediction = planned(scenario)
+    assert first_pass_s(plan, scenario) == prediction.prefill_s
+
+
+def test_where_all_weights_stay_no_streaming_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[Plan] = []
+
+    def counted(plan: Plan, scenario: Scenario) -> Prediction:
+        played.append(plan)
+        return predict(plan, scenario)
+
+    monkeypatch.setattr(planner, "predict", counted)
+    spec = model([100] * 8, vocab=2000)
+    scenario = cpu_scenario(spec, prompt_tokens=4, generate_tokens=1).at(rates_of(spec, load_per_compute=0.5))
+    plan_fastest(with_budget(scenario, everything_bytes(scenario)))
+    assert [plan.strategy for plan in played] == [Strategy.RESIDENT]
 
 
 @given(accelerator_scenarios(cpu=False))

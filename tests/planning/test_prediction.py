@@ -20,7 +20,7 @@ from headrace.planning.block_times import PassOverheads, block_times, distinct_r
 from headrace.planning.measured_rates import cpu_rates
 from headrace.planning.pass_times import LowerBound
 from headrace.planning.plan import Arrangement, EmbeddingPlacement, Placement, Plan, TierMemory
-from headrace.planning.prediction import break_even_tokens, predict
+from headrace.planning.prediction import Candidate, break_even_tokens, predict, timeline_of
 from headrace.planning.rates import LayerTimes, Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import Strategy
@@ -152,14 +152,15 @@ def test_an_overlapped_run_by_hand() -> None:
 def test_a_resident_run_by_hand() -> None:
     rates = rates_of((1, 0.5), (4, 2.0))
     plan = plan_of(Strategy.RESIDENT, placements=(DEVICE,) * 4, slots=0, sequences=1, prompt_tokens=4)
-    prediction = predict(plan, scenario_of(rates))
+    scenario = scenario_of(rates)
+    prediction = predict(plan, scenario)
     assert prediction.prefill_s == pytest.approx(7.25), "the first pass brings the weights"
     assert prediction.decode_s_per_pass == pytest.approx(1.75)
     assert prediction.load_s_per_pass == 0
     assert prediction.binds == "compute"
     assert prediction.break_even_tokens_per_pass == 0
-    assert prediction.timeline is not None
-    assert {event.pass_index for event in prediction.timeline.events if event.lane is Lane.READ} == {0}
+    events = timeline_of(Candidate(plan, prediction), scenario).events
+    assert {event.pass_index for event in events if event.lane is Lane.READ} == {0}
 
 
 def test_all_sequences_count_in_tokens_per_second() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from headrace.model.stored_model import StoredModel
-from headrace.planning.plan import EmbeddingPlacement
+from headrace.planning.plan import EmbeddingPlacement, Plan
 from headrace.planning.planner import plan_strategy
-from headrace.planning.prediction import Prediction, predict
+from headrace.planning.prediction import Candidate, Prediction, predict, timeline_of
 from headrace.planning.rates import LayerTimes, Rates
+from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import Strategy
 from headrace.planning.timeline import Lane
 from planning_scenarios import (
@@ -29,7 +30,7 @@ from planning_scenarios import (
 SHORT = model([700] * 3, vocab=600)
 
 
-def prediction_of(
+def case(
     rates: Rates,
     placements: str,
     *,
@@ -38,16 +39,19 @@ def prediction_of(
     ring_chunks: int = 4,
     chunk_bytes: int = CHUNK_BYTES,
     **changes: Any,
-) -> Prediction:
-    """Predict blocks at v(ideo memory), h(ost), d(isk) and c(omputed by the CPU) through two slots."""
+) -> tuple[Plan, Scenario]:
+    """Blocks at v(ideo memory), h(ost), d(isk) and c(omputed by the CPU) through two slots."""
     letters = {"v": DEVICE, "h": HOST, "d": DISK, "c": CPU}
     scenario = budgets(accelerator_scenario(spec), 2.0, 9.0).at(rates)
     plan, _ = plan_strategy(scenario, Strategy.RESIDENT)
     chosen = tuple(letters[letter] for letter in placements)
     other = dataclasses.replace(plan, **{"strategy": Strategy.OVERLAP, "slots": 2, "placements": chosen, **changes})
-    return predict(
-        other, dataclasses.replace(scenario, pinned=pinned, ring_chunks=ring_chunks, chunk_bytes=chunk_bytes)
-    )
+    return other, dataclasses.replace(scenario, pinned=pinned, ring_chunks=ring_chunks, chunk_bytes=chunk_bytes)
+
+
+def prediction_of(rates: Rates, placements: str, **changes: Any) -> Prediction:
+    """Predict a `case`."""
+    return predict(*case(rates, placements, **changes))
 
 
 def test_what_binds() -> None:
@@ -83,12 +87,13 @@ def test_visits_of_keys_and_values_count_in_a_prediction() -> None:
 def test_ring_and_chunks_are_those_simulated() -> None:
     """A larger ring lets the disk get further ahead of a slow link; larger chunks arrive later."""
     rates = accelerator_rates(SHORT, disk_s=3.0, link_s=9.0)
-    few, many = (prediction_of(rates, "dddd", ring_chunks=chunks) for chunks in (2, 8))
-    assert few.timeline is not None
-    assert many.timeline is not None
-    first_reads = [next(e for e in line.events if e.lane is Lane.READ) for line in (few.timeline, many.timeline)]
+    first_reads = []
+    for chunks in (2, 8):
+        plan, scenario = case(rates, "dddd", ring_chunks=chunks)
+        events = timeline_of(Candidate(plan, predict(plan, scenario)), scenario).events
+        first_reads.append(next(event for event in events if event.lane is Lane.READ))
     assert first_reads[0].end_s > 1.1 * first_reads[1].end_s
-    whole = prediction_of(rates, "dddd", chunk_bytes=1 << 30)
+    few, whole = (prediction_of(rates, "dddd", **own) for own in ({"ring_chunks": 2}, {"chunk_bytes": 1 << 30}))
     assert whole.prefill_s > few.prefill_s + 0.1
 
 

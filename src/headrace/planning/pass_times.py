@@ -95,7 +95,11 @@ class LowerBound:
         }
 
     def total_s(self, arrangement: Arrangement) -> float:
-        """Seconds of the whole work, at least.
+        """Seconds of the whole work, at least."""
+        return sum(self.parts_s(arrangement))
+
+    def parts_s(self, arrangement: Arrangement) -> tuple[float, float]:
+        """Seconds of the first pass, and of all further ones, at least.
 
         No schedule does with less than the longest that it takes of a resource, nor with less than every slot takes to
         be filled with one block after the other while each of them is computed.
@@ -118,13 +122,13 @@ class LowerBound:
         prefill_s += self._overheads.first_pass_s
         decode_s += self._overheads.further_pass_s
         if self._sequential:
-            return first_arrival_s + prefill_s + self._further_passes * (arrival_s + decode_s)
+            return first_arrival_s + prefill_s, self._further_passes * (arrival_s + decode_s)
         first = self._shares[self._kinds[0], arrangement.placements[0]]
         last = self._shares[self._kinds[-1], arrangement.placements[-1]]
         middle_s = least_s(first_read_s - first.first_read_s, prefill_s - last.prefill_s, *self._slowdowns)
         first_s = max(first.first_read_s + middle_s + last.prefill_s, first_copy_s, first.first_arrival_s + prefill_s)
         slots_s = in_slots_s / arrangement.slots if arrangement.slots else 0.0
-        return first_s + self._further_passes * max(least_s(read_s, decode_s, *self._slowdowns), copy_s, slots_s)
+        return first_s, self._further_passes * max(least_s(read_s, decode_s, *self._slowdowns), copy_s, slots_s)
 
 
 def _placements_of(scenario: Scenario) -> list[Placement]:

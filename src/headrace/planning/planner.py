@@ -34,7 +34,7 @@ from headrace.planning.placements import (
     two_slots_bytes,
 )
 from headrace.planning.plan import TRAVELLING, Arrangement, Placement, Plan
-from headrace.planning.prediction import Candidate, predict
+from headrace.planning.prediction import Candidate, first_pass_s, predict
 from headrace.planning.scenario import Scenario
 from headrace.planning.splits import candidates
 from headrace.planning.strategies import RUNNABLE, Strategy
@@ -70,8 +70,15 @@ def plan_strategy(scenario: Scenario, strategy: Strategy) -> Candidate:
 def plan_fastest(scenario: Scenario) -> Candidate:
     """Return the recommended plan of what the runtime runs; raises BudgetError when not even the smallest fits."""
     account = _account(scenario)
-    found = [_Search(account, strategy).best() for strategy in RUNNABLE]
-    best = simplest_of_the_fast(candidate for candidate in found if candidate is not None)
+    found: list[Candidate] = []
+    than_s = math.inf
+    for strategy in RUNNABLE:
+        candidate = _Search(account, strategy).best(than_s)
+        if candidate is not None:
+            found.append(candidate)
+            if not moving_parts(candidate.plan):  # what moves anything must be faster by the margin
+                than_s = candidate.prediction.total_s * (1 - MARGIN)
+    best = simplest_of_the_fast(found)
     if best is None:
         raise refusal(account, None)
     return best
@@ -205,17 +212,18 @@ class _Search:
         self._caches = (False,) if cache_stays else (False, True)
         self._bounds = {cache: LowerBound(scenario, strategy, cache_on_host=cache) for cache in self._caches}
 
-    def best(self) -> Candidate | None:
-        """The fastest, or None where nothing fits."""
+    def best(self, than_s: float = math.inf) -> Candidate | None:
+        """The fastest, or None where nothing fits or nothing is faster than `than_s`."""
         if self._scenario.on_cpu:
             tried: dict[Arrangement, Candidate] = {}
-            self._try(all_arrangements(self.account, self._strategy), tried, math.inf)
+            self._try(all_arrangements(self.account, self._strategy), tried, than_s)
             return _fastest(tried.values())
         counts = cpu_layer_counts(self.account)
-        without = self._among(counts[:1], math.inf)
+        without = self._among(counts[:1], than_s)
         if len(counts) == 1:
             return without
-        than_s = math.inf if without is None else without.prediction.total_s
+        if without is not None:
+            than_s = min(than_s, without.prediction.total_s)
         own = self._among(self._steps(counts[1:]), than_s)
         return _fastest(found for found in (without, own) if found is not None)
 
@@ -328,11 +336,20 @@ class _Search:
         """The lower bound, rounded: equals are ranked by what travels, not by the order in which seconds were added."""
         return float(f"{self._bounds[arrangement.cache_on_host].total_s(arrangement):.11e}")
 
+    def _may_be_faster(self, arrangement: Arrangement, than_s: float) -> bool:
+        """By the lower bound; where the first pass is most of the work, by playing that one alone."""
+        if self._least_s(arrangement) >= than_s * _SAME:
+            return False
+        first_s, further_s = self._bounds[arrangement.cache_on_host].parts_s(arrangement)
+        if first_s < further_s or than_s == math.inf:
+            return True
+        return first_pass_s(self._plan(arrangement), self._scenario) + further_s < than_s * _SAME
+
     def _try(self, chosen: Iterable[Arrangement], tried: dict[Arrangement, Candidate], than_s: float) -> None:
         """Simulate those that may be faster than `than_s` and than what was tried before."""
         fastest_s = min([than_s, *(candidate.prediction.total_s for candidate in tried.values())])
         for arrangement in chosen:
-            if arrangement not in tried and self._least_s(arrangement) < fastest_s * _SAME:
+            if arrangement not in tried and self._may_be_faster(arrangement, fastest_s):
                 tried[arrangement] = candidate = self._simulate(arrangement)
                 fastest_s = min(fastest_s, candidate.prediction.total_s)
 

@@ -19,7 +19,7 @@ from headrace.planning.described_rates import fastest_values, quantities
 from headrace.planning.plan import Placement, Plan
 from headrace.planning.scenario import Scenario
 from headrace.planning.simulation.many_devices import simulate_work
-from headrace.planning.simulation.one_copy import PassSchedule, simulate
+from headrace.planning.simulation.one_copy import PassSchedule, pass_seconds, simulate
 from headrace.planning.strategies import RUNNABLE, Strategy
 from headrace.planning.timeline import Timeline
 
@@ -48,8 +48,6 @@ class Prediction:
     """the longest of loading and computing: no schedule is faster"""
     break_even_tokens_per_pass: float = 0.0
     """of a simulated plan, the tokens at which computing a pass takes as long as loading what it streams; 0: nothing"""
-    timeline: Timeline | None = None
-    """of a simulated plan; `timeline_of` has those of all plans"""
     prefill_parts_s: Mapping[str, float] = field(default_factory=dict)
     """seconds by resource"""
     decode_parts_s: Mapping[str, float] = field(default_factory=dict)
@@ -144,9 +142,9 @@ def prediction_interval(candidate: Candidate, scenario: Scenario) -> PredictionI
 
 def timeline_of(candidate: Candidate, scenario: Scenario) -> Timeline:
     """The events of the first pass and some decode passes: as simulated, or a closed form's schedule executed."""
-    if candidate.prediction.timeline is not None:
-        return candidate.prediction.timeline
     plan = candidate.plan
+    if is_simulated(plan, scenario):
+        return simulate(_schedule(plan, scenario), [block.name for block in scenario.model.blocks]).timeline
     return simulate_work(ClosedForm.of(scenario, plan.arrangement), plan.workload).timeline
 
 
@@ -155,23 +153,8 @@ def timeline_of(candidate: Candidate, scenario: Scenario) -> Timeline:
 
 def _simulated(plan: Plan, scenario: Scenario) -> Prediction:
     """Play the plan's workload block by block and say what binds."""
-    model, rates, work = scenario.model, scenario.known_rates, plan.workload
-    overheads = PassOverheads.of(model, work, rates, plan.embedding)
-    schedule = PassSchedule(
-        blocks=block_times(scenario, plan.placements, workload=work, cache_on_host=plan.cache_on_host),
-        placements=plan.placements,
-        slots=plan.slots,
-        overlap=plan.strategy is not Strategy.SEQUENTIAL,
-        ring_pieces=scenario.ring_chunks,
-        decode_passes=DECODE_PASSES_SIMULATED,
-        pass_overhead_s=overheads.further_pass_s,
-        first_pass_overhead_s=overheads.first_pass_s,
-        read_latency_s=rates.read_latency_s,
-        stall_penalty_s=rates.stall_penalty_s,
-        compute_slowdown=rates.compute_slowdown,
-        read_slowdown=rates.read_slowdown,
-    )
-    simulated = simulate(schedule, [block.name for block in model.blocks])
+    work, schedule = plan.workload, _schedule(plan, scenario)
+    simulated = pass_seconds(schedule)
     demand, decode_s, tokens_per_pass = schedule.demand, simulated.decode_s_per_pass, 1.0
     if scenario.speculation is not None:
         decode_s *= 1.0 + scenario.speculation.draft_s_share
@@ -193,9 +176,33 @@ def _simulated(plan: Plan, scenario: Scenario) -> Prediction:
             scenario, work.sequences * scenario.tokens_checked, load_s=load_s, compute_s=demand.compute_s
         ),
         possible_decode_s=max(demand),
-        timeline=simulated.timeline,
         decode_parts_s={"compute": demand.compute_s - cpu_s, "cpu": cpu_s, "link": link_s, "disk": disk_s},
     )
+
+
+def _schedule(plan: Plan, scenario: Scenario) -> PassSchedule:
+    """What the plan's workload takes of each resource, block by block."""
+    rates, work = scenario.known_rates, plan.workload
+    overheads = PassOverheads.of(scenario.model, work, rates, plan.embedding)
+    return PassSchedule(
+        blocks=block_times(scenario, plan.placements, workload=work, cache_on_host=plan.cache_on_host),
+        placements=plan.placements,
+        slots=plan.slots,
+        overlap=plan.strategy is not Strategy.SEQUENTIAL,
+        ring_pieces=scenario.ring_chunks,
+        decode_passes=DECODE_PASSES_SIMULATED,
+        pass_overhead_s=overheads.further_pass_s,
+        first_pass_overhead_s=overheads.first_pass_s,
+        read_latency_s=rates.read_latency_s,
+        stall_penalty_s=rates.stall_penalty_s,
+        compute_slowdown=rates.compute_slowdown,
+        read_slowdown=rates.read_slowdown,
+    )
+
+
+def first_pass_s(plan: Plan, scenario: Scenario) -> float:
+    """Seconds of the first pass as `predict` finds them, which alone are found in a fraction of the time."""
+    return pass_seconds(replace(_schedule(plan, scenario), decode_passes=0)).prefill_s
 
 
 def break_even_tokens(scenario: Scenario, tokens_now: int, *, load_s: float, compute_s: float) -> float:

@@ -26,7 +26,7 @@ from headrace.planning.planner import plan_fastest, plan_strategy
 from headrace.planning.prediction import Candidate
 from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
-from headrace.planning.simulation.one_copy import PassSchedule, simulate
+from headrace.planning.simulation.one_copy import PassSchedule, pass_seconds
 from headrace.planning.strategies import Strategy
 from headrace.planning.workload import Packed, Workload
 
@@ -184,7 +184,7 @@ class PassTimes:
             read_latency_s=rates.read_latency_s,
             stall_penalty_s=rates.stall_penalty_s,
         )
-        return sum(blocks) + rates.pass_overhead_s, simulate(schedule).decode_s_per_pass
+        return sum(blocks) + rates.pass_overhead_s, pass_seconds(schedule).decode_s_per_pass
 
 
 def forecast(

@@ -82,27 +82,45 @@ class PassSchedule:
         return max(copy_s, least_s(read_s, compute_s, self.read_slowdown, self.compute_slowdown))
 
 
-class Simulated(NamedTuple):
-    """Outcome: the first pass (which also brings the residents), a steady decode pass, and all events.
+class PassSeconds(NamedTuple):
+    """The first pass, which also brings the residents, and a steady decode pass.
 
     The steady pass is the one of a long run: a lead that the readers won during prefill does not count in it.
     """
 
     prefill_s: float
     decode_s_per_pass: float
+
+
+class Simulated(NamedTuple):
+    """Outcome: seconds as in `PassSeconds`, and all events."""
+
+    prefill_s: float
+    decode_s_per_pass: float
     timeline: Timeline
 
 
-def simulate(schedule: PassSchedule, block_names: Sequence[str] | None = None) -> Simulated:
+def pass_seconds(schedule: PassSchedule) -> PassSeconds:
     """Run prefill and `decode_passes` decode passes; O(passes x blocks)."""
-    run = _Run(schedule)
+    return _played(schedule, None)
+
+
+def simulate(schedule: PassSchedule, block_names: Sequence[str] | None = None) -> Simulated:
+    """The same run with everything that happens in it, which takes longer to write down."""
+    events: list[Event] = []
+    seconds = _played(schedule, events)
+    names = tuple(block_names or (f"block {index}" for index in range(len(schedule.blocks))))
+    return Simulated(*seconds, Timeline(tuple(events), names))
+
+
+def _played(schedule: PassSchedule, events: list[Event] | None) -> PassSeconds:
+    run = _Run(schedule, events)
     run.play()
     ends, passes, steady_s = run.pass_ends, 1 + schedule.decode_passes, 0.0
     if schedule.decode_passes:
         half = passes // 2 if passes > 2 else 0
         steady_s = max((ends[-1] - ends[half]) / (passes - 1 - half), schedule.least_decode_s)
-    names = tuple(block_names or (f"block {index}" for index in range(len(schedule.blocks))))
-    return Simulated(ends[0], steady_s, Timeline(tuple(run.events), names))
+    return PassSeconds(ends[0], steady_s)
 
 
 class _Journey(NamedTuple):
@@ -223,8 +241,9 @@ class _Ring:
 class _Run:
     """One run, from event to event; what is mutable lives here."""
 
-    def __init__(self, schedule: PassSchedule) -> None:
+    def __init__(self, schedule: PassSchedule, events: list[Event] | None) -> None:
         self.schedule = schedule
+        self.events = events
         self.count = len(schedule.blocks)
         self.rates_together = 1 / schedule.read_slowdown, 1 / schedule.compute_slowdown
         self.travels = [placement in TRAVELLING for placement in schedule.placements]
@@ -243,7 +262,6 @@ class _Run:
         self.now = self.read_start = self.read_end = self.send_start = self.compute_start = self.compute_end = 0.0
         self.read_left = self.send_left = self.compute_left = 0.0  # seconds of each alone
         self.pass_ends: list[float] = []
-        self.events: list[Event] = []
 
     def play(self) -> None:
         """Compute all passes. Readers go on into passes that do not come."""
@@ -364,5 +382,7 @@ class _Run:
         self._request()
 
     def _record(self, lane: Lane, number: int, start: float, end: float) -> None:
+        if self.events is None:
+            return
         pass_index, block = divmod(number, self.count)
         self.events.append(Event(lane, block, pass_index, start, end))
