@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from cli_checkpoints import write_model
-from headrace.cli import text_stream
 from headrace.cli.command import require_run_libraries
 from headrace.cli.main import main
 from headrace.cli.options import DtypeChoice
+from headrace.cli.text_stream import TextStream
 from headrace.dtypes import DTYPES
 from headrace.errors import DependencyError
+from headrace.inference.token_text import TokenTexts
 from headrace.machine.machine_file import machine_from_toml
 from headrace.streaming.probe import machine as machine_probe
 
@@ -91,7 +92,7 @@ def test_ctrl_c_closes_the_stream_and_ends_its_threads(
         seen.append(readers())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(text_stream.TextStream, "put", interrupted)
+    monkeypatch.setattr(TextStream, "put", interrupted)
     assert main(["run", str(model), *PROMPT, "--strategy", "overlap"]) == 130
     assert any(name.startswith("headrace-reader") for name in seen[0])
     assert readers() == []
@@ -101,11 +102,13 @@ def test_ctrl_c_closes_the_stream_and_ends_its_threads(
 def test_what_model_code_prints_does_not_reach_standard_output(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def talkative(tokenizer: Any, tokens: list[int]) -> str:
-        print("a remark from a library")  # noqa: T201
-        return str(tokenizer.decode(tokens))
+    text = TokenTexts.text
 
-    monkeypatch.setattr(text_stream, "decode", talkative)
+    def talkative(texts: TokenTexts, tokens: list[int]) -> str:
+        print("a remark from a library")  # noqa: T201
+        return text(texts, tokens)
+
+    monkeypatch.setattr(TokenTexts, "text", talkative)
     report = run_json(capsys, model, "--max-new-tokens", "3")
     assert len(report["text"].split()) == 3
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.cli.text_stream import UNFINISHED, TextStream
+from headrace.cli.text_stream import UNFINISHED, Answers, TextStream
 
 
 class ByteTokenizer:
@@ -19,9 +19,9 @@ class ByteTokenizer:
         return bytes(tokens).decode("utf-8", errors="replace")
 
 
-def streamed(tokens: bytes) -> list[str]:
+def streamed(tokens: bytes, *stops: str) -> list[str]:
     parts: list[str] = []
-    stream = TextStream(ByteTokenizer(), parts.append)
+    stream = TextStream(Answers(ByteTokenizer(), stops), parts.append)
     stream.put(torch.tensor([[1, 2, 3]]))  # the prompt, which is not shown
     for token in tokens:
         stream.put(torch.tensor([token]))
@@ -39,6 +39,22 @@ def test_parts_add_up_and_are_whole_characters(text: str) -> None:
 
 def test_text_comes_as_soon_as_it_is_known() -> None:
     assert streamed("aé€b".encode()) == ["a", "é", "€", "b"]
+
+
+def test_the_beginning_of_a_stop_text_waits_until_it_is_known() -> None:
+    assert streamed(b"abcd", "bx", "cdef") == ["a", "b", "cd"]
+    assert streamed(b"a\n\nb", "\n\n") == ["a"]
+    assert streamed(b"a\nb", "\n\n") == ["a", "\nb"]
+
+
+@given(st.text("ab", max_size=8), st.text("ab", min_size=1, max_size=3))
+def test_parts_add_up_to_the_text_before_a_stop(text: str, stop: str) -> None:
+    before, _, _ = text.partition(stop)
+    assert "".join(streamed(text.encode(), stop)) == before
+    answers = Answers(ByteTokenizer(), [stop], prompt_tokens=1)
+    assert answers.text_and_length(list(text.encode())) == (before, min(len(text), len(before + stop)))
+    rows = torch.tensor([[0, *text.encode()]])
+    assert answers(rows, None).tolist() == [stop in text]
 
 
 @pytest.mark.parametrize("tokens", [b"ab\xe2\x82", b"\xff"])

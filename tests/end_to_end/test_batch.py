@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,11 @@ def texts(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def greedy(reference: Any, prompt: list[int], new: int) -> str:
+def greedy(reference: Any, prompt: list[int], new: int, **asked: Any) -> str:
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         whole = reference.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0, **asked
         )
     words = [token for token in whole[0, len(prompt) :].tolist() if token > 2]
     return " ".join(f"w{token}" for token in words)
@@ -159,6 +160,55 @@ def test_stop_texts_log_probabilities_and_chat(model: Path, reference: Any, tmp_
     assert chat["choices"][0]["message"]["role"] == "assistant"
     assert chat["usage"]["total_tokens"] == chat["usage"]["prompt_tokens"] + chat["usage"]["completion_tokens"]
     assert len(chat["choices"][0]["logprobs"]["content"]) == chat["usage"]["completion_tokens"]
+
+
+@pytest.fixture
+def generation_config(model: Path) -> Iterator[Path]:
+    """The model's generation_config.json, to be overwritten by a test."""
+    path = model / "generation_config.json"
+    former = path.read_text()
+    yield path
+    path.write_text(former)
+
+
+def test_run_and_batch_follow_the_model_as_generate_does(
+    model: Path, reference: Any, generation_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = " ".join(f"w{number}" for number in (5, 6, 7, 5))
+    plain = greedy(reference, [5, 6, 7, 5], 8).split()
+    asked = {
+        "repetition_penalty": 5.0,
+        "no_repeat_ngram_size": 1,
+        "suppress_tokens": [int(plain[0][1:])],
+        "begin_suppress_tokens": [int(plain[1][1:])],
+        "min_new_tokens": 8,
+        "eos_token_id": int(plain[1][1:]),
+    }
+    expected = greedy(reference, [5, 6, 7, 5], 8, **asked)
+    assert expected.split() != plain
+    stop = expected.split()[5]
+    aside = {"do_sample": True, "temperature": 0.6, "return_dict_in_generate": True, "num_return_sequences": 3}
+    generation_config.write_text(json.dumps({**asked, **aside, "stop_strings": [stop], "bos_token_id": 1}))
+    run = ["run", str(model), "--prompt", prompt, "--no-chat", "--max-new-tokens", "8", "--dtype", "float32"]
+    assert main([*run, "--memory", MEMORY, "--json"]) == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert (report["text"].split(), report["generated_tokens"]) == (expected.split()[:5], 6)
+    assert "num_return_sequences 3, which headrace leaves aside" in shown.err
+    line = {"custom_id": "a", "prompt": prompt, "max_tokens": 8}
+    source = write(tmp_path / "in.jsonl", [line, {**line, "custom_id": "b", "ignore_eos": True}])
+    target = tmp_path / "out.jsonl"
+    assert main(arguments(model, source, target)) == 0
+    found = texts(target)
+    assert found["a"] == [report["text"]]
+    assert found["b"][0].split()[:6] == expected.split()[:6]  # past the stop text as well
+    capsys.readouterr()
+    assert main([*run, "--memory", MEMORY, "--json", "--no-model-defaults"]) == 0
+    own = json.loads(capsys.readouterr().out)["text"]
+    assert own.split() == plain[:2]  # but for the token that ends a text
+    target.unlink()
+    assert main(arguments(model, source, target, "--no-model-defaults")) == 0
+    assert texts(target)["a"] == [own]
 
 
 def test_bad_requests_get_error_lines_and_the_job_goes_on(model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.inference.batching.request import BatchRequest, Defaults, parse_line
+from headrace.inference.batching.sampling import Decoding
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -38,7 +39,7 @@ def test_openai_chat_line() -> None:
 def test_plain_prompt_line_has_the_number_of_its_line_as_id() -> None:
     found = parse({"prompt": "hello"}, number=12)
     assert (found.custom_id, found.chat, found.prompt) == ("line-12", False, "hello")
-    assert found.decoding.is_plain
+    assert found.decoding == Decoding()
     assert found.max_tokens == Defaults().max_tokens
 
 
@@ -76,6 +77,9 @@ def test_content_in_parts_and_token_prompts() -> None:
 def test_naming_a_way_of_drawing_means_to_draw() -> None:
     assert parse({"prompt": "a", "top_p": 0.5}).decoding.temperature == 1.0
     assert parse({"prompt": "a", "top_p": 0.5, "temperature": 0}).decoding.temperature == 0.0
+    own = parse_line(b'{"prompt": "a", "top_p": 0.5}', 1, Defaults(drawing_temperature=0.6)).request
+    assert own is not None
+    assert own.decoding.temperature == 0.6
 
 
 def test_seed_is_the_same_in_every_start_and_another_for_every_request() -> None:

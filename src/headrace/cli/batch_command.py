@@ -16,6 +16,7 @@ from headrace.cli.options import (
     JsonOption,
     MemoryOption,
     ModelArgument,
+    ModelDefaultsOption,
     ReadLimitOption,
     StrategyChoice,
     StrategyOption,
@@ -61,6 +62,7 @@ def batch(
     temperature: Annotated[
         float, typer.Option(metavar="X", help="Temperature of requests that do not name one; 0 is greedy.")
     ] = 0.0,
+    model_defaults: ModelDefaultsOption = True,
     in_flight: Annotated[
         int | None,
         typer.Option(
@@ -114,6 +116,7 @@ def batch(
         ),
         max_tokens=max_tokens,
         temperature=temperature,
+        model_defaults=model_defaults,
         in_flight=in_flight,
         pass_tokens=pass_tokens,
         answer_share=answer_share,

@@ -109,6 +109,14 @@ FreshOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model, where it has some.")
 ]
+ModelDefaultsOption = Annotated[
+    bool,
+    typer.Option(
+        "--model-defaults/--no-model-defaults",
+        help="Follow the penalties, stop texts and ways of drawing of the model's generation_config.json, or not.",
+        show_default=False,
+    ),
+]
 PromptTokensOption = Annotated[
     int | None,
     typer.Option(

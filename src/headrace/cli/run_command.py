@@ -20,6 +20,7 @@ from headrace.cli.options import (
     JsonOption,
     MemoryOption,
     ModelArgument,
+    ModelDefaultsOption,
     ReadLimitOption,
     StrategyChoice,
     StrategyOption,
@@ -64,6 +65,7 @@ def run(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on past the model's end of text, up to --max-new-tokens.")
     ] = False,
+    model_defaults: ModelDefaultsOption = True,
     device: DeviceOption = "auto",
     host_memory: HostMemoryOption = None,
     cpu_blocks: CpuBlocksOption = False,
@@ -166,6 +168,7 @@ def run(
         chat=chat,
         system=system,
         ignore_eos=ignore_eos,
+        model_defaults=model_defaults,
         draft=draft,
     )
     if trace is not None:

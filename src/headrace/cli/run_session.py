@@ -22,6 +22,7 @@ from headrace.planning.strategies import Strategy
 from headrace.units import format_bytes, format_number
 
 if TYPE_CHECKING:
+    from headrace.inference.generation_defaults import GenerationDefaults
     from headrace.inference.handle import Handle, Measured
     from headrace.streaming.device import Device
 
@@ -46,6 +47,8 @@ class RunRequest:
     chat: bool | None = None
     system: str | None = None
     ignore_eos: bool = False
+    model_defaults: bool = True
+    """whether what the model's generation_config.json asks for is followed"""
     draft: str | None = None
     """LOOKUP, or the model that drafts"""
 
@@ -103,6 +106,7 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
     progress = RunProgress(f"loading {request.model}: reading its index and its tokenizer")
     with displayed(progress, output) as display:
         from headrace.inference.api import load_checkpoint
+        from headrace.inference.generation_defaults import read_generation_defaults
         from headrace.streaming.checkpoint import Checkpoint
         from headrace.streaming.devices import open_device
         from headrace.streaming.pressure import NOTED_SHARE, Moment
@@ -119,6 +123,12 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             vocab_size=checkpoint.model.vocab_size,
         )
         new_tokens = _new_tokens(request, prompts, checkpoint.model)
+        defaults = read_generation_defaults(
+            checkpoint.directory,
+            checkpoint.model.vocab_size,
+            followed=request.model_defaults,
+            trust_remote_code=request.options.trust_remote_code,
+        )
         asked = replace(
             request.options,
             batch=len(prompts.lengths) * request.sampling.num_beams,
@@ -141,14 +151,16 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             model = open_models.enter_context(load_checkpoint(checkpoint, options, device, started=started))
             if draft is not None:
                 model.headrace.draft_length.draft_s = draft.headrace.prediction.decode_s_per_pass
-            notes = (*model.headrace.notes, f"decoding: {request.sampling.describe()}")
-            output.note(*model.headrace.warnings, _describe(model.headrace))
+            decoding = f"decoding: {request.sampling.describe()}{defaults.describe(draws=request.sampling.draws)}"
+            left_aside = (defaults.left_aside,) if defaults.left_aside else ()
+            notes = (*model.headrace.notes, decoding, *left_aside)
+            output.note(*model.headrace.warnings, *left_aside, _describe(model.headrace))
             if model.headrace.draft_length is not None:
                 output.note(_announce_drafts(model.headrace.draft_length))
             progress.follow(model, tokens_each=new_tokens, sequences=len(prompts.lengths))
             before = Moment.read()
             generated = _generate(
-                model, tokenizer, prompts, request, new_tokens, display if stream_text else None, draft
+                model, tokenizer, prompts, request, defaults, new_tokens, display if stream_text else None, draft
             )
             share = before.cpu_share(Moment.read())
             measured = model.headrace.measured()
@@ -246,6 +258,7 @@ def _generate(
     tokenizer: Any,
     prompts: PromptBatch,
     request: RunRequest,
+    defaults: GenerationDefaults,
     new_tokens: int,
     display: Display | None,
     draft: Any = None,
@@ -253,14 +266,19 @@ def _generate(
     """Text and number of new tokens for each prompt."""
     import torch
 
-    from headrace.cli.text_stream import TextStream, decode
+    from headrace.cli.text_stream import Answers, TextStream
 
     sampling = request.sampling
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
+    options = sampling.generate_options()
+    model.generation_config = defaults.config(do_sample=sampling.draws)
+    stops = () if request.ignore_eos else defaults.stops
+    answers = Answers(tokenizer, stops, prompt_tokens=prompts.longest)
     if request.ignore_eos:
         model.generation_config.eos_token_id = None
-    options = sampling.generate_options()
+    if stops:
+        options["stopping_criteria"] = [answers]
     if request.min_new_tokens is not None:
         options["min_new_tokens"] = request.min_new_tokens
     if draft is not None:
@@ -268,7 +286,7 @@ def _generate(
     elif request.draft == LOOKUP:
         options |= {"prompt_lookup_num_tokens": request.options.draft_tokens, "max_matching_ngram_size": LOOKUP_NGRAM}
     if display is not None and len(prompts.lengths) == 1 and sampling.num_beams == 1:
-        options["streamer"] = TextStream(tokenizer, display.write)
+        options["streamer"] = TextStream(answers, display.write)
     sequences = model.generate(
         input_ids=prompts.input_ids.to(model.device),
         attention_mask=prompts.attention_mask.to(model.device),
@@ -279,7 +297,7 @@ def _generate(
     generated = []
     for row in sequences[:, prompts.longest :].tolist():
         tokens = _until_end(row, model.generation_config.eos_token_id)
-        generated.append((decode(tokenizer, tokens), len(tokens)))
+        generated.append(answers.text_and_length(tokens))
     return generated
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Unpack
 
 from headrace.inference.assembly import assemble
 from headrace.inference.calibration import time_cpu_layer
+from headrace.inference.generation_defaults import read_generation_config
 from headrace.inference.load_options import LoadKeywords, LoadOptions, Options
 from headrace.inference.loading import Loading
 from headrace.inference.model_source import resolve_model
@@ -63,11 +64,15 @@ def load(model: str | Path, **options: Unpack[LoadKeywords]) -> Any:
     asked = LoadOptions(**options)
     device = open_device(asked.device)
     checkpoint = Checkpoint(resolve_model(model), cut_head=device.uses_host_memory)
-    return load_checkpoint(checkpoint, asked.checked(checkpoint.model, device), device, started=started)
+    generation_config = read_generation_config(checkpoint.directory)
+    loaded = load_checkpoint(checkpoint, asked.checked(checkpoint.model, device), device, started=started)
+    if generation_config is not None:
+        loaded.generation_config = generation_config
+    return loaded
 
 
 def load_checkpoint(checkpoint: Checkpoint, options: Options, device: Device, *, started: float) -> Any:
-    """Measure, plan, take the memory, start the stream, and return the model. See `load`.
+    """Measure, plan, take the memory, start the stream, and return the model; its generation config is the caller's.
 
     For an accelerator the checkpoint was opened with its head in one piece. `started`: when loading began.
     """

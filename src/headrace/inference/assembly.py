@@ -20,7 +20,7 @@ from headrace.inference.cpu_blocks import HostInputs, compute_on_host
 from headrace.inference.embedding_and_head import EmbeddingRows, StreamedHead, TableSource, head_rows
 from headrace.inference.handle import Handle, Overheads
 from headrace.inference.loading import Loading
-from headrace.inference.skeleton import HOST, attach_generation_config, build_skeleton
+from headrace.inference.skeleton import HOST, build_skeleton
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.model.stored_model import StoredBlock, StoredModel
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan
@@ -41,7 +41,6 @@ def assemble(loading: Loading, candidate: Candidate, calibration: Calibration, *
     checkpoint, device, plan = loading.checkpoint, loading.device, candidate.plan
     where, dtype = device.torch_device, TORCH_DTYPES[plan.compute_dtype]
     model = build_skeleton(loading.config, dtype, attention=loading.options.asked.attention, device=where)
-    attach_generation_config(model, checkpoint.directory)
     recipes = recipes_of(model, checkpoint.index.entries.values())
     _check_structure(model, checkpoint.model, recipes)
     overheads = _settle(device)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
-from headrace.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
+from headrace.errors import InvalidRequestError, UnsupportedModelError
 from headrace.inference.refused_config import refused_config
 from headrace.inference.streamed_model import StreamedModel
 from headrace.inference.transformers_seam import causal_class_of, make_model
@@ -89,15 +89,6 @@ def move_buffers(module: nn.Module, device: torch.device) -> None:
         for name, buffer in inner.named_buffers(recurse=False):
             if buffer.device != device:
                 inner.register_buffer(name, buffer.to(device), persistent=name not in inner._non_persistent_buffers_set)
-
-
-def attach_generation_config(model: Any, directory: Path) -> None:
-    """Load generation_config.json, as `from_pretrained` would."""
-    if (directory / "generation_config.json").exists():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(directory)
-        except Exception as error:
-            raise CheckpointError(f"{directory / 'generation_config.json'} cannot be used: {error}") from error
 
 
 def placeholder(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = HOST) -> nn.Parameter:

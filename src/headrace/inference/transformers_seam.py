@@ -8,12 +8,19 @@ tested: `make versions` runs the least and the newest of it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 import transformers
 from packaging.version import Version
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    LogitsProcessorList,
+    PretrainedConfig,
+)
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -47,6 +54,7 @@ __all__ = [
     "draft_without_confidence",
     "exchanges_attention",
     "get_model_conversion_mapping",
+    "logits_processors",
     "make_model",
     "rename_source_key",
     "set_draft_length",
@@ -140,6 +148,28 @@ class GenerationHooks:
         made = cache_in(model_kwargs)
         if made is not given and generation_config.cache_implementation in (None, "dynamic"):
             self.lay_out_cache(made, capacity_tokens=max_cache_length)
+
+
+class _Processing(GenerationMixin):  # type: ignore[misc]  # transformers is untyped
+    """As much of a model as making logits processors asks for."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.config = PretrainedConfig(vocab_size=vocab_size, is_encoder_decoder=False)
+
+
+def logits_processors(
+    generation_config: Any, prompt: Sequence[int], own: Sequence[Any], *, ends: Iterable[int], vocab_size: int
+) -> Any:
+    """What `generate` does to the logits of one sequence; `own` comes before temperature and what follows it."""
+    last = sorted(ends)
+    generation_config._eos_token_tensor = torch.tensor(last) if last else None
+    return _Processing(vocab_size)._get_logits_processor(
+        generation_config,
+        input_ids_seq_length=len(prompt),
+        encoder_input_ids=torch.tensor([list(prompt)], dtype=torch.long),
+        logits_processor=LogitsProcessorList(own),
+        device="cpu",
+    )
 
 
 def set_draft_length(candidates: Any, tokens: int) -> None:

@@ -15,6 +15,7 @@ from headrace.inference.batching.output_file import OutputFile
 from headrace.inference.batching.ragged_pass import RaggedRunner
 from headrace.inference.batching.request import BatchRequest, RequestError
 from headrace.inference.batching.sampling import Chosen, NotFiniteError, Sampler, sample_all
+from headrace.inference.generation_defaults import GenerationDefaults
 from headrace.inference.token_text import TokenTexts
 from headrace.planning.jobs.forecast import PassLoad
 from headrace.planning.jobs.packing import PassScheduler
@@ -70,6 +71,7 @@ class _Sequence:
     encoded: Encoded
     tokens: list[int]
     chooser: Sampler
+    stops: tuple[str, ...]
     chosen: list[Chosen] = field(default_factory=list)
 
 
@@ -100,7 +102,7 @@ class BatchJob:
         runner: RaggedRunner,
         output: OutputFile,
         tokenizer: Any,
-        ends: frozenset[int],
+        defaults: GenerationDefaults,
         after_pass: Callable[[DonePass, Tally], None] = lambda _pass, _tally: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -113,7 +115,7 @@ class BatchJob:
         self._runner = runner
         self._output = output
         self._texts = TokenTexts(tokenizer)
-        self._ends = ends
+        self._defaults = defaults
         self._after_pass = after_pass
         self._clock = clock
         self._sequences: dict[Hashable, _Sequence] = {}
@@ -155,8 +157,16 @@ class BatchJob:
         encoded = self._encoded(place)
         request = encoded.request
         seed = (request.seed + choice * 0x9E3779B97F4A7C15) % 2**64
-        ends = frozenset() if request.ignore_eos else self._ends
-        sequence = _Sequence(encoded, list(encoded.prompt), Sampler(request.decoding, seed, ends))
+        chooser = Sampler(
+            request.decoding,
+            seed,
+            frozenset() if request.ignore_eos else self._defaults.ends,
+            defaults=self._defaults,
+            prompt=encoded.prompt,
+            most_tokens=len(encoded.prompt) + encoded.new_tokens,
+        )
+        stops = (*request.stop, *(() if request.ignore_eos else self._defaults.stops))
+        sequence = _Sequence(encoded, list(encoded.prompt), chooser, stops)
         self._sequences[key] = sequence
         self.tally.prompt_tokens += len(encoded.prompt) if choice == 0 else 0
         return sequence
@@ -188,8 +198,8 @@ class BatchJob:
         encoded = sequence.encoded
         generated = sequence.tokens[len(encoded.prompt) :]
         if generated[-1] in sequence.chooser.ends:
-            return _Choice(self._texts.text(generated[:-1]), "stop", len(generated), sequence.chosen)
-        cut = self._texts.before_stop(generated, encoded.request.stop)
+            return _Choice(self._texts.text(generated), "stop", len(generated), sequence.chosen)
+        cut = self._texts.before_stop(generated, sequence.stops)
         if cut is not None:
             return _Choice(cut, "stop", len(generated), sequence.chosen)
         if len(generated) >= encoded.new_tokens:

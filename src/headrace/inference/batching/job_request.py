@@ -23,6 +23,8 @@ class BatchJobRequest:
     """new tokens of requests that do not say how many"""
     temperature: float = 0.0
     """of requests that name none"""
+    model_defaults: bool = True
+    """whether what the model's generation_config.json asks for is followed"""
     in_flight: int | None = None
     pass_tokens: int | None = None
     answer_share: float = 1.0

@@ -42,6 +42,8 @@ class Defaults:
 
     max_tokens: int = 128
     temperature: float = 0.0
+    drawing_temperature: float = 1.0
+    """of requests that name another way of drawing"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +125,9 @@ def _request(raw: dict[str, Any], custom_id: str, digest: str, defaults: Default
     if top_p == 0:
         raise RequestError("top_p must be above 0 and at most 1, not 0", parameter="top_p")
     if temperature is None:
-        # A request that names a way of drawing wants to draw; OpenAI's own default temperature is 1.
-        temperature = 1.0 if top_p is not None or top_k is not None else defaults.temperature
+        # A request that names a way of drawing wants to draw.
+        draws = top_p is not None or top_k is not None
+        temperature = defaults.drawing_temperature if draws else defaults.temperature
     seed = body.get("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**64):
         raise RequestError(f"seed must be a whole number of 64 bits, not {seed!r}", parameter="seed")
@@ -140,7 +143,7 @@ def _request(raw: dict[str, Any], custom_id: str, digest: str, defaults: Default
         choices=_count(body, "n", 1, MOST_CHOICES) or 1,
         decoding=Decoding(
             temperature=temperature,
-            top_p=1.0 if top_p is None else top_p,
+            top_p=top_p,
             top_k=top_k,
             presence_penalty=_number(body, "presence_penalty", -2.0, 2.0) or 0.0,
             frequency_penalty=_number(body, "frequency_penalty", -2.0, 2.0) or 0.0,

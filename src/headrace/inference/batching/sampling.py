@@ -7,15 +7,18 @@ last bits (other passes round products otherwise) then give another token only w
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessor
 
 from headrace.errors import HeadraceError
+from headrace.inference.generation_defaults import GenerationDefaults
+
+NO_DEFAULTS = GenerationDefaults()
+NOT_FINITE = "the model's logits are not finite numbers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,8 @@ class Decoding:
     """How tokens are chosen. Greedy where `temperature` is 0."""
 
     temperature: float = 0.0
-    top_p: float = 1.0
+    top_p: float | None = None
+    """None, here and below: as the model asks"""
     top_k: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -31,18 +35,6 @@ class Decoding:
     logprobs: int | None = None
     """how many of the likeliest tokens are listed at each place; None: no log-probabilities"""
     min_tokens: int = 0
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the likeliest token is all there is to it."""
-        return (
-            self.temperature == 0
-            and not self.presence_penalty
-            and not self.frequency_penalty
-            and not self.logit_bias
-            and self.logprobs is None
-            and self.min_tokens == 0
-        )
 
 
 class Chosen(NamedTuple):
@@ -57,63 +49,94 @@ class NotFiniteError(HeadraceError):
     """The model gave logits that are no numbers."""
 
 
-@dataclass
 class Sampler:
-    """Chooses the tokens of one sequence, one after the other."""
+    """Chooses the tokens of one sequence, one after the other.
 
-    decoding: Decoding
-    seed: int
-    ends: frozenset[int]
-    """tokens that end the text; not chosen before `min_tokens` are there"""
-    _counts: Counter[int] = field(default_factory=Counter)
-    _chosen: int = 0
+    `ends` are the tokens that end the text, `defaults` what the model asks for; a text is `most_tokens` long at most,
+    the prompt included.
+    """
 
-    def __post_init__(self) -> None:
-        decoding = self.decoding
-        self._generator = torch.Generator().manual_seed(self.seed)
-        self._warpers = LogitsProcessorList()
-        if decoding.temperature > 0:
-            if decoding.temperature != 1:
-                self._warpers.append(TemperatureLogitsWarper(decoding.temperature))
-            if decoding.top_k is not None:
-                self._warpers.append(TopKLogitsWarper(decoding.top_k))
-            if decoding.top_p < 1:
-                self._warpers.append(TopPLogitsWarper(decoding.top_p))
+    def __init__(
+        self,
+        decoding: Decoding,
+        seed: int,
+        ends: frozenset[int],
+        *,
+        defaults: GenerationDefaults = NO_DEFAULTS,
+        prompt: Sequence[int] = (),
+        most_tokens: int | None = None,
+    ) -> None:
+        self.ends = ends
+        self._logprobs = decoding.logprobs
+        self._draws = decoding.temperature > 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._tokens = list(prompt)
+        self._processors = defaults.processors(
+            prompt,
+            _Asked(decoding, ends, len(self._tokens)).if_any(),
+            do_sample=self._draws,
+            temperature=decoding.temperature or None,
+            top_p=decoding.top_p,
+            top_k=decoding.top_k,
+            max_length=most_tokens,
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token is all there is to it."""
+        return not self._draws and not self._processors and self._logprobs is None
 
     def choose(self, logits: torch.Tensor) -> Chosen:
         """Choose from logits of shape (vocabulary,); raises NotFiniteError where they are no numbers."""
-        scores = self._adjusted(logits)
-        if self.decoding.temperature == 0:
-            token = int(scores.argmax())
-        else:
-            probabilities = self._warpers(None, scores.unsqueeze(0))[0].double().softmax(-1)
+        scores = logits.float()
+        if self._processors:
+            tokens = torch.tensor([self._tokens], dtype=torch.long)
+            scores = self._processors(tokens, scores.unsqueeze(0).clone())[0]
+        if self._draws:
+            probabilities = scores.double().softmax(-1)
             edges = probabilities.cumsum(-1)
             drawn = torch.rand((), generator=self._generator, dtype=torch.float64) * edges[-1]
-            token = min(int(torch.searchsorted(edges, drawn, right=True)), int(probabilities.nonzero()[-1]))
+            found = probabilities.nonzero()
+            if not len(found):
+                raise NotFiniteError(NOT_FINITE)
+            token = min(int(torch.searchsorted(edges, drawn, right=True)), int(found[-1]))
+        else:
+            token = int(scores.argmax())
         if not torch.isfinite(scores[token]):
-            raise NotFiniteError("the model's logits are not finite numbers")
-        self._counts[token] += 1
-        self._chosen += 1
-        if self.decoding.logprobs is None:
+            raise NotFiniteError(NOT_FINITE)
+        self._tokens.append(token)
+        if self._logprobs is None:
             return Chosen(token)
         logprobs = logits.float().log_softmax(-1)
-        top = logprobs.topk(min(self.decoding.logprobs, len(logprobs))) if self.decoding.logprobs else None
+        top = logprobs.topk(min(self._logprobs, len(logprobs))) if self._logprobs else None
         likeliest = () if top is None else tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         return Chosen(token, float(logprobs[token]), likeliest)
 
-    def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
-        decoding = self.decoding
-        scores = logits.float()
-        if scores is logits:
-            scores = logits.clone()
-        if self._counts and (decoding.presence_penalty or decoding.frequency_penalty):
-            tokens = torch.tensor(list(self._counts))
-            counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
-            scores[tokens] -= decoding.presence_penalty + decoding.frequency_penalty * counts
+
+class _Asked(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Penalties, bias and least length that one request asks for."""
+
+    def __init__(self, decoding: Decoding, ends: frozenset[int], prompt_tokens: int) -> None:
+        self._decoding = decoding
+        self._ends = ends
+        self._prompt_tokens = prompt_tokens
+
+    def if_any(self) -> list[_Asked]:
+        """Itself, if it would change anything."""
+        asked = self._decoding
+        changes = asked.presence_penalty or asked.frequency_penalty or asked.logit_bias or asked.min_tokens
+        return [self] if changes else []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Change scores of shape (1, vocabulary) in place, given all tokens so far."""
+        decoding, own, row = self._decoding, input_ids[0, self._prompt_tokens :], scores[0]
+        if len(own) and (decoding.presence_penalty or decoding.frequency_penalty):
+            tokens, counts = torch.unique(own, return_counts=True)
+            row[tokens] -= decoding.presence_penalty + decoding.frequency_penalty * counts.float()
         for token, bias in decoding.logit_bias:
-            scores[token] += bias
-        if self._chosen < decoding.min_tokens:
-            scores[[token for token in self.ends if token < len(scores)]] = -torch.inf
+            row[token] += bias
+        if len(own) < decoding.min_tokens:
+            row[[token for token in self._ends if token < len(row)]] = -torch.inf
         return scores
 
 
@@ -125,10 +148,8 @@ def sample_all(choosers: Sequence[Sampler], logits: torch.Tensor) -> list[Chosen
     finite = torch.isfinite(values.float()).tolist()
     chosen: list[Chosen | NotFiniteError] = []
     for row, (chooser, token) in enumerate(zip(choosers, tokens.tolist(), strict=True)):
-        if not finite[row]:
-            chosen.append(NotFiniteError("the model's logits are not finite numbers"))
-        elif chooser.decoding.is_plain:
-            chosen.append(Chosen(token))
+        if chooser.is_plain:
+            chosen.append(Chosen(token) if finite[row] else NotFiniteError(NOT_FINITE))
         else:
             try:
                 chosen.append(chooser.choose(logits[row]))

@@ -19,6 +19,7 @@ from headrace.inference.batching.output_file import OutputFile
 from headrace.inference.batching.pass_timing import time_packing
 from headrace.inference.batching.ragged_pass import RaggedRunner
 from headrace.inference.batching.request import Defaults
+from headrace.inference.generation_defaults import GenerationDefaults, read_generation_defaults
 from headrace.inference.handle import Handle
 from headrace.inference.loading import Loading
 from headrace.inference.remembered import calibrated
@@ -89,16 +90,29 @@ def start_job(
     Raises HeadraceError before any answer where it cannot run.
     """
     model = checkpoint.model
+    defaults = read_generation_defaults(
+        checkpoint.directory,
+        model.vocab_size,
+        followed=request.model_defaults,
+        trust_remote_code=request.options.trust_remote_code,
+    )
+    on_progress.note(f"decoding: as requests say{defaults.describe(draws=True)}")
+    if defaults.left_aside:
+        on_progress.note(defaults.left_aside)
     source = JobInput(
         user_path(request.input),
         Encoder(tokenizer, context_tokens=model.context_tokens, vocab_size=model.vocab_size),
-        Defaults(max_tokens=request.max_tokens, temperature=request.temperature),
+        Defaults(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            drawing_temperature=defaults.fields.get("temperature", 1.0),
+        ),
         job=_job_digest(checkpoint, request),
         on_progress=lambda number: on_progress.count("reading requests:", number),
     )
     answers = None if request.dry_run else OutputFile(user_path(request.output), source.ids)
     try:
-        return _Start(request, checkpoint, tokenizer, source, answers, on_progress).result()
+        return _Start(request, checkpoint, tokenizer, source, answers, defaults, on_progress).result()
     finally:
         if answers is not None:
             answers.close()
@@ -114,6 +128,7 @@ class _Start:
     source: JobInput
     answers: OutputFile | None
     """None for a dry run"""
+    defaults: GenerationDefaults
     on_progress: JobProgress
 
     def result(self) -> BatchResult:
@@ -211,7 +226,7 @@ class _Start:
                 runner=RaggedRunner(model, positions=packing.positions),
                 output=self.answers,
                 tokenizer=self.tokenizer,
-                ends=_end_tokens(model.generation_config.eos_token_id),
+                defaults=self.defaults,
                 after_pass=on_progress.passed,
             )
             on_progress.begin(
@@ -255,14 +270,11 @@ def _timed_tokens(model: StoredModel, budget_bytes: int) -> list[int]:
     return [tokens for tokens in TIMED_PASS_TOKENS if tokens * token_bytes <= budget_bytes * TIMING_SHARE]
 
 
-def _end_tokens(eos_token_id: int | list[int] | None) -> frozenset[int]:
-    return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or ())
-
-
 def _job_digest(checkpoint: Checkpoint, request: BatchJobRequest) -> str:
     """Of everything beside a request that decides its answer: weights, tokenizer, dtype, defaults."""
     digest = hashlib.sha256()
     settings = {"dtype": request.options.dtype, "max_tokens": request.max_tokens, "temperature": request.temperature}
+    settings |= {} if request.model_defaults else {"model_defaults": False}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for name in names:
