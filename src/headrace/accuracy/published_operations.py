@@ -131,4 +131,4 @@ def _context(row: Row, machine: Machine) -> Interval | None:
         tokens = share * devices / (sequences * per_token)
     else:
         tokens = share * cache_parts(layer, devices) / (sequences * per_token)
-    return Interval(expected=tokens, low=tokens * 0.7, high=tokens * 1.4)
+    return Interval(tokens, tokens * 0.7, tokens * 1.4)

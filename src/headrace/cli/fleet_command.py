@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -12,13 +13,13 @@ from headrace.cli.options import GenerateTokensOption, JsonOption, PromptTokensO
 from headrace.cli.output import Output
 from headrace.economics.fleet import FleetAsked, plan_fleet
 from headrace.economics.installed_stock import installed_stock
+from headrace.economics.owning import DEFAULT_TERMS, Terms
 from headrace.economics.service import Promise
 from headrace.errors import InvalidRequestError, near_names
 from headrace.machine.catalogue import find_machine
 from headrace.machine.quantity import Quantity
 from headrace.model.catalogue import find_model
 from headrace.model.formats import requantised
-from headrace.planning.price import Terms
 from headrace.planning.scenario import Scenario
 from headrace.planning.workload import asked_workload
 
@@ -137,7 +138,7 @@ def _terms(assignments: list[str]) -> Terms:
                 f"--set {name}: there is no such term; {near_names(name, known)}known: {', '.join(known)}"
             )
         changed[name] = Quantity.of(parse_count(value, option=f"--set {name}"), "set by you")
-    return Terms(**changed)
+    return replace(DEFAULT_TERMS, **changed)
 
 
 FLEET = Command("fleet", fleet, EXAMPLES)

@@ -10,13 +10,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.economics.owning import (
+    DEFAULT_TERMS,
+    FLOPS_PER_PARAMETER_INFERRED,
+    HOURS_PER_YEAR,
+    Terms,
+    crossover_tokens,
+    owned_usd_per_h,
+)
 from headrace.economics.service import Promise, Service, best_service
-from headrace.errors import HeadraceError, InvalidRequestError
+from headrace.errors import HeadraceError, InvalidRequestError, MachineError
 from headrace.machine.machine import Processor
 from headrace.machine.quantity import Interval, Quantity, interval_of
-from headrace.planning import price
 from headrace.planning.described_rates import arithmetic_format
-from headrace.planning.price import DEFAULT_TERMS, HOURS_PER_YEAR, Terms
+from headrace.planning.price import drawn_share, joules_per_token, usd_per_million_tokens, usd_per_page
 from headrace.planning.scenario import Scenario
 
 H100_FLOPS = 989e12
@@ -32,7 +39,6 @@ HUMAN_USD_PER_PAGE = Quantity(
     "to 0.50 $ per word",
 )
 _SECONDS_PER_DAY = 86_400.0
-_WAITS_FOR_LINKS = ("link", "disk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,50 +119,36 @@ class Fleet:
 
 def plan_fleet(asked: FleetAsked) -> Fleet:
     """Size it. Raises MachineError where the model does not fit or the promise cannot be kept."""
-    scenario = asked.scenario
+    scenario, processor = asked.scenario, asked.scenario.described_machine.processor
     service = best_service(scenario, asked.promise, sequences=asked.sequences)
-    rate = service.tokens_per_s_per_device
+    rate, work, per_copy = service.tokens_per_s_per_device, scenario.workload, service.candidate.plan.parallelism
     wanted = asked.copies * asked.tokens_per_s
-    devices = Interval(
-        expected=_whole(wanted / rate.expected, service),
-        low=_whole(wanted / rate.high, service),
-        high=_whole(wanted / rate.low, service),
-    )
-    equivalents = price.scaled(devices, h100_equivalents(scenario.described_machine.processor))
-    work = scenario.workload
+    exact = rate.dividing(wanted)
+    devices = Interval(*(_whole(each, service) for each in (exact.expected, exact.low, exact.high)))
+    equivalents = devices.times(h100_equivalents(processor))
     per_day = wanted * _SECONDS_PER_DAY * work.context_tokens / work.generate_tokens
     training = asked.training_tokens or TOKENS_PER_PARAMETER * scenario.model.parameters
-    crossover = price.crossover_tokens(training)
     reached = _inference_share(scenario, service)
-    chips, site = _power(asked, service, devices)
-    rated = scenario.described_machine.processor.power_w
-    held = service.candidate.plan
+    rated, drawn = processor.power_w, drawn_share(service.candidate.prediction.binds, service.filled_share)
+    chips, site = _power(asked, devices, drawn)
     return Fleet(
         service=service,
         devices=devices,
-        copies_per_device=price.scaled(rate, 1 / asked.tokens_per_s),
-        devices_per_copy_of_weights=held.parallelism.devices_per_copy,
-        private_devices=asked.copies * _fewest_devices(scenario, held.parallelism.devices_per_copy),
+        copies_per_device=rate.times(1 / asked.tokens_per_s),
+        devices_per_copy_of_weights=per_copy.devices_per_copy,
+        private_devices=asked.copies * _fewest_devices(scenario, per_copy.devices_per_copy),
         h100_equivalents=equivalents,
-        stock_share=None if asked.stock is None else _share(equivalents, asked.stock.h100_equivalents),
+        stock_share=None if asked.stock is None else _over(equivalents, asked.stock.h100_equivalents),
         device_power_w=chips,
         site_power_w=site,
-        joules_per_token=None
-        if rated is None
-        else price.joules_per_token(rated, rate, drawn_share=drawn_share(service)),
-        rented=_bill(lambda: _interval(price.rent_usd_per_h(scenario.described_machine.processor)), service, devices),
-        owned=_bill(
-            lambda: price.owned_usd_per_h(
-                scenario.described_machine.processor, terms=asked.terms, drawn_share=drawn_share(service)
-            ),
-            service,
-            devices,
-        ),
+        joules_per_token=None if rated is None else joules_per_token(rated, rate, drawn),
+        rented=_bill(lambda: _rent_usd_per_h(processor), service, devices),
+        owned=_bill(lambda: owned_usd_per_h(processor, terms=asked.terms, drawn=drawn), service, devices),
         training_tokens=training,
-        crossover_tokens=crossover,
-        crossover_days=price.days_until(crossover, tokens_per_day=per_day),
+        crossover_tokens=crossover_tokens(training),
+        crossover_days=crossover_tokens(training) / per_day,
         inference_share=reached,
-        crossover_tokens_in_money=price.crossover_tokens(
+        crossover_tokens_in_money=crossover_tokens(
             training, training_share=TRAINING_SHARE.expected, inference_share=reached
         ),
         tokens_per_day=per_day,
@@ -168,11 +160,12 @@ def h100_equivalents(processor: Processor) -> float:
     return processor.flops[arithmetic_format("bf16", processor.flops)].expected / H100_FLOPS
 
 
-def drawn_share(service: Service) -> Quantity:
-    """Share of the rated power that a device draws in this service."""
-    if service.candidate.prediction.binds in _WAITS_FOR_LINKS:
-        return price.STREAMING_POWER_SHARE
-    return price.power_share(service.filled_share)
+def _rent_usd_per_h(processor: Processor) -> Quantity:
+    if processor.rent_usd_per_h is None:
+        raise MachineError(
+            f"no rent is known for {processor.name}; give one (rent_usd_per_h in a machine file), or reckon with owning"
+        )
+    return processor.rent_usd_per_h
 
 
 def _whole(devices: float, service: Service) -> float:
@@ -182,19 +175,19 @@ def _whole(devices: float, service: Service) -> float:
 def _inference_share(scenario: Scenario, service: Service) -> float:
     work, flops = scenario.workload, scenario.described_machine.processor.flops
     tokens = service.tokens_per_s_per_device.expected * work.context_tokens / work.generate_tokens
-    operations = price.FLOPS_PER_PARAMETER_INFERRED * scenario.model.active_parameters * tokens
+    operations = FLOPS_PER_PARAMETER_INFERRED * scenario.model.active_parameters * tokens
     return min(1.0, operations / flops[arithmetic_format(scenario.model.weight_format, flops)].expected)
 
 
-def _power(asked: FleetAsked, service: Service, devices: Interval) -> tuple[Interval | None, Interval | None]:
+def _power(asked: FleetAsked, devices: Interval, drawn: Quantity) -> tuple[Interval | None, Interval | None]:
     """Return the devices' power, and the site's with hosts and cooling."""
     rated = asked.scenario.described_machine.processor.power_w
     if rated is None:
         return None, None
     constants = {
-        "devices": _quantity(devices),
+        "devices": devices,
         "rated": rated,
-        "drawn": drawn_share(service),
+        "drawn": drawn,
         "server_w": asked.terms.server_w,
         "pue": asked.terms.pue,
     }
@@ -208,20 +201,16 @@ def _bill(reckon: Callable[[], Interval], service: Service, devices: Interval) -
         hour = reckon()
     except HeadraceError as error:
         return str(error)
-    million = price.usd_per_million_tokens(hour, service.tokens_per_s_per_device)
-    page = price.usd_per_page(million)
+    million = usd_per_million_tokens(hour, service.tokens_per_s_per_device)
+    page = usd_per_page(million)
+    of_all = interval_of({"devices": devices, "hour": hour}, lambda v: v["devices"] * v["hour"] * HOURS_PER_YEAR)
     return Bill(
         usd_per_device_hour=hour,
-        usd_per_year=interval_of(
-            {"devices": _quantity(devices), "hour": _quantity(hour)},
-            lambda v: v["devices"] * v["hour"] * HOURS_PER_YEAR,
-        ),
+        usd_per_year=of_all,
         usd_per_million_tokens=million,
-        usd_per_million_prompt_tokens=price.usd_per_million_tokens(hour, service.prompt_tokens_per_s_per_device),
+        usd_per_million_prompt_tokens=usd_per_million_tokens(hour, service.prompt_tokens_per_s_per_device),
         usd_per_750_words=page,
-        human_times_dearer=interval_of(
-            {"human": HUMAN_USD_PER_PAGE, "page": _quantity(page)}, lambda v: v["human"] / v["page"]
-        ),
+        human_times_dearer=_over(HUMAN_USD_PER_PAGE, page),
     )
 
 
@@ -230,13 +219,5 @@ def _fewest_devices(scenario: Scenario, most: int) -> int:
     return min(most, math.ceil(scenario.model.weights_bytes / scenario.budget_bytes))
 
 
-def _share(amount: Interval, of: Quantity) -> Interval:
-    return interval_of({"amount": _quantity(amount), "of": of}, lambda v: v["amount"] / v["of"])
-
-
-def _quantity(interval: Interval) -> Quantity:
-    return Quantity(interval.expected, interval.low, interval.high, "predicted")
-
-
-def _interval(quantity: Quantity) -> Interval:
-    return Interval(expected=quantity.expected, low=quantity.low, high=quantity.high)
+def _over(amount: Interval, of: Interval) -> Interval:
+    return interval_of({"amount": amount, "of": of}, lambda v: v["amount"] / v["of"])

@@ -90,9 +90,9 @@ def best_service(scenario: Scenario, promise: Promise, *, sequences: int | None 
         interval=interval,
         sequences=count,
         devices=devices,
-        tokens_per_s_per_device=_rate(tokens, interval.total_s),
-        prompt_tokens_per_s_per_device=_rate(count * asked.workload.prompt_tokens / devices, interval.prefill_s),
-        reader_tokens_per_s=_rate(1.0, interval.decode_s_per_pass),
+        tokens_per_s_per_device=interval.total_s.dividing(tokens),
+        prompt_tokens_per_s_per_device=interval.prefill_s.dividing(count * asked.workload.prompt_tokens / devices),
+        reader_tokens_per_s=interval.decode_s_per_pass.dividing(1.0),
         filled_share=min(1.0, max(0.0, memory.kv_cache_bytes / room)) if room > 0 else 1.0,
     )
 
@@ -174,10 +174,6 @@ def _devices(scenario: Scenario, arrangement: Arrangement) -> int:
     """Devices that cannot do the same once more: the whole machine where links or the host are shared."""
     alone = arrangement.source is Tier.DEVICE and not arrangement.cache_on_host and not arrangement.cpu_share
     return arrangement.parallelism.devices if alone else scenario.described_machine.num_devices
-
-
-def _rate(amount: float, seconds: Interval) -> Interval:
-    return Interval(expected=amount / seconds.expected, low=amount / seconds.high, high=amount / seconds.low)
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------

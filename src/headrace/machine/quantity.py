@@ -14,12 +14,26 @@ from headrace.errors import MachineError
 
 
 @dataclass(frozen=True, slots=True)
-class Quantity:
-    """An expected value between the lowest and highest that are believable; all positive or zero, finite."""
+class Interval:
+    """An expected value between its ends."""
 
     expected: float
     low: float
     high: float
+
+    def times(self, factor: float) -> Interval:
+        """The same scaled."""
+        return Interval(self.expected * factor, self.low * factor, self.high * factor)
+
+    def dividing(self, amount: float) -> Interval:
+        """`amount` over this: a rate, where this is its seconds."""
+        return Interval(amount / self.expected, amount / self.high, amount / self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity(Interval):
+    """An expected value between the lowest and highest that are believable; all positive or zero, finite."""
+
     source: str
 
     def __post_init__(self) -> None:
@@ -55,16 +69,7 @@ class Quantity:
         return Quantity(value, value, value, self.source)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A predicted value between what the constants' ranges allow."""
-
-    expected: float
-    low: float
-    high: float
-
-
-def interval_of(constants: Mapping[str, Quantity], predict: Callable[[Mapping[str, float]], float]) -> Interval:
+def interval_of(constants: Mapping[str, Interval], predict: Callable[[Mapping[str, float]], float]) -> Interval:
     """The prediction at the expected values, and how far it moves.
 
     Each constant is moved to its low and its high end, the others kept; the logarithms of the resulting factors are
@@ -73,7 +78,7 @@ def interval_of(constants: Mapping[str, Quantity], predict: Callable[[Mapping[st
     values = {name: constant.expected for name, constant in constants.items()}
     expected = predict(values)
     if not 0 < expected < math.inf:
-        return Interval(expected=expected, low=expected, high=expected)
+        return Interval(expected, expected, expected)
     up = down = 0.0
     for name, constant in constants.items():
         for end in (constant.low, constant.high):
@@ -84,6 +89,4 @@ def interval_of(constants: Mapping[str, Quantity], predict: Callable[[Mapping[st
                 up += moved**2
             else:
                 down += moved**2
-    return Interval(
-        expected=expected, low=expected * math.exp(-math.sqrt(down)), high=expected * math.exp(math.sqrt(up))
-    )
+    return Interval(expected, expected * math.exp(-math.sqrt(down)), expected * math.exp(math.sqrt(up)))

@@ -75,7 +75,7 @@ class PlanAnswer:
         """Tokens per pass at which this plan computes as long as it loads; None where it streams nothing."""
         if is_simulated(item.plan, self.scenario):
             tokens = item.prediction.break_even_tokens_per_pass
-            return Interval(expected=tokens, low=tokens, high=tokens) if tokens else None
+            return Interval(tokens, tokens, tokens) if tokens else None
         arrangement = item.plan.arrangement
         return break_even_tokens(self.scenario, arrangement) if arrangement.streamed_share > 0 else None
 

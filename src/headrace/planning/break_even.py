@@ -65,7 +65,7 @@ def break_even(scenario: Scenario, best: Candidate | None) -> BreakEven | None:
         if not tokens:
             return None
         source = Tier.DISK if Placement.DISK in best.plan.placements else Tier.HOST
-        return _report(scenario, Interval(expected=tokens, low=tokens, high=tokens), source, best.plan.arrangement)
+        return _report(scenario, Interval(tokens, tokens, tokens), source, best.plan.arrangement)
     if scenario.machine is None:
         return None
     if best is not None and best.plan.arrangement.streamed_share > 0:

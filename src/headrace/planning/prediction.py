@@ -133,9 +133,7 @@ def prediction_interval(candidate: Candidate, scenario: Scenario) -> PredictionI
     return PredictionInterval(
         prefill_s=moved(lambda prediction: prediction.prefill_s),
         decode_s_per_pass=decode_s,
-        tokens_per_s=Interval(
-            expected=tokens / decode_s.expected, low=tokens / decode_s.high, high=tokens / decode_s.low
-        ),
+        tokens_per_s=decode_s.dividing(tokens),
         total_s=moved(lambda prediction: prediction.total_s),
     )
 

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from headrace.economics.claims import latency, memory, money, stock
-from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome
+from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, told
 from headrace.errors import InvalidRequestError, near_names
 
-CLAIMS: Mapping[str, Claim] = {
-    claim.name: claim for claim in (*money.CLAIMS, *memory.CLAIMS, *latency.CLAIMS, *stock.CLAIMS)
-}
+CLAIMS, _CONSTANTS = told()
 ASSUMPTIONS: Mapping[str, Default] = {
+    **_CONSTANTS,
     **money.ASSUMPTIONS,
     **memory.ASSUMPTIONS,
     **latency.ASSUMPTIONS,

@@ -16,7 +16,7 @@ from headrace.economics.claims.facts import (
     model,
     model_fact,
 )
-from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome
+from headrace.economics.claims.ledger import Default, Ledger, Outcome, checks
 from headrace.model.model import Layer, LayerGroup, Model
 from headrace.planning.plan import Parallelism, arranged
 from headrace.planning.workload import PassTokens
@@ -28,34 +28,17 @@ _PARALLEL = "8xa100-80"
 
 
 ASSUMPTIONS: dict[str, Default] = {
-    "stream_bytes_per_s": Assumption(10.9e9, "host memory to one V100, implied by ZeRO-Inference's 175B rows"),
-    "stream_4_bytes_per_s": Assumption(33.9e9, "host memory to four V100 together, implied by the same rows"),
     "gpt3_kv_bytes_per_token": model_fact("gpt-3", "kv_bytes_per_token"),
     "gpt3_layers": model_fact("gpt-3", "num_layers"),
     "larger_layers": larger_fact("num_layers"),
     "break_even_flops": machine_fact(
         _STREAMER, "peak 16-bit arithmetic", lambda found: max(rate.expected for rate in found.processor.flops.values())
     ),
-    "break_even_link_bytes_per_s": Assumption(12e9, "PCIe 3 x16 as achieved"),
-    "weight_element_bytes": Assumption(2, "16-bit weights"),
-    "break_even_context_tokens": Assumption(2048, "GPT-3's context"),
-    "reachable_kv_bytes": Assumption(1.5e12, "host memory of a large server: what a cache could take at most"),
-    "latency_batch": Assumption(1, "one reader"),
-    "latency_context_tokens": Assumption(1024, "half of GPT-3's context"),
-    "pipeline_devices": Assumption(8, "one node"),
-    "width_devices": Assumption(8, "one node"),
-    "width_growth": Assumption(2, "hidden size over GPT-3's"),
-    "width_batch": Assumption(16, "sequences at once"),
-    "four_small_computers_s": Assumption(0.494, "seconds per token, four Raspberry Pis split by width: measured"),
-    "eight_small_computers_s": Assumption(0.588, "the same with eight, 0.29 of it communication: measured"),
-    "width_8_speedup": Assumption(3.2, "eight H200 split by width over one: measured"),
-    "prefetch_gain_disk": Assumption(0.17, "from NVMe: 13 to 21 % measured (ZeRO-Inference)"),
-    "layer_overhead_low_s": Assumption(53e-6, "per layer, H200 with TensorRT-LLM, implied by published steps"),
-    "layer_overhead_high_s": Assumption(316e-6, "per layer, split over nodes by FasterTransformer (MT-NLG 530B)"),
     **{memory_rate_name(device): memory_rate(DEVICES[device]) for device in _FLOORS},
 }
 
 
+@checks("streaming-latency")
 def _streaming(given: Ledger) -> Outcome:
     gpt3, place = model("gpt-3"), machine(_STREAMER)
     arrangement = arranged(gpt3.num_layers, resident=0)
@@ -80,6 +63,7 @@ def _streaming(given: Ledger) -> Outcome:
     )
 
 
+@checks("overlap")
 def _overlap(given: Ledger) -> Outcome:
     link, flops = given("break_even_link_bytes_per_s"), given("break_even_flops")
     tokens = flops * given("weight_element_bytes") / 2 / link
@@ -100,6 +84,7 @@ def _overlap(given: Ledger) -> Outcome:
     )
 
 
+@checks("pipeline-latency")
 def _pipeline(given: Ledger) -> Outcome:
     stages = max(1, round(given("pipeline_devices")))
     one = _decode_s(given, Parallelism())
@@ -112,6 +97,7 @@ def _pipeline(given: Ledger) -> Outcome:
     )
 
 
+@checks("width-exchange")
 def _width(given: Ledger) -> Outcome:
     devices, growth = max(2, round(given("width_devices"))), given("width_growth")
     gpt3, wide = model("gpt-3"), _widened(model("gpt-3"), growth)
@@ -135,6 +121,7 @@ def _width(given: Ledger) -> Outcome:
     )
 
 
+@checks("larger-is-slower")
 def _larger(given: Ledger) -> Outcome:
     floors = {device: given(memory_name(device)) / given(memory_rate_name(device)) for device in _FLOORS}
     layers, more = given("gpt3_layers"), given("larger_layers")
@@ -199,20 +186,3 @@ def _widened(model: Model, times: float) -> Model:
         head_bytes=model.head_bytes * times,
         groups=tuple(LayerGroup(layer=wide(group.layer), count=group.count) for group in model.groups),
     )
-
-
-CLAIMS = (
-    Claim(name="streaming-latency", says="streaming the weights through a device has a high latency", check=_streaming),
-    Claim(
-        name="overlap",
-        says="(revised) loading while computing removes it, if loading is no slower than computing",
-        check=_overlap,
-    ),
-    Claim(name="pipeline-latency", says="spreading layers over devices does not lower the latency", check=_pipeline),
-    Claim(
-        name="width-exchange",
-        says="splitting layers by width, communication grows with width and with fewer neurons per device",
-        check=_width,
-    ),
-    Claim(name="larger-is-slower", says="larger networks have a higher latency in general", check=_larger),
-)

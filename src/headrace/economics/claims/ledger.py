@@ -7,8 +7,9 @@ computed from the catalogues when it is first used. Any of them can be set to an
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from importlib import resources
 from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError, near_names
@@ -68,13 +69,34 @@ class Ledger:
         return default if isinstance(default, Assumption) else default(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
+Check = Callable[[Ledger], Outcome]
+_CHECKS: dict[str, Check] = {}
+
+
+def checks(name: str) -> Callable[[Check], Check]:
+    """Say which claim the function below recomputes."""
+
+    def named(check: Check) -> Check:
+        _CHECKS[name] = check
+        return check
+
+    return named
+
+
+class Claim(NamedTuple):
     """One thing that was said, and how it is checked."""
 
     name: str
     says: str
-    check: Callable[[Ledger], Outcome]
+    check: Check
+
+
+def told() -> tuple[dict[str, Claim], dict[str, Assumption]]:
+    """The claims, whose checks must have been imported, and the assumptions of `claims.toml`."""
+    text = resources.files("headrace.economics.claims").joinpath("claims.toml").read_text(encoding="utf-8")
+    raw = tomllib.loads(text)
+    claims = {name: Claim(name, says, _CHECKS[name]) for name, says in raw["claims"].items()}
+    return claims, {name: Assumption(**table) for name, table in raw["assumptions"].items()}
 
 
 def whole(number: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.economics.claims.facts import DEVICES, larger_fact, memory_bytes, memory_name, model_fact
-from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome, whole
+from headrace.economics.claims.ledger import Default, Ledger, Outcome, checks, whole
 from headrace.units import format_bytes, format_number
 
 _SMALL = "V100-16"
@@ -14,16 +14,11 @@ _TRAINED_ON = ("V100-32", _SMALL)
 ASSUMPTIONS: dict[str, Default] = {
     "gpt3_weights_bytes": model_fact("gpt-3", "weights_bytes"),
     "larger_weights_bytes": larger_fact("weights_bytes"),
-    "training_bytes_per_parameter": Assumption(16, "16-bit weights and gradients, 32-bit master copy and two moments"),
-    "summit_devices": Assumption(27_648, "Summit's V100 of 16 GB, then the largest; recalled"),
-    "largest_cluster_devices": Assumption(200_000, "Colossus (Epoch: 7 billion $, 300 MW)"),
-    "largest_cluster_device_bytes": Assumption(80e9, "H100, the smallest of those in it"),
-    "dgx2_disk_bytes": Assumption(30e12, "NVMe of one DGX-2, 16 V100"),
-    memory_name(_SMALL): Assumption(16e9, "the V100 that most of 2021 had"),
     **{memory_name(device): memory_bytes(name) for device, name in DEVICES.items()},
 }
 
 
+@checks("hundreds-to-fit")
 def _hundreds(given: Ledger) -> Outcome:
     weights = given("gpt3_weights_bytes")
     needed = {device: whole(weights / given(memory_name(device))) for device in (*DEVICES, _SMALL)}
@@ -47,6 +42,7 @@ def _hundreds(given: Ledger) -> Outcome:
     )
 
 
+@checks("one-copy-1000x")
 def _one_copy(given: Ledger) -> Outcome:
     weights = given("larger_weights_bytes")
     then = given("summit_devices") * given(memory_name(_SMALL)) / weights
@@ -72,6 +68,7 @@ def _room(copies: float) -> str:
     return "holds" if copies < 1 else "borderline" if copies < 2 else "false"
 
 
+@checks("largest-clusters")
 def _clusters(given: Ledger) -> Outcome:
     then, now = given("summit_devices"), given("largest_cluster_devices")
 
@@ -83,14 +80,3 @@ def _clusters(given: Ledger) -> Outcome:
         f"{then:,.0f} devices in the largest of 2021, {now:,.0f} now: {now / then:.3g} times",
         {"devices_2021": then, "devices_now": now},
     )
-
-
-CLAIMS = (
-    Claim(name="hundreds-to-fit", says="GPT-3 needs hundreds of GPUs merely to fit", check=_hundreds),
-    Claim(
-        name="one-copy-1000x",
-        says="whole supercomputers might not hold one copy of a model a thousand times as large",
-        check=_one_copy,
-    ),
-    Claim(name="largest-clusters", says="the largest clusters have tens of thousands of GPUs", check=_clusters),
-)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from headrace.economics.claims.facts import equivalents, model_fact, predicted_service, stock, stock_power
-from headrace.economics.claims.ledger import Assumption, Claim, Default, Ledger, Outcome
-from headrace.planning.price import HOURS_PER_YEAR
+from headrace.economics.claims.ledger import Default, Ledger, Outcome, checks
+from headrace.economics.owning import HOURS_PER_YEAR
 from headrace.units import format_number
 
 
@@ -15,54 +14,35 @@ class _Case(NamedTuple):
     """A model whose throughput per device was measured in offline batches."""
 
     key: str
-    called: str
     device: str
-    tokens_per_s: Assumption
     predicted: Default
 
 
 _CASES = (
     _Case(
         key="llama70b",
-        called="Llama-3.3-70B in 4 bits",
         device="b200",
-        tokens_per_s=Assumption(7007, "per B200, best offline rate published"),
         predicted=predicted_service("llama-3.3-70b", "nvfp4", "b200", prompt_tokens=1024, generate_tokens=1024),
     ),
     _Case(
         key="deepseek_r1",
-        called="DeepSeek-R1",
         device="gb300",
-        tokens_per_s=Assumption(5842, "per GPU of a GB300 NVL72, best offline rate published"),
         predicted=predicted_service("deepseek-v3", "nvfp4", "72xgb300", prompt_tokens=1024, generate_tokens=1024),
     ),
     _Case(
         key="llama405b",
-        called="Llama-3.1-405B in 4 bits",
         device="b200",
-        tokens_per_s=Assumption(1302, "per GPU, best offline rate published"),
         predicted=predicted_service("llama-3.1-405b", "nvfp4", "8xb200", prompt_tokens=1024, generate_tokens=1024),
     ),
 )
 
 ASSUMPTIONS: dict[str, Default] = {
-    "readers": Assumption(8e9, "one for every person"),
-    "reader_tokens_per_s": Assumption(10, "a little faster than people read"),
     "stock_h100_equivalents": stock,
     "stock_power_w": stock_power,
     "b200_h100_equivalents": equivalents("b200"),
     "gb300_h100_equivalents": equivalents("gb300"),
     "llama405b_parameters": model_fact("llama-3.1-405b", "parameters"),
-    "interactive_factor": Assumption(
-        4, "promised speed or long contexts cost 2 to 10 times the offline rate; estimate"
-    ),
-    "sessions_low": Assumption(20.0e6, "concurrent sessions of frontier agents that 2026's devices allow, low (Epoch)"),
-    "sessions_high": Assumption(40.1e6, "the same, high (Epoch)"),
-    **{f"{case.key}_tokens_per_s": case.tokens_per_s for case in _CASES},
     **{f"{case.key}_predicted_tokens_per_s": case.predicted for case in _CASES},
-    "datacentres_2024_twh": Assumption(415, "electricity of all data centres in 2024 (IEA)"),
-    "gb300_equivalents_2026": Assumption(24.0e6, "Epoch, September 2026: installed through 2026"),
-    "gb300_equivalents_2027": Assumption(60.4e6, "Epoch, September 2026: expected through 2027"),
 }
 
 
@@ -85,8 +65,10 @@ def _needed(given: Ledger, rate: float, device: str) -> tuple[float, float, str]
     return devices, devices / held, text
 
 
-def _copies(case: _Case) -> Callable[[Ledger], Outcome]:
-    def check(given: Ledger) -> Outcome:
+for _case in _CASES:
+
+    @checks(f"copies-{_case.key.replace('_', '-')}")
+    def _copies(given: Ledger, case: _Case = _case) -> Outcome:
         devices, times, text = _needed(given, given(f"{case.key}_tokens_per_s"), case.device)
         factor, predicted = given("interactive_factor"), given(f"{case.key}_predicted_tokens_per_s")
         return Outcome(
@@ -101,9 +83,8 @@ def _copies(case: _Case) -> Callable[[Ledger], Outcome]:
             },
         )
 
-    return check
 
-
+@checks("copies-1000x")
 def _copies_larger(given: Ledger) -> Outcome:
     parameters = given("growth") * given("gpt3_parameters")
     rate = given("llama405b_tokens_per_s") * given("llama405b_parameters") / parameters
@@ -116,6 +97,7 @@ def _copies_larger(given: Ledger) -> Outcome:
     )
 
 
+@checks("world-stock")
 def _stock(given: Ledger) -> Outcome:
     total, watts = given("stock_h100_equivalents"), given("stock_power_w")
     worth = given("gb300_h100_equivalents")
@@ -131,6 +113,7 @@ def _stock(given: Ledger) -> Outcome:
     )
 
 
+@checks("agent-sessions")
 def _sessions(given: Ledger) -> Outcome:
     readers, fewest, most = given("readers"), given("sessions_low"), given("sessions_high")
     low, high = readers / most, readers / fewest
@@ -141,22 +124,3 @@ def _sessions(given: Ledger) -> Outcome:
         f"{format_number(readers)} readers / {format_number(fewest)} to {format_number(most)} sessions at once",
         {"times_low": low, "times_high": high},
     )
-
-
-CLAIMS = (
-    Claim(name="world-stock", says="(added) the accelerators installed in the world", check=_stock),
-    *(
-        Claim(
-            name=f"copies-{case.key.replace('_', '-')}",
-            says=f"a copy for everybody needs far more devices than there are ({case.called})",
-            check=_copies(case),
-        )
-        for case in _CASES
-    ),
-    Claim(
-        name="copies-1000x",
-        says="a copy for everybody needs far more devices than there are (a model a thousand times GPT-3)",
-        check=_copies_larger,
-    ),
-    Claim(name="agent-sessions", says="(added) an agent at work for everybody", check=_sessions),
-)
