@@ -31,7 +31,7 @@ from headrace.model.config_fields import read_config
 from headrace.model.layout import align_up
 from headrace.model.safetensors_index import TensorIndex
 from headrace.model.stored_model import build_stored_model
-from headrace.planning.advice import MoreMemory, advice
+from headrace.planning.advice import advice, more_memory
 from headrace.planning.answer import PlanAnswer
 from headrace.planning.break_even import BreakEven, break_even
 from headrace.planning.infeasible import budget_for_everything, minimum_bytes
@@ -548,13 +548,24 @@ def test_a_step_of_memory_is_never_smaller_than_the_blocks_it_should_hold(model:
         asked.append(budget_bytes)
         return taking(10.0 - budget_bytes / 2**30)
 
-    memory = MoreMemory("device memory", "--memory", 0, None, "everything", 3 << 30, under)
-    assert memory.describe(taking(10.0)) == "Each further GiB of device memory saves about 1 s per pass."
+    def told(now_s: float, enough_bytes: int | None) -> str:
+        return more_memory(
+            taking(now_s),
+            under,
+            name="device memory",
+            option="--memory",
+            budget_bytes=0,
+            block_bytes=3 << 30,
+            enough_bytes=enough_bytes,
+            holds="everything",
+        )
+
+    assert told(10.0, None) == "Each further GiB of device memory saves about 1 s per pass."
     assert asked == [6 << 30]
-    assert memory._replace(enough_bytes=0).describe(taking(10.0)) == ""
-    told = memory._replace(enough_bytes=1 << 30).describe(taking(10.0))
-    assert told == "1.07 GB more device memory would hold everything: 9 s per pass (--memory 1074MB)."
-    assert "nothing worth having" in memory.describe(taking(4.0))
+    assert told(10.0, 0) == ""
+    everything = "1.07 GB more device memory would hold everything: 9 s per pass (--memory 1074MB)."
+    assert told(10.0, 1 << 30) == everything
+    assert "nothing worth having" in told(4.0, None)
 
 
 def test_everything_in_memory_means_the_device_s_own(model: Path) -> None:

@@ -15,7 +15,7 @@ from headrace.planning.strategies import RUNNABLE
 from headrace.planning.workload import Workload
 
 sizes = st.integers(0, 2**62)
-memories = st.builds(TierMemory, **{field.name: sizes for field in dataclasses.fields(TierMemory)})
+memories = st.builds(TierMemory, **dict.fromkeys(TierMemory._fields, sizes))
 workloads = st.builds(
     Workload,
     sequences=st.integers(1, 10**6),
@@ -43,7 +43,7 @@ plans = st.builds(
 def test_counts_add_up(plan: Plan) -> None:
     counted = plan.resident_blocks + plan.streamed_blocks + plan.cpu_blocks
     assert counted == plan.num_blocks == len(plan.placements)
-    assert plan.memory.total_bytes == sum(dataclasses.asdict(plan.memory).values())
+    assert plan.memory.total_bytes == sum(plan.memory._asdict().values())
     assert plan.workload.context_tokens == plan.workload.prompt_tokens + plan.workload.generate_tokens
     held = plan.bytes_by_tier
     if plan.uses_host_memory:

@@ -16,7 +16,7 @@ from headrace.errors import MachineError
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
 from headrace.model.safetensors_index import ShardFile, TensorEntry, TensorIndex
 from headrace.model.stored_model import StoredModel, build_stored_model
-from headrace.planning.block_times import PassOverheads, block_times, distinct_rows
+from headrace.planning.block_times import block_times, distinct_rows, pass_overheads
 from headrace.planning.measured_rates import cpu_rates
 from headrace.planning.pass_times import LowerBound
 from headrace.planning.plan import Arrangement, EmbeddingPlacement, Placement, Plan, TierMemory
@@ -227,12 +227,12 @@ def test_what_lies_beside_the_blocks_of_a_pass() -> None:
     """Four prompts of three tokens look up 12 rows of 128, of which 11.5 are distinct on average; a step four."""
     work = Workload(sequences=4, prompt_tokens=3, generate_tokens=32)
     rates = rates_of((1, 0.5), pass_overhead_s=0.5, row_s=0.01)
-    first, further = PassOverheads.of(SPEC, work, rates, EmbeddingPlacement.ROWS)
+    first, further = pass_overheads(SPEC, work, rates, EmbeddingPlacement.ROWS)
     assert first == pytest.approx(0.5 + 0.01 * VOCAB * (1 - (1 - 1 / VOCAB) ** 12))
     assert further == pytest.approx(0.5 + 0.01 * VOCAB * (1 - (1 - 1 / VOCAB) ** 4))
-    assert PassOverheads.of(SPEC, work, rates, EmbeddingPlacement.HEAD) == (0.5, 0.5)
+    assert pass_overheads(SPEC, work, rates, EmbeddingPlacement.HEAD) == (0.5, 0.5)
     rates = dataclasses.replace(rates, first_pass_overhead_s=2.0)
-    assert PassOverheads.of(SPEC, work, rates, EmbeddingPlacement.HEAD) == (2.0, 0.5)
+    assert pass_overheads(SPEC, work, rates, EmbeddingPlacement.HEAD) == (2.0, 0.5)
 
 
 @pytest.mark.parametrize(

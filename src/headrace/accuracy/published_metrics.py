@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -102,16 +103,12 @@ def figure_of(case: Case) -> tuple[dict[str, Quantity], Callable[[Mapping[str, f
 
 def _filled_batch(case: Case) -> Case:
     """As many sequences at once as memory holds: unlimited concurrency."""
-
-    def fits(sequences: int) -> bool:
-        return device_fits(case.scenario.batch(sequences), case.arrangement)
-
-    low, high = 1, _MOST_SEQUENCES
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+    more = range(2, _MOST_SEQUENCES)
+    held = 1 + bisect.bisect_left(
+        more, x=True, key=lambda number: not device_fits(case.scenario.batch(number), case.arrangement)
+    )
     # Sequences end at different times: on the average a little less than all places are taken by full contexts.
-    return replace(case, scenario=case.scenario.batch(low), unstated=True)
+    return replace(case, scenario=case.scenario.batch(held), unstated=True)
 
 
 def _work(case: Case, form: ClosedForm) -> WorkCost:

@@ -25,6 +25,7 @@ from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.model.stored_model import StoredBlock, StoredModel
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan
 from headrace.planning.prediction import Candidate
+from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import Strategy
 from headrace.streaming.arena import Arena
 from headrace.streaming.checkpoint import Checkpoint
@@ -47,7 +48,7 @@ def assemble(loading: Loading, candidate: Candidate, calibration: Calibration, *
     # From here on, what is taken is weights, caches and work space.
     _load_fixed(model, checkpoint, recipes, dtype, where)
     table = _table(checkpoint, plan, where)
-    stream = _open_stream(loading, plan)
+    stream = _open_stream(loading, plan, calibration.scenario)
     try:
         buffer = ConversionBuffer(plan.memory.conversion_bytes, where)
         copies = calibration.scenario.copies_weights
@@ -90,7 +91,7 @@ def _settle(device: Device) -> Overheads:
     return Overheads(process_bytes=resident_bytes(), device_bytes=device.held_bytes())
 
 
-def _open_stream(loading: Loading, plan: Plan) -> Stream:
+def _open_stream(loading: Loading, plan: Plan, scenario: Scenario) -> Stream:
     """Take the memory of the plan and start the readers."""
     blocks, device = loading.checkpoint.model.blocks, loading.device
     settings = replace(
@@ -102,7 +103,7 @@ def _open_stream(loading: Loading, plan: Plan) -> Stream:
         block_names=tuple(block.name for block in blocks),
     )
     if not plan.uses_host_memory:
-        settings = replace(settings, chunk_bytes=plan.chunk_bytes, ring_chunks=plan.ring_chunks)
+        settings = replace(settings, chunk_bytes=scenario.chunk_bytes, ring_chunks=scenario.ring_chunks)
     return Stream(
         layouts=[block.layout for block in blocks],
         aligned=None if device.uses_host_memory else [block.aligned for block in blocks],

@@ -16,7 +16,7 @@ from headrace.model.layout import align_down
 from headrace.model.model import WORK_SPACE_CONSTANT_BYTES
 from headrace.model.stored_model import StoredModel
 from headrace.planning.infeasible import minimum_bytes, refuse_below_minimum
-from headrace.planning.measured_rates import host_exchange
+from headrace.planning.measured_rates import over_link
 from headrace.planning.memory import MemoryAccount
 from headrace.planning.rates import LayerTimes, Rates
 from headrace.planning.scenario import Scenario
@@ -227,14 +227,12 @@ def _calibrate_accelerator(loading: Loading, pass_tokens: Sequence[int]) -> tupl
         device=device,
     )
     on_cpu = time_cpu_layer(loading, scenario) if scenario.allow_cpu else None
-    copy_bytes_per_s = machine_probe.memory_copy_rate()
-    rates = replace(
+    rates = over_link(
         _layer_rates(scenario, curve, timed, read_bytes_per_s),
-        link_bytes_per_s=link_bytes_per_s,
-        staged_bytes_per_s=min(copy_bytes_per_s, link_bytes_per_s),
-        memory_copy_bytes_per_s=copy_bytes_per_s,
+        copies,
+        hidden_bytes=model.hidden_size * TORCH_DTYPES[name].itemsize,
+        memory_copy_bytes_per_s=machine_probe.memory_copy_rate(),
         cpu_layer=on_cpu,
-        **host_exchange(copies, model.hidden_size * TORCH_DTYPES[name].itemsize, copy_bytes_per_s)._asdict(),
     )
     notes = [
         f"link to {device.name}: {format_rate(copies.bytes_per_s.expected)} from page-locked memory alone, "

@@ -201,7 +201,7 @@ class Handle:
         model, plan = self.checkpoint.model, self.plan
         work = replace(plan.workload, sequences=sequences)
         of_blocks = cache_bytes(model, work, plan.compute_dtype, tokens=tokens)
-        return cache_sides(model, of_blocks, plan.placements, on_host=plan.cache_on_host).device_bytes
+        return cache_sides(model, of_blocks, plan.placements, on_host=plan.cache_on_host)[0]
 
     def lay_out_cache(self, cache: Any, *, capacity_tokens: int) -> None:
         """Let a transformers cache for this model keep keys and values where the plan does."""

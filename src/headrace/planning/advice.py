@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 from headrace.errors import HeadraceError
-from headrace.machine.machine import Machine
-from headrace.machine.quantity import Quantity
 from headrace.model.formats import requantised
 from headrace.planning.infeasible import budget_for_everything
 from headrace.planning.memory import MemoryAccount
 from headrace.planning.plan import Arrangement, Placement
 from headrace.planning.planner import plan_fastest, plan_strategy
-from headrace.planning.prediction import Candidate, is_simulated, predict
+from headrace.planning.prediction import Candidate, constants, is_simulated, predict
 from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
 from headrace.units import format_bytes, format_count, format_number, format_seconds, size_option
@@ -46,9 +43,9 @@ def _sentences(scenario: Scenario, best: Candidate) -> Iterator[str]:
     even = predicted.break_even_tokens_per_pass
     if predicted.binds in {"disk", "link"} and even >= plan.workload.sequences + 1:
         yield f"More tokens in a pass are free up to {format_count(even)} (a batch, drafts)."
-    yield _more_device_memory(scenario).describe(best)
+    yield _more_device_memory(scenario, best)
     if not scenario.on_cpu and Placement.DISK in plan.placements:
-        yield _more_host_memory(scenario, best).describe(best)
+        yield _more_host_memory(scenario, best)
     if predicted.binds == "link" and not scenario.allow_cpu and scenario.known_rates.cpu_layer is not None:
         yield _help_of_cpu(scenario, best)
 
@@ -108,66 +105,66 @@ def _faster_disk(rates: Rates) -> Rates:
     return replace(rates, read_bytes_per_s=2 * rates.read_bytes_per_s)
 
 
-class MoreMemory(NamedTuple):
-    """A memory whose budget could be larger."""
+def more_memory(
+    best: Candidate,
+    planned: Callable[[int], Candidate],
+    *,
+    name: str,
+    option: str,
+    budget_bytes: int,
+    block_bytes: int,
+    enough_bytes: int | None,
+    holds: str,
+) -> str:
+    """Say what a step more of a memory would save of a pass; nothing where there is enough.
 
-    name: str
-    """as sentences call it: device memory"""
-    option: str
-    budget_bytes: int
-    enough_bytes: int | None
-    """the budget beyond which more would change nothing; None where no budget would be enough"""
-    holds: str
-    """what as much as that would hold"""
-    block_bytes: int
-    """of the largest block: a step that is smaller may hold no more than before"""
-    planned: Callable[[int], Candidate]
-    """the fastest plan under another budget"""
-
-    def describe(self, best: Candidate) -> str:
-        """Say what a step more would save of a pass; nothing where there is enough."""
-        budget, enough = self.budget_bytes, self.enough_bytes
-        step = max(STEP_BYTES, 2 * self.block_bytes)
-        if enough is not None:
-            step = min(step, enough - budget)
-        if step <= 0:
-            return ""
-        now_s = best.prediction.decode_s_per_pass
-        saved_s = now_s - self.planned(budget + step).prediction.decode_s_per_pass
-        if saved_s < (1 - WORTH_A_SENTENCE) * now_s:
-            return f"More {self.name} would save nothing worth having."
-        if enough is not None and step == enough - budget:
-            return (
-                f"{format_bytes(step)} more {self.name} would hold {self.holds}: {format_seconds(now_s - saved_s)} per "
-                f"pass ({self.option} {size_option(enough)})."
-            )
-        saved_s *= STEP_BYTES / step
-        return f"Each further GiB of {self.name} saves about {format_seconds(saved_s)} per pass."
+    `planned` is the fastest plan under another budget. A step smaller than the largest block, `block_bytes`, may hold
+    no more than before. `enough_bytes`, which would hold what `holds` says, is the budget beyond which more would
+    change nothing; None where no budget would be enough.
+    """
+    step = max(STEP_BYTES, 2 * block_bytes)
+    if enough_bytes is not None:
+        step = min(step, enough_bytes - budget_bytes)
+    if step <= 0:
+        return ""
+    now_s = best.prediction.decode_s_per_pass
+    saved_s = now_s - planned(budget_bytes + step).prediction.decode_s_per_pass
+    if saved_s < (1 - WORTH_A_SENTENCE) * now_s:
+        return f"More {name} would save nothing worth having."
+    if enough_bytes is not None and step == enough_bytes - budget_bytes:
+        return (
+            f"{format_bytes(step)} more {name} would hold {holds}: {format_seconds(now_s - saved_s)} per pass "
+            f"({option} {size_option(enough_bytes)})."
+        )
+    saved_s *= STEP_BYTES / step
+    return f"Each further GiB of {name} saves about {format_seconds(saved_s)} per pass."
 
 
-def _more_device_memory(scenario: Scenario) -> MoreMemory:
-    return MoreMemory(
+def _more_device_memory(scenario: Scenario, best: Candidate) -> str:
+    return more_memory(
+        best,
+        lambda size: plan_fastest(replace(scenario, budget_bytes=size)),
         name="memory" if scenario.on_cpu else "device memory",
         option="--memory",
         budget_bytes=scenario.budget_bytes,
+        block_bytes=max(MemoryAccount(scenario).block_bytes),
         enough_bytes=budget_for_everything(scenario),
         holds="everything",
-        block_bytes=max(MemoryAccount(scenario).block_bytes),
-        planned=lambda size: plan_fastest(replace(scenario, budget_bytes=size)),
     )
 
 
-def _more_host_memory(scenario: Scenario, best: Candidate) -> MoreMemory:
+def _more_host_memory(scenario: Scenario, best: Candidate) -> str:
     stored = zip(MemoryAccount(scenario).stored_bytes, best.plan.placements, strict=True)
     on_disk = [size for size, placement in stored if placement is Placement.DISK]
-    return MoreMemory(
+    return more_memory(
+        best,
+        lambda size: plan_fastest(replace(scenario, host_budget_bytes=size)),
         name="host memory",
         option="--host-memory",
         budget_bytes=scenario.host_budget_bytes,
+        block_bytes=max(on_disk),
         enough_bytes=best.plan.host_memory.total_bytes + sum(on_disk),
         holds="what comes from the disk",
-        block_bytes=max(on_disk),
-        planned=lambda size: plan_fastest(replace(scenario, host_budget_bytes=size)),
     )
 
 
@@ -192,18 +189,26 @@ def _help_of_cpu(scenario: Scenario, best: Candidate) -> str:
 # -- a described machine ------------------------------------------------------------------------------------------
 
 _WORTH_ON_PAPER = 0.97
+_PARTS = {
+    "device memory": ("processor.memory_bytes_per_s",),
+    "arithmetic": ("processor.flops",),
+    "a host link": ("link.host",),
+    "a link between devices": ("link.scale_up",),
+    "a network": ("link.network",),
+    "a disk": ("link.storage",),
+    "a host memory and CPU": ("host.memory_bytes_per_s", "host.flops"),
+}
+"""what could be faster, and the constants of a plan that would be twice as large"""
 
 
 def _described_sentences(scenario: Scenario, best: Candidate) -> list[str]:
     """The most helpful first: faster parts, fewer bits, more tokens per pass."""
     now_s, plan = best.prediction.decode_s_per_pass, best.plan
     found: list[tuple[float, str]] = []
-    for what, machine in _faster_machines(scenario.described_machine):
-        try:
-            faster_s = predict(plan, scenario.on(machine)).decode_s_per_pass
-        except HeadraceError:
-            continue
-        found.append((faster_s / now_s, f"{what} of twice the speed"))
+    expected = {name: constant.expected for name, constant in constants(plan, scenario).items()}
+    for what, names in _PARTS.items():
+        faster = expected | {name: 2 * expected[name] for name in names if name in expected}
+        found.append((predict(plan, scenario, faster).decode_s_per_pass / now_s, f"{what} of twice the speed"))
     with contextlib.suppress(HeadraceError):
         narrow = requantised(scenario.model, "int4")
         if narrow.weights_bytes < 0.9 * scenario.model.weights_bytes:
@@ -232,44 +237,3 @@ def _twice_the_batch(scenario: Scenario, best: Candidate) -> str:
         return ""
     batch = format_count(doubled.workload.sequences)
     return f"A batch of {batch} would bring {format_number(gain)} times the tokens per second."
-
-
-def _faster_machines(machine: Machine) -> list[tuple[str, Machine]]:
-    processor = machine.processor
-    found = [
-        (
-            "device memory",
-            replace(machine, processor=replace(processor, memory_bytes_per_s=processor.memory_bytes_per_s.times(2))),
-        ),
-        (
-            "arithmetic",
-            replace(
-                machine,
-                processor=replace(processor, flops={name: _doubled(rate) for name, rate in processor.flops.items()}),
-            ),
-        ),
-    ]
-    words = {"host": "a host link", "scale_up": "a link between devices", "network": "a network"}
-    for role, what in words.items():
-        if role in machine.links:
-            path = {link.name for link in machine.path(role)}
-            links = {
-                name: replace(link, bytes_per_s=_doubled(link.bytes_per_s)) if name in path else link
-                for name, link in machine.links.items()
-            }
-            found.append((what, replace(machine, links=links)))
-    if machine.disk is not None:
-        faster = replace(machine.disk, bytes_per_s=_doubled(machine.disk.bytes_per_s))
-        found.append(("a disk", replace(machine, disk=faster)))
-    if machine.host is not None:
-        host = replace(
-            machine.host,
-            memory_bytes_per_s=_doubled(machine.host.memory_bytes_per_s),
-            flops=_doubled(machine.host.flops),
-        )
-        found.append(("a host memory and CPU", replace(machine, host=host)))
-    return found
-
-
-def _doubled(rate: Quantity) -> Quantity:
-    return rate.times(2)

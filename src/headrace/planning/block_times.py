@@ -63,23 +63,19 @@ class PassDemand(NamedTuple):
         return cls(read_s, copy_s, compute_s)
 
 
-class PassOverheads(NamedTuple):
-    """Seconds of a pass outside of its blocks, embedding rows included."""
+def pass_overheads(
+    model: Model, work: Workload, rates: Rates, embedding: EmbeddingPlacement | None
+) -> tuple[float, float]:
+    """Seconds of the first and of a further pass outside of its blocks.
 
-    first_pass_s: float
-    further_pass_s: float
-
-    @classmethod
-    def of(cls, model: Model, work: Workload, rates: Rates, embedding: EmbeddingPlacement | None) -> PassOverheads:
-        """Add the rows that a pass looks up one by one, on the disk or the host; None counts no rows."""
-        row_s = {EmbeddingPlacement.ROWS: rates.row_s, EmbeddingPlacement.HOST: rates.host_row_s}.get(
-            embedding or EmbeddingPlacement.HEAD, 0.0
-        )
-        vocabulary = model.vocab_size
-        first = row_s * distinct_rows(vocabulary, work.sequences * work.prompt_tokens)
-        further = row_s * distinct_rows(vocabulary, work.sequences)
-        own = rates.pass_overhead_s if rates.first_pass_overhead_s is None else rates.first_pass_overhead_s
-        return cls(own + first, rates.pass_overhead_s + further)
+    With the rows that each looks up one by one, on the disk or the host; None counts no rows.
+    """
+    row_s = {EmbeddingPlacement.ROWS: rates.row_s, EmbeddingPlacement.HOST: rates.host_row_s}.get(
+        embedding or EmbeddingPlacement.HEAD, 0.0
+    )
+    first, further = (distinct_rows(model.vocab_size, work.sequences * each) for each in (work.prompt_tokens, 1))
+    own = rates.pass_overhead_s if rates.first_pass_overhead_s is None else rates.first_pass_overhead_s
+    return own + row_s * first, rates.pass_overhead_s + row_s * further
 
 
 def distinct_rows(vocabulary: int, tokens: int) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -128,37 +130,33 @@ def budget_for_everything(scenario: Scenario) -> int | None:
 # -- a described machine ------------------------------------------------------------------------------------------
 
 
-class Lack(NamedTuple):
-    """What an arrangement lacks."""
-
-    text: str
-    required_bytes: float = math.inf
-    """per device; infinite where a device's memory is not what lacks"""
-
-
-def lack_of(scenario: Scenario, arrangement: Arrangement) -> Lack | None:
-    """The memory that this arrangement needs and does not have; None where it fits."""
+def lack_of(scenario: Scenario, arrangement: Arrangement) -> BudgetError | None:
+    """The memory that this arrangement needs and does not have, with bytes per device; None where it fits."""
     need = described_memory(scenario, arrangement)
-    disk_bytes = scenario.described_machine.usable_bytes(Tier.DISK)
+    device_bytes = need.device.total_bytes
     for where, needed, offered in (
-        ("each device", need.device.total_bytes, scenario.budget_bytes),
+        ("each device", device_bytes, scenario.budget_bytes),
         ("the host", need.host.total_bytes, scenario.host_budget_bytes),
-        ("the disk", need.disk_bytes, disk_bytes),
+        ("the disk", need.disk_bytes, scenario.described_machine.usable_bytes(Tier.DISK)),
     ):
         if needed > offered:
             text = f"needs {format_bytes(needed)} of {where}'s {format_bytes(offered)}"
-            return Lack(text, needed if where == "each device" else math.inf)
+            return BudgetError(text, required_bytes=needed if where == "each device" else None)
     return None
 
 
-def described_refusal(scenario: Scenario, strategy: Strategy, lacking: list[Lack]) -> BudgetError:
+def described_refusal(scenario: Scenario, strategy: Strategy, lacking: Sequence[HeadraceError]) -> BudgetError:
     """Say what lacks least, and the smallest change of batch, devices or precision that would fit."""
     if not lacking:
         return BudgetError(_not_applicable(scenario, strategy))
-    lack = min(lacking, key=lambda each: each.required_bytes)
-    change = _smallest_change(scenario, strategy)
-    required = None if lack.required_bytes == math.inf else math.ceil(lack.required_bytes)
-    return BudgetError(f"{lack.text}; {change}", required_bytes=required)
+    least, required = lacking[0], math.inf
+    for lack in lacking:
+        if isinstance(lack, BudgetError) and lack.required_bytes is not None and lack.required_bytes < required:
+            least, required = lack, lack.required_bytes
+    return BudgetError(
+        f"{least}; {_smallest_change(scenario, strategy)}",
+        required_bytes=None if required == math.inf else math.ceil(required),
+    )
 
 
 def _not_applicable(scenario: Scenario, strategy: Strategy) -> str:
@@ -218,11 +216,8 @@ def _largest_batch(scenario: Scenario, strategy: Strategy) -> int:
     """The largest batch below the one asked for that fits; 0 where none does."""
     if scenario.workload.sequences == 1 or not _fits(scenario.batch(1), strategy):
         return 0
-    low, high = 1, scenario.workload.sequences
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _fits(scenario.batch(middle), strategy) else (low, middle)
-    return low
+    larger = range(2, scenario.workload.sequences)
+    return 1 + bisect.bisect_left(larger, x=True, key=lambda number: not _fits(scenario.batch(number), strategy))
 
 
 def _fewest_devices(scenario: Scenario, strategy: Strategy) -> Machine | None:
@@ -230,11 +225,8 @@ def _fewest_devices(scenario: Scenario, strategy: Strategy) -> Machine | None:
         return None
     machine = scenario.described_machine
     for doublings in range(1, 8):
-        larger = (
-            replace(machine, nodes=machine.nodes * 2**doublings)
-            if "network" in machine.links
-            else replace(machine, devices=machine.devices * 2**doublings)
-        )
+        more = {"nodes": machine.nodes} if "network" in machine.links else {"devices": machine.devices}
+        larger = replace(machine, **{name: count * 2**doublings for name, count in more.items()})
         try:
             if _fits(scenario.on(larger), strategy):
                 return larger

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 from headrace.dtypes import DTYPES
 from headrace.errors import MachineError
@@ -15,15 +14,20 @@ from headrace.planning.workload import Workload
 
 
 def cpu_rates(
-    machine: Machine, model: Model, *, compute_dtype: str, read_limit_bytes_per_s: float | None = None
+    machine: Machine, model: Model, compute_dtype: str, *, read_limit_bytes_per_s: float | None = None
 ) -> Rates:
     """Take the constants of a machine that computes on its CPU, the disk's rate bounded by the reader's own limit.
 
     Raises MachineError where it was not measured in `compute_dtype`.
     """
-    arithmetic = machine.processor.arithmetic
-    return replace(
-        _device_rates(machine, model, compute_dtype=compute_dtype, read_limit_bytes_per_s=read_limit_bytes_per_s),
+    disk, arithmetic = machine.require_disk(), machine.processor.arithmetic
+    read_bytes_per_s = disk.bytes_per_s.expected
+    return Rates(
+        read_bytes_per_s=min(read_bytes_per_s, read_limit_bytes_per_s or read_bytes_per_s),
+        curve=_curve(machine.processor, model, compute_dtype),
+        block_overhead_s=arithmetic.block_overhead_s.expected,
+        pass_overhead_s=arithmetic.pass_overhead_s.expected,
+        read_latency_s=disk.latency_s.expected,
         compute_slowdown=arithmetic.slowdown_while_reading.expected,
         read_slowdown=arithmetic.slowdown_of_reading.expected,
     )
@@ -32,57 +36,50 @@ def cpu_rates(
 def accelerator_rates(
     machine: Machine,
     model: Model,
-    *,
     compute_dtype: str,
+    *,
     read_limit_bytes_per_s: float | None = None,
     cpu_layer: LayerTimes | None = None,
 ) -> Rates:
-    """Take the constants of a machine that computes on an accelerator, the disk's bounded by the reader's own limit.
+    """Take the constants of a machine that computes on an accelerator, which shares no memory with the disk.
 
-    Raises MachineError where the accelerator was not measured in `compute_dtype`.
+    The disk's rate is bounded by the reader's own limit. Raises MachineError where the accelerator was not measured in
+    `compute_dtype`.
     """
     copies, host = machine.processor.copies, machine.host
     if copies is None or host is None:
         raise MachineError(f"{machine.name} has no measurement of copies to a device; run `headrace probe` there")
+    rates = cpu_rates(machine, model, compute_dtype, read_limit_bytes_per_s=read_limit_bytes_per_s)
+    return over_link(
+        replace(rates, compute_slowdown=1.0, read_slowdown=1.0),
+        copies,
+        hidden_bytes=model.hidden_size * DTYPES[compute_dtype].size_bytes,
+        memory_copy_bytes_per_s=host.memory_bytes_per_s.expected / 2,  # of bytes read plus bytes written
+        cpu_layer=cpu_layer,
+    )
+
+
+def over_link(
+    rates: Rates,
+    copies: Copies,
+    *,
+    hidden_bytes: int,
+    memory_copy_bytes_per_s: float,
+    cpu_layer: LayerTimes | None,
+) -> Rates:
+    """The rates of an accelerator with its link: blocks out of host memory, and what else goes to the host and back.
+
+    Activations and embedding rows take the driver's copies of ordinary memory: a token's activations go there and back,
+    a row is gathered there first.
+    """
     link_bytes_per_s = copies.while_computing_bytes_per_s.expected
-    memory_copy_bytes_per_s = host.memory_bytes_per_s.expected / 2  # of bytes read plus bytes written
-    hidden_bytes = model.hidden_size * DTYPES[compute_dtype].size_bytes
+    row_s = hidden_bytes / copies.pageable_bytes_per_s.expected
     return replace(
-        _device_rates(machine, model, compute_dtype=compute_dtype, read_limit_bytes_per_s=read_limit_bytes_per_s),
+        rates,
         link_bytes_per_s=link_bytes_per_s,
         staged_bytes_per_s=min(memory_copy_bytes_per_s, link_bytes_per_s),
         memory_copy_bytes_per_s=memory_copy_bytes_per_s,
         cpu_layer=cpu_layer,
-        **host_exchange(copies, hidden_bytes, memory_copy_bytes_per_s)._asdict(),
-    )
-
-
-def _device_rates(machine: Machine, model: Model, *, compute_dtype: str, read_limit_bytes_per_s: float | None) -> Rates:
-    disk, arithmetic = machine.require_disk(), machine.processor.arithmetic
-    read_bytes_per_s = disk.bytes_per_s.expected
-    if read_limit_bytes_per_s is not None:
-        read_bytes_per_s = min(read_bytes_per_s, read_limit_bytes_per_s)
-    return Rates(
-        read_bytes_per_s=read_bytes_per_s,
-        curve=_curve(machine.processor, model, compute_dtype),
-        block_overhead_s=arithmetic.block_overhead_s.expected,
-        pass_overhead_s=arithmetic.pass_overhead_s.expected,
-        read_latency_s=disk.latency_s.expected,
-    )
-
-
-class HostExchange(NamedTuple):
-    """What moving activations and embedding rows between device and host takes; seconds."""
-
-    activation_latency_s: float
-    activation_s_per_token: float
-    host_row_s: float
-
-
-def host_exchange(copies: Copies, hidden_bytes: int, memory_copy_bytes_per_s: float) -> HostExchange:
-    """Take the driver's copies of ordinary memory: a token's activations go there and back, a row is gathered first."""
-    row_s = hidden_bytes / copies.pageable_bytes_per_s.expected
-    return HostExchange(
         activation_latency_s=2 * copies.latency_s.expected,
         activation_s_per_token=hidden_bytes / copies.pageable_back_bytes_per_s.expected + row_s,
         host_row_s=row_s + hidden_bytes / memory_copy_bytes_per_s,

@@ -18,6 +18,7 @@ from headrace.model.blocks import HEAD_CHUNK_ROWS, Block, product_slices
 from headrace.model.layout import PAGE_BYTES, align_device, align_up
 from headrace.model.model import Layer, Model
 from headrace.planning.plan import (
+    NOTHING_HELD,
     TRAVELLING,
     Arrangement,
     EmbeddingPlacement,
@@ -46,13 +47,6 @@ class ArrangedMemory(NamedTuple):
     embedding: EmbeddingPlacement
     disk_bytes: int = 0
     """of weights that stay on the disk"""
-
-
-class CacheSides(NamedTuple):
-    """Bytes of keys and values on either side of the link."""
-
-    device_bytes: int
-    host_bytes: int
 
 
 class MemoryAccount:
@@ -164,7 +158,7 @@ class MemoryAccount:
         """What the device holds whichever blocks stay, with all keys and values."""
         return self.device(Arrangement((Placement.DISK,) * len(self.block_bytes), 0)).total_bytes
 
-    def disk_bytes(self, placements: Sequence[Placement], embedding: EmbeddingPlacement) -> int:
+    def _disk_bytes(self, placements: Sequence[Placement], embedding: EmbeddingPlacement) -> int:
         """Bytes of weights that stay on the disk: blocks, and a table that is read row by row."""
         rows = embedding is EmbeddingPlacement.ROWS and not self._model.tied
         pairs = zip(self._model.blocks, placements, strict=True)
@@ -181,37 +175,32 @@ class MemoryAccount:
         pairs = zip(self.block_bytes, placements, strict=True)
         return sum(size for size, placement in pairs if placement in TRAVELLING)
 
-    def cache_sides(self, arrangement: Arrangement) -> CacheSides:
-        """Keys and values on either side of the link."""
+    def cache_sides(self, arrangement: Arrangement) -> tuple[int, int]:
+        """Bytes of keys and values on the device and on its host."""
         if self._packed_cache_bytes is not None:
-            return CacheSides(self._packed_cache_bytes, 0)
+            return self._packed_cache_bytes, 0
         return cache_sides(self._model, self.cache_bytes, arrangement.placements, on_host=arrangement.cache_on_host)
 
-    def device(self, arrangement: Arrangement, *, embedding_bytes: int = 0) -> TierMemory:
-        """The device's side; without `embedding_bytes` the smallest that the arrangement needs."""
-        base, placed = self._base, zip(self.block_bytes, arrangement.placements, strict=True)
-        return TierMemory(
+    def device(self, arrangement: Arrangement) -> TierMemory:
+        """The device's side, without a table of the embedding: the smallest that the arrangement needs."""
+        placed = zip(self.block_bytes, arrangement.placements, strict=True)
+        return self._base._replace(
             weights_bytes=sum(size for size, placement in placed if placement is Placement.DEVICE),
             slots_bytes=arrangement.slots * self.slot_bytes(arrangement.placements),
-            fixed_bytes=base.fixed_bytes,
-            embedding_bytes=embedding_bytes,
-            conversion_bytes=base.conversion_bytes,
-            kv_cache_bytes=self.cache_sides(arrangement).device_bytes,
-            work_space_bytes=base.work_space_bytes,
+            kv_cache_bytes=self.cache_sides(arrangement)[0],
         )
 
-    def host(self, arrangement: Arrangement, *, embedding_bytes: int = 0) -> TierMemory:
-        """The host's side; without `embedding_bytes` the smallest that the arrangement needs. Nothing for a CPU."""
+    def host(self, arrangement: Arrangement) -> TierMemory:
+        """The host's side, likewise. Nothing for a CPU."""
         if self.scenario.on_cpu:
-            return TierMemory()
+            return NOTHING_HELD
         placed = zip(self.stored_bytes, arrangement.placements, strict=True)
         computes = Placement.CPU in arrangement.placements
         return TierMemory(
             weights_bytes=sum(size for size, placement in placed if placement in (Placement.HOST, Placement.CPU)),
             conversion_bytes=self.cpu_conversion_bytes if computes else 0,
             ring_bytes=self.ring_bytes,
-            embedding_bytes=embedding_bytes,
-            kv_cache_bytes=self.cache_sides(arrangement).host_bytes,
+            kv_cache_bytes=self.cache_sides(arrangement)[1],
             work_space_bytes=self.work_space_bytes if computes else 0,
         )
 
@@ -229,19 +218,17 @@ class MemoryAccount:
         an accelerator's host, or else from the checkpoint.
         """
         scenario, model, placements = self.scenario, self._model, arrangement.placements
-        device, host = self.device(arrangement), self.host(arrangement)
+        device, host, embedding = self.device(arrangement), self.host(arrangement), EmbeddingPlacement.ROWS
         head = [own for block, own in zip(model.blocks, placements, strict=True) if block.head_rows is not None]
+        with_table = device._replace(embedding_bytes=self._table_bytes)
+        stored_table = host._replace(embedding_bytes=align_up(model.table_bytes))
         if model.tied and all(placement is Placement.DEVICE for placement in head):
-            return ArrangedMemory(device, host, EmbeddingPlacement.HEAD)
-        if all(placement is Placement.DEVICE for placement in placements):
-            with_table = self.device(arrangement, embedding_bytes=self._table_bytes)
-            if with_table.total_bytes <= scenario.budget_bytes:
-                return ArrangedMemory(with_table, host, EmbeddingPlacement.RESIDENT)
-        if not scenario.on_cpu:
-            with_table = self.host(arrangement, embedding_bytes=align_up(model.table_bytes))
-            if with_table.total_bytes <= scenario.host_budget_bytes:
-                return ArrangedMemory(device, with_table, EmbeddingPlacement.HOST)
-        return ArrangedMemory(device, host, EmbeddingPlacement.ROWS)
+            embedding = EmbeddingPlacement.HEAD
+        elif set(placements) == {Placement.DEVICE} and with_table.total_bytes <= scenario.budget_bytes:
+            device, embedding = with_table, EmbeddingPlacement.RESIDENT
+        elif not scenario.on_cpu and stored_table.total_bytes <= scenario.host_budget_bytes:
+            host, embedding = stored_table, EmbeddingPlacement.HOST
+        return ArrangedMemory(device, host, embedding, self._disk_bytes(placements, embedding))
 
     @property
     def _table_bytes(self) -> int:
@@ -259,8 +246,8 @@ def cache_bytes(model: Model, work: Workload, compute_dtype: str, *, tokens: int
 
 def cache_sides(
     model: Model, of_blocks: Sequence[int], placements: Sequence[Placement], *, on_host: bool
-) -> CacheSides:
-    """Where keys and values lie (`of_blocks`, bytes of each): with what computes the layer.
+) -> tuple[int, int]:
+    """Bytes of keys and values (`of_blocks`, of each block) on the device and its host: with what computes the layer.
 
     `on_host`: full-attention layers of the device wait on the host, and visit CACHE_LAYERS_ON_DEVICE places of the
     device in turn; those with a sliding window, which keep little, stay.
@@ -274,7 +261,7 @@ def cache_sides(
             visiting = max(visiting, size)
         else:
             device += size
-    return CacheSides(device + CACHE_LAYERS_ON_DEVICE * visiting, host)
+    return device + CACHE_LAYERS_ON_DEVICE * visiting, host
 
 
 def offloads_cache(block: Block) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from headrace.planning.block_times import BlockTimes, PassOverheads, block_times
+from headrace.planning.block_times import BlockTimes, block_times, pass_overheads
 from headrace.planning.plan import TRAVELLING, Arrangement, Placement
 from headrace.planning.scenario import Scenario
 from headrace.planning.strategies import Strategy
@@ -70,7 +70,7 @@ class LowerBound:
     def __init__(self, scenario: Scenario, strategy: Strategy, *, cache_on_host: bool = False) -> None:
         rates = scenario.known_rates
         self._sequential = strategy is Strategy.SEQUENTIAL
-        self._overheads = PassOverheads.of(scenario.model, scenario.workload, rates, None)
+        self._overheads = pass_overheads(scenario.model, scenario.workload, rates, None)
         self._further_passes = scenario.workload.generate_tokens - 1
         self._slowdowns = (rates.read_slowdown, rates.compute_slowdown)
         on_demand = (rates.read_latency_s, rates.stall_penalty_s) if self._sequential else (0.0, 0.0)
@@ -119,8 +119,8 @@ class LowerBound:
             decode_s += number * own.decode_s
             if key[1] in TRAVELLING:
                 in_slots_s += number * (own.arrival_s + own.decode_s)
-        prefill_s += self._overheads.first_pass_s
-        decode_s += self._overheads.further_pass_s
+        prefill_s += self._overheads[0]
+        decode_s += self._overheads[1]
         if self._sequential:
             return first_arrival_s + prefill_s, self._further_passes * (arrival_s + decode_s)
         first = self._shares[self._kinds[0], arrangement.placements[0]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from typing import NamedTuple
@@ -170,8 +170,7 @@ def spread_evenly(count: int, number: int) -> tuple[bool, ...]:
     return tuple((index + 1) * number // count > index * number // count for index in range(count))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TierMemory:
+class TierMemory(NamedTuple):
     """Bytes in one tier by purpose; the tier's budget bounds their sum."""
 
     weights_bytes: int = 0
@@ -190,16 +189,10 @@ class TierMemory:
     @property
     def total_bytes(self) -> int:
         """Sum of all purposes."""
-        return (
-            self.weights_bytes
-            + self.slots_bytes
-            + self.fixed_bytes
-            + self.embedding_bytes
-            + self.conversion_bytes
-            + self.kv_cache_bytes
-            + self.work_space_bytes
-            + self.ring_bytes
-        )
+        return sum(self)
+
+
+NOTHING_HELD = TierMemory()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,15 +211,12 @@ class Plan:
     memory: TierMemory
     """of the computing device; of a CPU the host's own"""
     budget_bytes: int
-    host_memory: TierMemory = field(default_factory=TierMemory)
+    host_memory: TierMemory = NOTHING_HELD
     """of the host beside an accelerator"""
     host_budget_bytes: int = 0
     workload: Workload
     streamed_bytes_per_pass: int
     """bytes that pass through the slots"""
-    chunk_bytes: int = 0
-    """of one read, and of one place of the ring; 0: as the reader is set"""
-    ring_chunks: int = 0
     cache_on_host: bool = False
     """keys and values wait in host memory and visit the device layer by layer"""
     parallelism: Parallelism = ONE_DEVICE
@@ -275,10 +265,7 @@ class Plan:
     @property
     def bytes_by_tier(self) -> dict[str, int]:
         """Bytes held on each device, each host and its disk; a CPU's own memory is the host's."""
+        device, host = self.memory.total_bytes, self.host_memory.total_bytes
         if self.uses_host_memory:
-            return {"device": 0, "host": self.memory.total_bytes, "disk": self.disk_bytes}
-        return {
-            "device": self.memory.total_bytes,
-            "host": self.host_memory.total_bytes,
-            "disk": self.disk_bytes,
-        }
+            device, host = 0, device
+        return {"device": device, "host": host, "disk": self.disk_bytes}

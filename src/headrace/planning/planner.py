@@ -16,9 +16,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from headrace.errors import BudgetError, MachineError
-from headrace.planning.infeasible import Infeasible, Lack, described_refusal, lack_of, refusal
-from headrace.planning.memory import MemoryAccount, described_memory
+from headrace.errors import BudgetError, HeadraceError, MachineError
+from headrace.planning.infeasible import Infeasible, described_refusal, lack_of, refusal
+from headrace.planning.memory import ArrangedMemory, MemoryAccount, described_memory
 from headrace.planning.pass_times import LowerBound
 from headrace.planning.placements import (
     SPREAD_RULES,
@@ -157,33 +157,49 @@ def moving_parts(plan: Plan) -> int:
 def described_plan(scenario: Scenario, strategy: Strategy, arrangement: Arrangement) -> Plan:
     """The plan of an arrangement on a described machine."""
     memory = described_memory(scenario, arrangement)
+    layers_bytes = sum(group.count * group.layer.size_bytes for group in scenario.model.groups)
+    return _plan(
+        scenario,
+        strategy,
+        arrangement,
+        memory,
+        compute_dtype=scenario.model.weight_format,
+        slot_bytes=math.ceil(memory.device.slots_bytes / max(1, arrangement.slots)),
+        streamed_bytes=math.ceil(arrangement.streamed_share * layers_bytes),
+    )
+
+
+def _plan(
+    scenario: Scenario,
+    strategy: Strategy,
+    arrangement: Arrangement,
+    memory: ArrangedMemory,
+    *,
+    compute_dtype: str,
+    slot_bytes: int,
+    streamed_bytes: int,
+) -> Plan:
     return Plan(
         strategy=strategy,
         device=scenario.device,
-        placements=arrangement.placements,
-        slots=arrangement.slots,
-        slot_bytes=math.ceil(memory.device.slots_bytes / max(1, arrangement.slots)),
+        slot_bytes=slot_bytes,
         embedding=memory.embedding,
-        compute_dtype=scenario.model.weight_format,
+        compute_dtype=compute_dtype,
         memory=memory.device,
         budget_bytes=scenario.budget_bytes,
         host_memory=memory.host,
         host_budget_bytes=scenario.host_budget_bytes,
         workload=scenario.workload,
-        streamed_bytes_per_pass=math.ceil(
-            arrangement.streamed_share * sum(group.count * group.layer.size_bytes for group in scenario.model.groups)
-        ),
-        cache_on_host=arrangement.cache_on_host,
-        parallelism=arrangement.parallelism,
-        expert_hit_rate=arrangement.expert_hit_rate,
-        expert_source=arrangement.expert_source,
+        streamed_bytes_per_pass=streamed_bytes,
         disk_bytes=memory.disk_bytes,
+        **arrangement._asdict(),
     )
 
 
 def _described(scenario: Scenario, strategy: Strategy) -> Candidate:
     """The best arrangement of a described machine by its closed form."""
-    found, lacking = [], []
+    found: list[Candidate] = []
+    lacking: list[HeadraceError] = []
     for arrangement in candidates(scenario, strategy):
         lack = lack_of(scenario, arrangement)
         if lack is not None:
@@ -193,7 +209,7 @@ def _described(scenario: Scenario, strategy: Strategy) -> Candidate:
         try:
             found.append(Candidate(plan, predict(plan, scenario)))
         except MachineError as error:
-            lacking.append(Lack(str(error)))
+            lacking.append(error)
     best = simplest_of_the_fast(found)
     if best is None:
         raise described_refusal(scenario, strategy, lacking)
@@ -358,26 +374,15 @@ class _Search:
         return Candidate(plan, predict(plan, self._scenario))
 
     def _plan(self, arrangement: Arrangement) -> Plan:
-        scenario, account, placements = self._scenario, self.account, arrangement.placements
-        memory = account.of(arrangement)
-        return Plan(
-            strategy=self._strategy,
-            device=scenario.device,
-            placements=placements,
-            slots=arrangement.slots,
+        account, placements = self.account, arrangement.placements
+        return _plan(
+            self._scenario,
+            self._strategy,
+            arrangement,
+            account.of(arrangement),
+            compute_dtype=self._scenario.compute_dtype,
             slot_bytes=account.slot_bytes(placements) if arrangement.slots else 0,
-            embedding=memory.embedding,
-            compute_dtype=scenario.compute_dtype,
-            memory=memory.device,
-            budget_bytes=scenario.budget_bytes,
-            host_memory=memory.host,
-            host_budget_bytes=scenario.host_budget_bytes,
-            workload=scenario.workload,
-            streamed_bytes_per_pass=account.streamed_bytes(placements),
-            chunk_bytes=scenario.chunk_bytes,
-            ring_chunks=scenario.ring_chunks,
-            cache_on_host=arrangement.cache_on_host,
-            disk_bytes=account.disk_bytes(placements, memory.embedding),
+            streamed_bytes=account.streamed_bytes(placements),
         )
 
 

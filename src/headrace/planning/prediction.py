@@ -13,7 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 from headrace.machine.quantity import Interval, Quantity, interval_of
-from headrace.planning.block_times import PassOverheads, block_times
+from headrace.planning.block_times import block_times, pass_overheads
 from headrace.planning.closed_form import ClosedForm, least_tokens
 from headrace.planning.described_rates import fastest_values, quantities
 from headrace.planning.plan import Placement, Plan
@@ -181,7 +181,7 @@ def _simulated(plan: Plan, scenario: Scenario) -> Prediction:
 def _schedule(plan: Plan, scenario: Scenario) -> PassSchedule:
     """What the plan's workload takes of each resource, block by block."""
     rates, work = scenario.known_rates, plan.workload
-    overheads = PassOverheads.of(scenario.model, work, rates, plan.embedding)
+    first_s, further_s = pass_overheads(scenario.model, work, rates, plan.embedding)
     return PassSchedule(
         blocks=block_times(scenario, plan.placements, workload=work, cache_on_host=plan.cache_on_host),
         placements=plan.placements,
@@ -189,8 +189,8 @@ def _schedule(plan: Plan, scenario: Scenario) -> PassSchedule:
         overlap=plan.strategy is not Strategy.SEQUENTIAL,
         ring_pieces=scenario.ring_chunks,
         decode_passes=DECODE_PASSES_SIMULATED,
-        pass_overhead_s=overheads.further_pass_s,
-        first_pass_overhead_s=overheads.first_pass_s,
+        pass_overhead_s=further_s,
+        first_pass_overhead_s=first_s,
         read_latency_s=rates.read_latency_s,
         stall_penalty_s=rates.stall_penalty_s,
         compute_slowdown=rates.compute_slowdown,

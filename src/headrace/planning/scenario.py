@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.engine import PRESENT, Engine
@@ -19,26 +18,6 @@ CHUNK_BYTES = 16 << 20
 
 MIN_RING_CHUNKS = 2
 """one is being read into while another one is copied from"""
-
-
-class Limits(NamedTuple):
-    """What the user allows a described machine's memories to hold; None: all but a reserve."""
-
-    memory_bytes: float | None = None
-    host_memory_bytes: float | None = None
-
-    def device_bytes(self, machine: Machine) -> int:
-        """Bytes that each device may hold."""
-        usable = machine.usable_bytes(Tier.DEVICE)
-        return round(usable if self.memory_bytes is None else min(self.memory_bytes, usable))
-
-    def host_bytes(self, machine: Machine) -> int:
-        """Bytes that each node's host memory may hold."""
-        usable = machine.usable_bytes(Tier.HOST)
-        return round(usable if self.host_memory_bytes is None else min(self.host_memory_bytes, usable))
-
-
-ALL_BUT_A_RESERVE = Limits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +61,8 @@ class Scenario:
     """share of the time in which other work kept the machine busy while `rates` were measured; widens intervals"""
     machine: Machine | None = None
     """a described machine, planned in closed form for an engine"""
-    limits: Limits = ALL_BUT_A_RESERVE
+    limits_bytes: tuple[float | None, float | None] = (None, None)
+    """what the user allows a described machine's devices and hosts to hold, each; None: all but a reserve"""
     engine: Engine = PRESENT
     speculation: Speculation | None = None
     expert_hit_rate: float | None = None
@@ -116,28 +96,24 @@ class Scenario:
         refuse_long_context(model, workload)
         if expert_hit_rate is not None and not 0 <= expert_hit_rate <= 1:
             raise InvalidRequestError(f"an expert hit rate is between 0 and 1, not {expert_hit_rate}")
-        limits = Limits(memory_bytes, host_memory_bytes)
         return cls(
             model=model,
             workload=workload,
-            budget_bytes=limits.device_bytes(machine),
-            host_budget_bytes=limits.host_bytes(machine),
+            budget_bytes=0,
             device=CPU_DEVICE if machine.processor.kind == "cpu" else machine.processor.name,
-            machine=machine,
-            limits=limits,
+            limits_bytes=(memory_bytes, host_memory_bytes),
             engine=engine,
             speculation=speculation,
             expert_hit_rate=expert_hit_rate,
-        )
+        ).on(machine)
 
     def on(self, machine: Machine) -> Scenario:
         """The same question on another described machine, with the same limits."""
-        return replace(
-            self,
-            machine=machine,
-            budget_bytes=self.limits.device_bytes(machine),
-            host_budget_bytes=self.limits.host_bytes(machine),
-        )
+        budgets = [
+            round(machine.usable_bytes(tier) if limit is None else min(limit, machine.usable_bytes(tier)))
+            for tier, limit in zip((Tier.DEVICE, Tier.HOST), self.limits_bytes, strict=True)
+        ]
+        return replace(self, machine=machine, budget_bytes=budgets[0], host_budget_bytes=budgets[1])
 
     @property
     def tokens_checked(self) -> int:

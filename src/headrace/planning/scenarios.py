@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from headrace.dtypes import DTYPES, STORED_DTYPES
 from headrace.errors import InvalidRequestError, MachineError, near_names
@@ -125,11 +124,8 @@ class PlanRequest:
         return Speculation(draft_tokens=self.draft_tokens, acceptance=acceptance)
 
 
-class Asked(NamedTuple):
-    """A scenario, and what was assumed in it, in sentences."""
-
-    scenario: Scenario
-    notes: tuple[str, ...]
+Asked = tuple[Scenario, tuple[str, ...]]
+"""a scenario, and what was assumed in it, in sentences"""
 
 
 def scenario_on(machine: Machine, model: Model, request: PlanRequest, *, origin: str) -> Asked:
@@ -154,7 +150,7 @@ def scenario_on(machine: Machine, model: Model, request: PlanRequest, *, origin:
             speculation=request.speculation,
             expert_hit_rate=request.expert_hit_rate,
         )
-        return Asked(scenario, (*scenario.model.notes, *machine.notes, *_notes_on_budgets(scenario, machine, request)))
+        return scenario, (*scenario.model.notes, *machine.notes, *_notes_on_budgets(scenario, machine, request))
     if request.expert_hit_rate is not None and request.only is not Strategy.EXPERTS:
         raise InvalidRequestError(
             f"--expert-hit-rate does not apply to {origin}, which was measured: experts travel with their layer. Add "
@@ -165,7 +161,7 @@ def scenario_on(machine: Machine, model: Model, request: PlanRequest, *, origin:
     model = replace(model, cut_head=on_cpu)
     refuse_long_context(model, request.workload)
     scenario = (_on_cpu if on_cpu else _on_accelerator)(machine, model, request)
-    return Asked(scenario, (*model.notes, *machine.notes, *_notes_on_budgets(scenario, machine, request)))
+    return scenario, (*model.notes, *machine.notes, *_notes_on_budgets(scenario, machine, request))
 
 
 def compute_dtypes(model: Model, wanted: str | None) -> tuple[str, ...]:
@@ -208,22 +204,11 @@ def _on_cpu(machine: Machine, model: Model, request: PlanRequest) -> Scenario:
         cpu_blocks=request.cpu_blocks,
         cache_on_host=request.cache_on_host,
     )
-    free_bytes = machine.host_bytes
+    free_bytes, limit = machine.host_bytes, request.read_limit_bytes_per_s
     default_bytes = max(0, free_bytes - reserve_bytes(free_bytes))
+    scenario = _measured(machine, model, request, default_bytes)
     scenarios = [
-        Scenario(
-            model=model,
-            workload=request.workload,
-            compute_dtype=dtype,
-            budget_bytes=default_bytes if request.memory_bytes is None else request.memory_bytes,
-            rates=cpu_rates(machine, model, compute_dtype=dtype, read_limit_bytes_per_s=request.read_limit_bytes_per_s),
-            read_is_limited=request.read_limit_bytes_per_s is not None,
-            draft_tokens=0 if request.speculation is None else request.speculation.draft_tokens,
-            machine=machine,
-            busy=machine.busy,
-            speculation=request.speculation,
-            expert_hit_rate=request.expert_hit_rate,
-        )
+        replace(scenario, compute_dtype=dtype, rates=cpu_rates(machine, model, dtype, read_limit_bytes_per_s=limit))
         for dtype in compute_dtypes(model, request.compute_dtype)
     ]
     fitting = [each for each in scenarios if minimum_bytes(each) <= each.budget_bytes]
@@ -237,23 +222,31 @@ def _on_accelerator(machine: Machine, model: Model, request: PlanRequest) -> Sce
     budget_bytes = max(0, free_bytes - device_reserve_bytes(free_bytes))
     host_budget_bytes = max(0, host_bytes - host_reserve_bytes(host_bytes))
     dtype = compute_dtypes(model, request.compute_dtype)[0]
-    return Scenario(
-        model=model,
-        workload=request.workload,
+    rates = accelerator_rates(
+        machine,
+        model,
+        dtype,
+        read_limit_bytes_per_s=request.read_limit_bytes_per_s,
+        cpu_layer=_cpu_layer(machine, model, request, dtype),
+    )
+    return replace(
+        _measured(machine, model, request, budget_bytes),
         compute_dtype=dtype,
-        budget_bytes=budget_bytes if request.memory_bytes is None else request.memory_bytes,
         host_budget_bytes=host_budget_bytes if request.host_memory_bytes is None else request.host_memory_bytes,
         device=accelerator.device,
         pinned=accelerator.copies is not None and accelerator.copies.page_locked,
         allow_cpu=request.cpu_blocks,
         allow_host_cache=request.cache_on_host,
-        rates=accelerator_rates(
-            machine,
-            model,
-            compute_dtype=dtype,
-            read_limit_bytes_per_s=request.read_limit_bytes_per_s,
-            cpu_layer=_cpu_layer(machine, model, request, dtype),
-        ),
+        rates=rates,
+    )
+
+
+def _measured(machine: Machine, model: Model, request: PlanRequest, default_bytes: int) -> Scenario:
+    """What is asked of any measured device."""
+    return Scenario(
+        model=model,
+        workload=request.workload,
+        budget_bytes=default_bytes if request.memory_bytes is None else request.memory_bytes,
         read_is_limited=request.read_limit_bytes_per_s is not None,
         draft_tokens=0 if request.speculation is None else request.speculation.draft_tokens,
         machine=machine,

@@ -6,6 +6,7 @@ more is never slower. The planner evaluates each by its closed form; there are a
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -120,16 +121,10 @@ def _filled(bare: Arrangement, scenario: Scenario) -> Arrangement:
             parallelism=bare.parallelism,
         )
 
-    def fits(number: int) -> bool:
-        return device_fits(scenario, keeping(number))
-
-    if fits(most):
+    if device_fits(scenario, keeping(most)):
         return keeping(most)
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return keeping(low)
+    more = range(1, most)
+    return keeping(bisect.bisect_left(more, x=True, key=lambda number: not device_fits(scenario, keeping(number))))
 
 
 def device_fits(scenario: Scenario, arrangement: Arrangement) -> bool:
