@@ -73,19 +73,19 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
 def test_more_tokens_never_shorten_a_pass_and_are_free_below_break_even() -> None:
     report = ANSWER.break_even
     assert report is not None
-    curves = {curve.name: curve for curve in against_tokens(SCENARIO)}
+    curves = against_tokens(SCENARIO)
     assert len(curves) == 3
     for curve in curves.values():
-        seconds = [value.expected for _, value in curve.points]
+        seconds = [value.expected for _, value in curve]
         assert seconds == sorted(seconds)
     overlapped = curves["streamed from host, overlapped"]
-    below = [value.expected for tokens, value in overlapped.points if tokens < report.tokens_per_pass.expected * 0.8]
+    below = [value.expected for tokens, value in overlapped if tokens < report.tokens_per_pass.expected * 0.8]
     assert below[-1] == pytest.approx(below[0], rel=0.01)
-    assert overlapped.points[-1][1].expected > 5 * below[0]
+    assert overlapped[-1][1].expected > 5 * below[0]
 
 
 def test_larger_models_cost_more_and_need_more_devices() -> None:
-    points = against_size(SCENARIO).points
+    points = against_size(SCENARIO)
     assert len(points) >= 4
     dollars = [value.expected for _, value in points]
     assert dollars == sorted(dollars)
@@ -96,7 +96,7 @@ def test_devices_are_added_node_by_node() -> None:
     assert (with_devices(machine, 4) or machine).num_devices == 4
     assert (with_devices(machine, 64) or machine).nodes == 8
     assert with_devices(machine, 12) is None
-    curves = {curve.name: dict(curve.points) for curve in against_devices(SCENARIO)}
+    curves = {name: dict(points) for name, points in against_devices(SCENARIO).items()}
     assert {"pipeline", "tensor"} <= set(curves)
     assert curves["tensor"][8].expected < curves["tensor"][2].expected
     assert curves["pipeline"][8].expected > 0.9 * curves["pipeline"][2].expected

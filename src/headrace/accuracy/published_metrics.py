@@ -163,7 +163,7 @@ def _per_token_over_batch(case: Case, form: ClosedForm) -> float:
     cost, work = _work(case, form), case.scenario.workload
     if "world_size" in case.row.notes or "world size" in case.row.notes:
         # Every device holds a copy of the batch, and the source counts all of them.
-        gather = case.scenario.model.weights_bytes / form.rates.exchange.peer_bytes_per_s
+        gather = case.scenario.model.weights_bytes / form.rates.exchange.peer.bytes_per_s
         return (cost.decode_s_per_pass + gather) / work.sequences
     return cost.total_s / work.generate_tokens / work.sequences
 

@@ -12,7 +12,7 @@ from headrace.accuracy.published import Row
 from headrace.machine.machine import Machine
 from headrace.machine.quantity import Interval, Quantity, interval_of
 from headrace.model.catalogue import named_model
-from headrace.planning.collectives import all_reduce
+from headrace.planning.collectives import Wire, all_reduce
 from headrace.planning.memory import cache_parts
 
 _WIDTH = 12288
@@ -100,10 +100,8 @@ def _part(row: Row, machine: Machine) -> tuple[float, float, float] | None:
         return 0.0, 2.0 * 2 * tokens * 4 * _WIDTH / devices, _LAUNCH_S
     if "all-reduce" in row.engine and "scale_up" in machine.links:
         link = machine.links["scale_up"]
-        seconds = all_reduce(
-            tokens * _WIDTH * 2.0, devices, bytes_per_s=link.bytes_per_s.expected, latency_s=link.latency_s.expected
-        )
-        return 0.0, 0.0, seconds
+        wire = Wire(link.bytes_per_s.expected, link.latency_s.expected)
+        return 0.0, 0.0, all_reduce(tokens * _WIDTH * 2.0, devices, wire)
     return None
 
 

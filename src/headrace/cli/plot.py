@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import DependencyError, InvalidRequestError
 from headrace.paths import user_path
-from headrace.planning.curves import Curve, against_devices, against_size, against_tokens
+from headrace.planning.curves import Points, against_devices, against_size, against_tokens
 from headrace.planning.plan import CPU_DEVICE
 from headrace.units import format_bytes, format_count, format_number, format_seconds
 
 if TYPE_CHECKING:
-    from headrace.machine.quantity import Interval
     from headrace.planning.answer import PlanAnswer
     from headrace.planning.prediction import Prediction
     from headrace.planning.scenario import Scenario
@@ -109,8 +108,8 @@ def _memory_finding(budgets: Sequence[int], seconds: Sequence[float], now: Predi
 
 
 def _tokens_panel(axis: Any, answer: PlanAnswer) -> None:
-    for colour, curve in zip(_COLOURS, against_tokens(answer.scenario), strict=False):
-        _line(axis, curve, colour)
+    for colour, (name, points) in zip(_COLOURS, against_tokens(answer.scenario).items(), strict=False):
+        _line(axis, name, points, colour)
     report = answer.break_even
     if report is not None:
         _mark_break_even(axis, report.tokens_per_pass.expected)
@@ -131,8 +130,8 @@ def _tokens_finding(answer: PlanAnswer) -> str:
 
 
 def _size_panel(axis: Any, scenario: Scenario) -> None:
-    points = against_size(scenario).points
-    _line(axis, Curve(name="this model, scaled", points=points), _COLOURS[0], marker="o")
+    points = against_size(scenario)
+    _line(axis, "this model, scaled", points, _COLOURS[0], marker="o")
     own = [point for point in points if point[0] == scenario.model.parameters]
     if own:
         at = (own[0][0], own[0][1].expected)
@@ -152,7 +151,7 @@ def _size_panel(axis: Any, scenario: Scenario) -> None:
         _logarithmic(axis.yaxis, lambda usd: f"{format_number(usd)} $")
 
 
-def _size_finding(points: Sequence[tuple[float, Interval]], parameters: float) -> str:
+def _size_finding(points: Points, parameters: float) -> str:
     """How dollars grow from this size to ten times as much, or over the nearest such step that was found."""
     steps = [(x, y / x, second.expected / first.expected) for (x, first), (y, second) in itertools.pairwise(points)]
     tenfold = [(x, times) for x, larger, times in steps if 9 < larger < 11]
@@ -164,22 +163,21 @@ def _size_finding(points: Sequence[tuple[float, Interval]], parameters: float) -
 
 def _devices_panel(axis: Any, scenario: Scenario) -> None:
     curves = against_devices(scenario)
-    for colour, curve in zip(_COLOURS, curves, strict=False):
-        _line(axis, curve, colour, marker="o")
+    for colour, (name, points) in zip(_COLOURS, curves.items(), strict=False):
+        _line(axis, name, points, colour, marker="o")
     _finish(axis, x="devices", y="time per pass", title=_devices_finding(curves))
     if curves:
-        counts = sorted({count for curve in curves for count, _ in curve.points})
+        counts = sorted({count for points in curves.values() for count, _ in points})
         axis.set_xscale("log", base=2)
         axis.set_xticks(counts, [format_count(count) for count in counts], minor=False)
         _logarithmic(axis.yaxis, _time)
 
 
-def _devices_finding(curves: Sequence[Curve]) -> str:
+def _devices_finding(curves: Mapping[str, Points]) -> str:
     """The most that devices gain over the fewest that do the work."""
     fastest: dict[float, float] = {}
-    for curve in curves:
-        for count, seconds in curve.points:
-            fastest[count] = min(seconds.expected, fastest.get(count, math.inf))
+    for count, seconds in itertools.chain.from_iterable(curves.values()):
+        fastest[count] = min(seconds.expected, fastest.get(count, math.inf))
     if not fastest:
         return "no number of devices does it"
     fewest, best = min(fastest), min(fastest, key=lambda count: fastest[count])
@@ -190,13 +188,12 @@ def _devices_finding(curves: Sequence[Curve]) -> str:
     return f"{format_count(best)} devices cut latency to 1/{format_number(float(f'{share:.2g}'))}{than}"
 
 
-def _line(axis: Any, curve: Curve, colour: str, *, marker: str = "") -> None:
+def _line(axis: Any, name: str, points: Points, colour: str, *, marker: str = "") -> None:
     """Draw a curve with its interval as a band."""
-    xs = [x for x, _ in curve.points]
-    axis.plot(xs, [y.expected for _, y in curve.points], color=colour, marker=marker, markersize=4, label=curve.name)
-    axis.fill_between(
-        xs, [y.low for _, y in curve.points], [y.high for _, y in curve.points], color=colour, alpha=0.15, linewidth=0
-    )
+    xs = [x for x, _ in points]
+    axis.plot(xs, [y.expected for _, y in points], color=colour, marker=marker, markersize=4, label=name)
+    low, high = [y.low for _, y in points], [y.high for _, y in points]
+    axis.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _mark_break_even(axis: Any, tokens: float) -> None:

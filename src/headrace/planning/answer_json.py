@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from headrace.machine.machine import Machine
-from headrace.machine.quantity import Interval
+from headrace.machine.quantity import Quantity
 from headrace.model.model import Model
 from headrace.model.stored_model import StoredModel
 from headrace.planning.answer import PlanAnswer
@@ -98,27 +98,20 @@ def _described(machine: Machine) -> dict[str, Any]:
         "memory_bytes": machine.host_bytes,
         "device_memory_bytes": int(machine.processor.memory_bytes),
         "device_free_bytes": machine.processor.available_bytes,
-        "disk": None
-        if machine.disk is None
-        else {
-            "bytes_per_s": machine.disk.bytes_per_s.expected,
-            "low_bytes_per_s": machine.disk.bytes_per_s.low,
-            "high_bytes_per_s": machine.disk.bytes_per_s.high,
-            "source": machine.disk.bytes_per_s.source,
-        },
+        "disk": None if machine.disk is None else _rate(machine.disk.bytes_per_s),
         "devices": machine.num_devices,
         "devices_per_node": machine.devices,
         "nodes": machine.nodes,
-        "links": {
-            link.name: {
-                "bytes_per_s": link.bytes_per_s.expected,
-                "low_bytes_per_s": link.bytes_per_s.low,
-                "high_bytes_per_s": link.bytes_per_s.high,
-                "uplink": link.uplink,
-                "source": link.bytes_per_s.source,
-            }
-            for link in machine.links.values()
-        },
+        "links": {name: _rate(link.bytes_per_s) | {"uplink": link.uplink} for name, link in machine.links.items()},
+    }
+
+
+def _rate(rate: Quantity) -> dict[str, Any]:
+    return {
+        "bytes_per_s": rate.expected,
+        "low_bytes_per_s": rate.low,
+        "high_bytes_per_s": rate.high,
+        "source": rate.source,
     }
 
 
@@ -211,11 +204,7 @@ def _strategy(answer: PlanAnswer, name: Strategy, item: Candidate | Infeasible) 
 
 def _price(cost: Price | None) -> dict[str, float | None]:
     names = ("usd_per_750_words", "usd_per_million_tokens", "joules_per_token")
-    return {name: None if cost is None else _expected(getattr(cost, name)) for name in names}
-
-
-def _expected(interval: Interval | None) -> float | None:
-    return None if interval is None else interval.expected
+    return {name: getattr(getattr(cost, name, None), "expected", None) for name in names}
 
 
 def _ends(interval: PredictionInterval, cost: Price | None, end: str) -> dict[str, float]:

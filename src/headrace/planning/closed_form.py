@@ -133,15 +133,13 @@ class ClosedForm(NamedTuple):
         if self.arrangement.parallelism.two_dimensional:
             # Pope et al., 2D weight-stationary: 8 x tokens x width / (sqrt(n) x rate) per half layer (section 4)
             side = math.sqrt(width)
-            return 4.0 * side * exchange.peer_latency_s + 8.0 * size_bytes / side / exchange.peer_bytes_per_s / 2.0
+            return 4.0 * side * exchange.peer.latency_s + 8.0 * size_bytes / side / exchange.peer.bytes_per_s / 2.0
         return collectives.hierarchical_all_reduce(
             size_bytes,
-            devices_per_node=min(width, self.machine.devices),
-            nodes=-(-width // self.machine.devices),
-            scale_up_bytes_per_s=exchange.peer_bytes_per_s,
-            scale_up_latency_s=exchange.peer_latency_s,
-            network_bytes_per_s=exchange.network_bytes_per_s,  # each device sends its part over a port of its own
-            network_latency_s=exchange.network_latency_s,
+            min(width, self.machine.devices),
+            -(-width // self.machine.devices),
+            within=exchange.peer,
+            between=exchange.network,  # each device sends its part over a port of its own
             excess_share=exchange.excess,
         )
 
@@ -213,11 +211,9 @@ class ClosedForm(NamedTuple):
 
     def hop_s(self, carried: PassTokens) -> float:
         """One handing over of activations from a pipeline stage to the next."""
-        exchange = self.rates.exchange
-        bytes_per_s, latency_s = exchange.peer_bytes_per_s, exchange.peer_latency_s
-        if self.arrangement.parallelism.devices_per_copy > self.machine.devices:
-            bytes_per_s, latency_s = exchange.network_bytes_per_s, exchange.network_latency_s
-        return latency_s + self._activation_bytes(carried) / bytes_per_s
+        across = self.arrangement.parallelism.devices_per_copy > self.machine.devices
+        wire = self.rates.exchange.network if across else self.rates.exchange.peer
+        return wire.message_s(self._activation_bytes(carried))
 
     def host_layer_s(self, layer: Layer, carried: PassTokens) -> float:
         """Time of one layer computed by the host's processor from its own memory."""
@@ -263,13 +259,7 @@ class ClosedForm(NamedTuple):
 
     def gather_s(self, size_bytes: float) -> float:
         """Seconds in which sharded devices gather one another's parts of a layer."""
-        exchange = self.rates.exchange
-        return collectives.ring_all_gather(
-            size_bytes,
-            self.arrangement.parallelism.replicas,
-            bytes_per_s=exchange.peer_bytes_per_s,
-            latency_s=exchange.peer_latency_s,
-        )
+        return collectives.ring_all_gather(size_bytes, self.arrangement.parallelism.replicas, self.rates.exchange.peer)
 
     def passes_of(self, work: Workload, drafts: int = 0) -> tuple[int, PassTokens, PassTokens]:
         """Micro-batches of a copy's part of the sequences, and what one carries in the first and a mean later pass."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from typing import NamedTuple
 
 _MEASURED_S = (
     # bytes, seconds: all-reduce over four A100 with NVLink 3 (LLMCompass), formulas.md section 5
@@ -15,38 +16,41 @@ _MEASURED_S = (
     (1048576.0, 60.8e-6),
     (8388608.0, 128.8e-6),
 )
-_MEASURED_DEVICES, _MEASURED_BYTES_PER_S, _MEASURED_PEAK_BYTES_PER_S = 4, 300e9, 234e9
+_MEASURED_BYTES_PER_S, _MEASURED_PEAK_BYTES_PER_S = 300e9, 234e9
 
 
-def ring_all_gather(size_bytes: float, devices: int, *, bytes_per_s: float, latency_s: float) -> float:
+class Wire(NamedTuple):
+    """What connects each of some devices with the others."""
+
+    bytes_per_s: float = math.inf
+    latency_s: float = 0.0
+
+    def message_s(self, size_bytes: float) -> float:
+        """Seconds of one message."""
+        return self.latency_s + size_bytes / self.bytes_per_s
+
+
+def ring_all_gather(size_bytes: float, devices: int, wire: Wire) -> float:
     """Gather a tensor of which each device holds 1/n, or scatter-reduce it: n-1 steps of 1/n."""
-    if devices <= 1:
-        return 0.0
-    return (devices - 1) * latency_s + (devices - 1) / devices * size_bytes / bytes_per_s
+    return (devices - 1) * wire.latency_s + (devices - 1) / devices * size_bytes / wire.bytes_per_s
 
 
-def ring_all_reduce(size_bytes: float, devices: int, *, bytes_per_s: float, latency_s: float) -> float:
+def ring_all_reduce(size_bytes: float, devices: int, wire: Wire) -> float:
     """Reduce-scatter and all-gather."""
-    return 2.0 * ring_all_gather(size_bytes, devices, bytes_per_s=bytes_per_s, latency_s=latency_s)
+    return 2.0 * ring_all_gather(size_bytes, devices, wire)
 
 
-def tree_all_reduce(size_bytes: float, devices: int, *, bytes_per_s: float, latency_s: float) -> float:
+def tree_all_reduce(size_bytes: float, devices: int, wire: Wire) -> float:
     """Two sweeps over a binary tree, pipelined."""
-    if devices <= 1:
-        return 0.0
-    return 2.0 * math.log2(devices) * latency_s + 2.0 * size_bytes / bytes_per_s
+    return 2.0 * math.log2(devices) * wire.latency_s + 2.0 * size_bytes / wire.bytes_per_s
 
 
-def direct_all_reduce(size_bytes: float, devices: int, *, bytes_per_s: float, latency_s: float) -> float:
+def direct_all_reduce(size_bytes: float, devices: int, wire: Wire) -> float:
     """Every device takes a part from each other one over a switch, adds it up and hands it to all: two steps."""
-    if devices <= 1:
-        return 0.0
-    return 2.0 * latency_s + 2.0 * (devices - 1) / devices * size_bytes / bytes_per_s
+    return 2.0 * wire.latency_s + 2.0 * (devices - 1) / devices * size_bytes / wire.bytes_per_s
 
 
-def all_reduce(
-    size_bytes: float, devices: int, *, bytes_per_s: float, latency_s: float, excess_share: float = 1.0
-) -> float:
+def all_reduce(size_bytes: float, devices: int, wire: Wire, *, excess_share: float = 1.0) -> float:
     """All-reduce within a node: the fastest of ring, tree and direct exchange, and the measured curve's shape.
 
     Latency plus size over bandwidth alone is wrong by a factor of 2 to 3 in the middle sizes (64 KiB to 8 MiB), where
@@ -56,41 +60,20 @@ def all_reduce(
     """
     if devices <= 1:
         return 0.0
-    ideal_s = min(
-        ring_all_reduce(size_bytes, devices, bytes_per_s=bytes_per_s, latency_s=latency_s),
-        tree_all_reduce(size_bytes, devices, bytes_per_s=bytes_per_s, latency_s=latency_s),
-        direct_all_reduce(size_bytes, devices, bytes_per_s=bytes_per_s, latency_s=latency_s),
-    )
-    return ideal_s + excess_share * _excess_s(size_bytes) * min(1.0, _MEASURED_BYTES_PER_S / bytes_per_s)
+    ways = (ring_all_reduce, tree_all_reduce, direct_all_reduce)
+    ideal_s = min(way(size_bytes, devices, wire) for way in ways)
+    return ideal_s + excess_share * _excess_s(size_bytes) * min(1.0, _MEASURED_BYTES_PER_S / wire.bytes_per_s)
 
 
 def hierarchical_all_reduce(
-    size_bytes: float,
-    *,
-    devices_per_node: int,
-    nodes: int,
-    scale_up_bytes_per_s: float,
-    scale_up_latency_s: float,
-    network_bytes_per_s: float,
-    network_latency_s: float,
-    excess_share: float = 1.0,
+    size_bytes: float, devices_per_node: int, nodes: int, *, within: Wire, between: Wire, excess_share: float = 1.0
 ) -> float:
     """Reduce-scatter in each node, all-reduce of the parts between nodes, all-gather in each node."""
-    within_s = all_reduce(
-        size_bytes,
-        devices_per_node,
-        bytes_per_s=scale_up_bytes_per_s,
-        latency_s=scale_up_latency_s,
-        excess_share=excess_share,
-    )
+    within_s = all_reduce(size_bytes, devices_per_node, within, excess_share=excess_share)
     if nodes <= 1:
         return within_s
     part_bytes = size_bytes / devices_per_node
-    between_s = min(
-        ring_all_reduce(part_bytes, nodes, bytes_per_s=network_bytes_per_s, latency_s=network_latency_s),
-        tree_all_reduce(part_bytes, nodes, bytes_per_s=network_bytes_per_s, latency_s=network_latency_s),
-    )
-    return within_s + between_s
+    return within_s + min(ring_all_reduce(part_bytes, nodes, between), tree_all_reduce(part_bytes, nodes, between))
 
 
 def _excess_s(size_bytes: float) -> float:

@@ -5,8 +5,8 @@ Points that do not fit are left out. Every point has its low and high end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from headrace.errors import HeadraceError
 from headrace.machine.quantity import Interval, interval_of
@@ -31,15 +31,11 @@ _ON_MANY = (Strategy.PIPELINE, Strategy.TENSOR, Strategy.TENSOR_2D, Strategy.TEN
 _HOLDING = (Strategy.RESIDENT, Strategy.TENSOR, Strategy.TENSOR_PIPELINE, Strategy.PIPELINE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A line: what varies, and the value there."""
-
-    name: str
-    points: tuple[tuple[float, Interval], ...]
+Points = Sequence[tuple[float, Interval]]
+"""of a line: what varies, and the value there"""
 
 
-def against_tokens(scenario: Scenario, *, steps: int = 35) -> list[Curve]:
+def against_tokens(scenario: Scenario, *, steps: int = 35) -> dict[str, Points]:
     """Seconds per pass against tokens per pass: streamed with and without overlap, and resident where that fits."""
     ways: list[tuple[str, Arrangement]] = []
     layers, source = scenario.model.num_layers, fastest_source(scenario)
@@ -55,10 +51,10 @@ def against_tokens(scenario: Scenario, *, steps: int = 35) -> list[Curve]:
         width = held.parallelism.tensor
         name = f"split over {width} devices" if width > 1 else "resident on one device"
         ways.append((name, held._replace(parallelism=replace(held.parallelism, replicas=1))))
-    return [Curve(name=name, points=tuple(_passes(scenario, arrangement, steps=steps))) for name, arrangement in ways]
+    return {name: list(_passes(scenario, arrangement, steps=steps)) for name, arrangement in ways}
 
 
-def against_size(scenario: Scenario) -> Curve:
+def against_size(scenario: Scenario) -> Points:
     """Dollars per 750 words against parameters: the model scaled, each on the fewest of these devices that hold it."""
     points = []
     for factor in SIZE_FACTORS:
@@ -66,10 +62,10 @@ def against_size(scenario: Scenario) -> Curve:
         found = _cheapest(replace(scenario, model=model))
         if found is not None:
             points.append((float(model.parameters), found))
-    return Curve(name="dollars per 750 words", points=tuple(points))
+    return points
 
 
-def against_devices(scenario: Scenario) -> list[Curve]:
+def against_devices(scenario: Scenario) -> Mapping[str, Points]:
     """Seconds per token of one sequence's batch against the number of devices, by strategy."""
     curves: dict[str, list[tuple[float, Interval]]] = {}
     for count in DEVICE_COUNTS:
@@ -85,7 +81,7 @@ def against_devices(scenario: Scenario) -> list[Curve]:
             if count == 1 or found.plan.parallelism.devices == count:
                 seconds = prediction_interval(found, asked).decode_s_per_pass
                 curves.setdefault(strategy.value, []).append((float(count), seconds))
-    return [Curve(name=name, points=tuple(points)) for name, points in curves.items()]
+    return curves
 
 
 def _passes(scenario: Scenario, arrangement: Arrangement, *, steps: int) -> Iterator[tuple[float, Interval]]:

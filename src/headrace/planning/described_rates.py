@@ -14,6 +14,7 @@ from headrace.errors import MachineError
 from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Quantity
 from headrace.model.formats import known_format
+from headrace.planning.collectives import Wire
 from headrace.planning.plan import Arrangement
 from headrace.planning.rates import Exchange, Peaks, Rates
 from headrace.planning.scenario import Scenario
@@ -31,6 +32,10 @@ def rates_of(values: Mapping[str, float]) -> Rates:
     matrix = values["processor.flops"] * values["processor.achievable"] * values["engine.compute_share"] / slower
     memory = values["processor.memory_bytes_per_s"] / slower
     link_share = get("engine.link_share", 1.0) / slower
+
+    def wire(role: str) -> Wire:
+        return Wire(get(f"link.{role}", math.inf) / slower, get(f"link.{role}.latency", 0.0) * slower)
+
     return Rates(
         read_bytes_per_s=get("link.storage", math.inf) * link_share,
         link_bytes_per_s=get("link.host", math.inf) * link_share,
@@ -49,10 +54,8 @@ def rates_of(values: Mapping[str, float]) -> Rates:
             cpu_memory_bytes_per_s=get("host.memory_bytes_per_s", 0.0) * get("host.memory_share", 1.0) / slower,
         ),
         exchange=Exchange(
-            peer_bytes_per_s=get("link.scale_up", math.inf) / slower,
-            peer_latency_s=get("link.scale_up.latency", 0.0) * slower,
-            network_bytes_per_s=get("link.network", math.inf) / slower,
-            network_latency_s=get("link.network.latency", 0.0) * slower,
+            peer=wire("scale_up"),
+            network=wire("network"),
             split_overhead_s=get("engine.split_overhead_s", 0.0) * slower,
             across_overhead_s=get("engine.across_overhead_s", 0.0) * slower,
             excess=get("engine.exchange_excess", 1.0),

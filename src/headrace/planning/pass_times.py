@@ -105,20 +105,13 @@ class LowerBound:
         be filled with one block after the other while each of them is computed.
         """
         numbers = Counter(zip(self._kinds, arrangement.placements, strict=True))
-        first_read_s = first_copy_s = first_arrival_s = prefill_s = read_s = copy_s = arrival_s = decode_s = 0.0
-        in_slots_s = 0.0
+        sums, in_slots_s = [0.0] * len(_Shares._fields), 0.0
         for key, number in numbers.items():
             own = self._shares[key]
-            first_read_s += number * own.first_read_s
-            first_copy_s += number * own.first_copy_s
-            first_arrival_s += number * own.first_arrival_s
-            prefill_s += number * own.prefill_s
-            read_s += number * own.read_s
-            copy_s += number * own.copy_s
-            arrival_s += number * own.arrival_s
-            decode_s += number * own.decode_s
+            sums = [before + number * seconds for before, seconds in zip(sums, own, strict=True)]
             if key[1] in TRAVELLING:
                 in_slots_s += number * (own.arrival_s + own.decode_s)
+        first_read_s, first_copy_s, first_arrival_s, prefill_s, read_s, copy_s, arrival_s, decode_s = sums
         prefill_s += self._overheads[0]
         decode_s += self._overheads[1]
         if self._sequential:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from headrace.errors import MachineError
 from headrace.machine.compute_curve import ComputeCurve
 from headrace.model.blocks import Block
+from headrace.planning.collectives import Wire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +24,7 @@ class LayerTimes:
         return LayerTimes(prefill_s=self.prefill_s * factor, decode_s=self.decode_s * factor)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Peaks:
+class Peaks(NamedTuple):
     """What a described device and its host's CPU reach in large products and long reads; per second."""
 
     flops: float = math.inf
@@ -37,15 +38,13 @@ class Peaks:
     cpu_memory_bytes_per_s: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exchange:
-    """What devices that share the work take to exchange results; bytes per second and seconds."""
+class Exchange(NamedTuple):
+    """What devices that share the work take to exchange results; seconds."""
 
-    peer_bytes_per_s: float = math.inf
+    peer: Wire = Wire()
     """between devices of a node"""
-    peer_latency_s: float = 0.0
-    network_bytes_per_s: float = math.inf
-    network_latency_s: float = 0.0
+    network: Wire = Wire()
+    """between nodes"""
     split_overhead_s: float = 0.0
     """per layer of a split width"""
     across_overhead_s: float = 0.0

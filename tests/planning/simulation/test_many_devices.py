@@ -15,7 +15,8 @@ from headrace.model.model import LayerGroup, Model
 from headrace.planning.closed_form import ClosedForm, WorkCost
 from headrace.planning.plan import Arrangement, Parallelism, Placement, arranged
 from headrace.planning.scenario import Scenario
-from headrace.planning.simulation.many_devices import DECODE_PASSES, SimulatedWork, simulate_work
+from headrace.planning.simulation.many_devices import DECODE_PASSES, simulate_work
+from headrace.planning.simulation.one_copy import Simulated
 from headrace.planning.workload import Speculation, Workload
 from planning_examples import dense_model, moe_model, server
 
@@ -50,13 +51,13 @@ def both(
     machine: Machine | None = None,
     engine: Engine = PRESENT,
     passes: int = DECODE_PASSES,
-) -> tuple[WorkCost, SimulatedWork]:
+) -> tuple[WorkCost, Simulated]:
     scenario = Scenario(model=model, machine=machine or server(), workload=work, engine=engine, budget_bytes=0)
     form = ClosedForm.of(scenario, arrangement)
     return form.work(work), simulate_work(form, work, passes=passes)
 
 
-def agree(closed: WorkCost, played: SimulatedWork, *, decode: float, prefill: float) -> None:
+def agree(closed: WorkCost, played: Simulated, *, decode: float, prefill: float) -> None:
     assert played.decode_s_per_pass == pytest.approx(closed.decode_s_per_pass, rel=decode)
     assert played.prefill_s == pytest.approx(closed.prefill_s, rel=prefill)
 

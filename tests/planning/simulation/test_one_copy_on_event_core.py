@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.planning.block_times import BlockTimes
 from headrace.planning.plan import Placement
-from headrace.planning.simulation.event_core import Execution, Mark, Schedule
+from headrace.planning.simulation.event_core import Execution, Schedule
 from headrace.planning.simulation.one_copy import PassSchedule, simulate
 from headrace.planning.timeline import Event, Lane, Timeline
 from pass_schedules import close as close_to
@@ -58,7 +58,7 @@ def on_event_core(schedule: PassSchedule) -> Execution:
             schedule.blocks[block].read_s,
             after=after,
             takes="slot" if streamed[block] else None,
-            mark=Mark(Lane.READ, block, pass_index),
+            mark=(Lane.READ, block, pass_index),
         )
 
     computed: tuple[int, ...] = ()
@@ -71,7 +71,7 @@ def on_event_core(schedule: PassSchedule) -> Execution:
             compute_s = times.decode_s if pass_index else times.prefill_s
             compute_s += schedule.pass_overhead_s if block == 0 else 0.0
             gives = "slot" if streamed[block] else None
-            mark = Mark(Lane.COMPUTE, block, pass_index)
+            mark = (Lane.COMPUTE, block, pass_index)
             computed = (tasks.add("compute", compute_s, after=ready, gives=gives, mark=mark),)
     if schedule.overlap and any(streamed):
         travelling = [block for block in range(count) if streamed[block]]

@@ -9,7 +9,7 @@ are corrected by what the run measures.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 FORGET = 0.97
@@ -23,10 +23,10 @@ TRYING_SHARE = 0.02
 class Drafted(NamedTuple):
     """What drafting did over a run."""
 
-    passes: int
-    drafted: int
-    accepted: int
-    longest: int
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    longest: int = 0
 
     @property
     def tokens_per_pass(self) -> float:
@@ -54,10 +54,8 @@ class DraftLength:
     _single: float = 1.0
     _several: float = 1.0
     _since_tried: int = 0
-    _passes: int = 0
-    _drafted: int = 0
-    _accepted: int = 0
-    _longest: int = 0
+    drafted: Drafted = field(default_factory=Drafted)
+    """what drafting did so far"""
 
     @property
     def believed(self) -> float:
@@ -87,10 +85,10 @@ class DraftLength:
 
     def record(self, drafted: int, accepted: int, seconds: float | None) -> None:
         """A pass with `drafted` tokens was seen, of which `accepted` were right; it took `seconds` (None: unknown)."""
-        self._passes += 1
-        self._drafted += drafted
-        self._accepted += accepted
-        self._longest = max(self._longest, drafted)
+        so_far = self.drafted
+        self.drafted = Drafted(
+            so_far.passes + 1, so_far.drafted + drafted, so_far.accepted + accepted, max(so_far.longest, drafted)
+        )
         if drafted:
             self._right = FORGET * self._right + accepted
             self._wrong = FORGET * self._wrong + (accepted < drafted)
@@ -101,11 +99,6 @@ class DraftLength:
             self._several += 0.2 * (ratio - self._several)
         else:
             self._single += 0.2 * (ratio - self._single)
-
-    @property
-    def drafted(self) -> Drafted:
-        """What drafting did so far."""
-        return Drafted(self._passes, self._drafted, self._accepted, self._longest)
 
     def _time_s(self, drafts: int) -> float:
         return (self.pass_s(1 + drafts) + drafts * self.draft_s) * (self._several if drafts else self._single)

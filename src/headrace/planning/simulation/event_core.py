@@ -31,12 +31,8 @@ class DeadlockError(RuntimeError):
     """Tasks wait for one another for ever: their dependencies form a cycle, or there are too few slots."""
 
 
-class Mark(NamedTuple):
-    """How a task is drawn."""
-
-    lane: Lane
-    block_index: int
-    pass_index: int
+Mark = tuple[Lane, int, int]
+"""how a task is drawn: lane, block, pass"""
 
 
 class _Task(NamedTuple):
@@ -58,18 +54,13 @@ class Execution:
     ends: tuple[float, ...]
     marks: tuple[Mark | None, ...]
 
-    @property
-    def makespan_s(self) -> float:
-        """When the last task ends."""
-        return max(self.ends, default=0.0)
-
     def timeline(self, block_names: Sequence[str]) -> Timeline:
         """The marked tasks as events, and where computing waits for its next block as stalls.
 
         Several processors marked as computing are drawn in one row; a stall is then when none of them computes.
         """
         events = [
-            Event(mark.lane, mark.block_index, mark.pass_index, start, end)
+            Event(*mark, start, end)
             for mark, start, end in zip(self.marks, self.starts, self.ends, strict=True)
             if mark is not None
         ]

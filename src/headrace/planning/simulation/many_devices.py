@@ -23,8 +23,9 @@ from headrace.model.model import Layer
 from headrace.planning.closed_form import ClosedForm
 from headrace.planning.memory import CACHE_LAYERS_ON_DEVICE
 from headrace.planning.plan import TRAVELLING, Arrangement, Placement
-from headrace.planning.simulation.event_core import Execution, Mark, Schedule
-from headrace.planning.timeline import Lane, Timeline
+from headrace.planning.simulation.event_core import Execution, Schedule
+from headrace.planning.simulation.one_copy import Simulated
+from headrace.planning.timeline import Lane
 from headrace.planning.workload import PassTokens, Workload
 
 DECODE_PASSES = 6
@@ -32,16 +33,7 @@ RING = 2
 """layers that the host's ring holds between disk and device"""
 
 
-class SimulatedWork(NamedTuple):
-    """Seconds of the first pass and of a steady later one, and everything that happened."""
-
-    prefill_s: float
-    decode_s_per_pass: float
-    outcome: Execution
-    timeline: Timeline
-
-
-def simulate_work(form: ClosedForm, work: Workload, *, passes: int = DECODE_PASSES) -> SimulatedWork:
+def simulate_work(form: ClosedForm, work: Workload, *, passes: int = DECODE_PASSES) -> Simulated:
     """Simulate the prefill and `passes` decode passes at this work's mean context; replicas but the sharded run alike.
 
     Raises event_core.DeadlockError where the arrangement cannot go on (no slot for what is due).
@@ -57,7 +49,7 @@ def simulate_work(form: ClosedForm, work: Workload, *, passes: int = DECODE_PASS
         names = [*(f"layer {number}" for number in range(form.model.num_layers)), "head"]
     middle = max(1, passes // 2)
     steady = (ends[-1] - ends[middle]) / (len(ends) - 1 - middle) if passes > 1 else ends[-1] - ends[0]
-    return SimulatedWork(ends[0], steady, outcome, outcome.timeline(names))
+    return Simulated(ends[0], steady, outcome.timeline(names))
 
 
 def _after(*tasks: int | None) -> list[int]:
@@ -95,9 +87,9 @@ def _stream(form: ClosedForm, carried: Sequence[PassTokens]) -> tuple[Execution,
                 slot = "slot"
                 if loads.disk_s:
                     ring = "ring" if arrangement.overlap else None
-                    mark = Mark(Lane.READ, index, pass_index)
+                    mark = (Lane.READ, index, pass_index)
                     turn = [schedule.add(disk_lane, loads.disk_s, after=turn, takes=ring, mark=mark)]
-                mark = Mark(Lane.COPY, index, pass_index)
+                mark = (Lane.COPY, index, pass_index)
                 ready.append(schedule.add(copy_lane, loads.link_s, after=turn, takes=slot, gives=ring, mark=mark))
             if loads.cache_s and not by_host[index]:
                 cache = "cache"
@@ -108,7 +100,7 @@ def _stream(form: ClosedForm, carried: Sequence[PassTokens]) -> tuple[Execution,
                 done = schedule.add("host", form.host_layer_s(layer, tokens), after=ready)
                 continue
             seconds = form.layer_seconds(layer, tokens)
-            computed = Mark(Lane.COMPUTE, index, pass_index)
+            computed = (Lane.COMPUTE, index, pass_index)
             products = schedule.add("device", sum(seconds) - seconds.communication_s, after=ready, mark=computed)
             if seconds.communication_s:  # partial results are added up over the devices before they go on
                 products = schedule.add("exchange", seconds.communication_s, after=(products,))
@@ -170,7 +162,7 @@ def _shard(form: ClosedForm, carried: Sequence[PassTokens]) -> tuple[Execution, 
                         after=after,
                         takes=f"slot {device}",
                         gives=ring,
-                        mark=Mark(Lane.READ, index, pass_index) if device == 0 else None,
+                        mark=(Lane.READ, index, pass_index) if device == 0 else None,
                     )
                     pulled.append(copied)
                 # Each device's part and what it gathers arrive in one lane: its slot is filled by both.
@@ -183,7 +175,7 @@ def _shard(form: ClosedForm, carried: Sequence[PassTokens]) -> tuple[Execution, 
                     layer_s,
                     after=[*pulled, *_after(done[device])],
                     gives=f"slot {device}" if streamed[index] else None,
-                    mark=Mark(Lane.COMPUTE, index, pass_index) if device == 0 else None,
+                    mark=(Lane.COMPUTE, index, pass_index) if device == 0 else None,
                 )
         ends_s = form.ends_s(tokens)
         ended = [schedule.add(f"device {device}", ends_s, after=_after(done[device])) for device in devices]
@@ -207,7 +199,7 @@ def _pipeline(form: ClosedForm, carried: Sequence[PassTokens], *, batches: int) 
         for batch in range(batches):
             at = last[batch]
             for stage, seconds in enumerate(times):
-                mark = Mark(Lane.COMPUTE, stage, pass_index)
+                mark = (Lane.COMPUTE, stage, pass_index)
                 computed = schedule.add(f"stage {stage}", seconds, after=_after(at), mark=mark)
                 at = schedule.add(None, hop_s, after=(computed,))
             last[batch] = at
