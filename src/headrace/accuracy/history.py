@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,8 +165,3 @@ def _taught_curve(curve: ComputeCurve, records: Sequence[RunRecord], sentences: 
         f"{factor:.2f} times what was probed"
     )
     return curve.scaled(factor)
-
-
-def as_json(found: Sequence[StageAccuracy]) -> list[Mapping[str, Any]]:
-    """The list that `headrace accuracy --json` prints."""
-    return [dataclasses.asdict(item) for item in found]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headrace.accuracy.history import accuracy as accuracy_of
-from headrace.accuracy.history import as_json as stages_json
 from headrace.accuracy.history_file import VARIABLE, history_path, read_history
 from headrace.cli.command import Command
 from headrace.cli.options import JsonOption, existing_file
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.accuracy.published_metrics import FamilyAccuracy, PredictedRow
 
 EXAMPLES = ("headrace accuracy", "headrace accuracy --json", "headrace accuracy --published measurements.csv")
+_ERRORS = ("median_abs_error", "p90_abs_error", "inside_interval")
 _WORST = 12
 """rows that are shown"""
 
@@ -44,9 +45,8 @@ def accuracy(
     found = accuracy_of(records)
     path = history_path()
     if as_json:
-        output.json(
-            {"runs": len(records), "history": None if path is None else str(path), "stages": stages_json(found)}
-        )
+        history = None if path is None else str(path)
+        output.json({"runs": len(records), "history": history, "stages": list(map(asdict, found))})
         return
     if path is None:
         output.show(f"The history is off ({VARIABLE} is set to nothing).")
@@ -60,9 +60,7 @@ def accuracy(
             item.stage,
             item.configuration,
             str(item.n),
-            f"{item.median_abs_error:.1%}",
-            f"{item.p90_abs_error:.1%}",
-            f"{item.worst:.1%}",
+            *map(_percent, (item.median_abs_error, item.p90_abs_error, item.worst)),
         ]
         for item in found
     ]
@@ -92,14 +90,11 @@ def report_json(
     """Build the object that the contract names; `cross_validated` is null for rows other than the shipped ones."""
     return {
         "families": [
-            {
-                "family": item.family,
-                "n": item.n,
-                "excluded": item.excluded,
-                "median_abs_error": item.median_abs_error,
-                "p90_abs_error": item.p90_abs_error,
-                "inside_interval": item.inside_interval,
-                "cross_validated": None if judged is None else _left_out_json(judged.families[item.family]),
+            _figures(item, "family", "n", "excluded", *_ERRORS)
+            | {
+                "cross_validated": None
+                if judged is None
+                else _figures(judged.families[item.family], *_ERRORS, "interval_width")
             }
             for item in families
         ],
@@ -108,9 +103,9 @@ def report_json(
             {
                 "id": item.row.id,
                 "family": item.family,
-                "predicted": None if item.predicted is None else item.predicted.expected,
-                "low": None if item.predicted is None else item.predicted.low,
-                "high": None if item.predicted is None else item.predicted.high,
+                "predicted": getattr(item.predicted, "expected", None),
+                "low": getattr(item.predicted, "low", None),
+                "high": getattr(item.predicted, "high", None),
                 "measured": item.row.value,
                 "unit": item.row.unit,
                 "excluded": item.excluded,
@@ -120,13 +115,12 @@ def report_json(
     }
 
 
-def _left_out_json(item: FamilyAccuracy) -> dict[str, Any]:
-    return {
-        "median_abs_error": item.median_abs_error,
-        "p90_abs_error": item.p90_abs_error,
-        "inside_interval": item.inside_interval,
-        "interval_width": item.interval_width,
-    }
+def _figures(item: FamilyAccuracy, *names: str) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in names}
+
+
+def _percents(item: FamilyAccuracy) -> list[str]:
+    return [_percent(share) for share in _figures(item, *_ERRORS).values()]
 
 
 def _inside(rows: list[PredictedRow]) -> float | None:
@@ -142,14 +136,7 @@ def _show(
         Table(
             columns=("family", "rows", "excluded", "median error", "90th percentile", "inside the interval"),
             rows=[
-                [
-                    item.family,
-                    str(item.n),
-                    str(item.excluded),
-                    _percent(item.median_abs_error),
-                    _percent(item.p90_abs_error),
-                    _percent(item.inside_interval),
-                ]
+                [item.family, str(item.n), str(item.excluded), *_percents(item)]
                 for item in families
                 if item.n or item.excluded
             ],
@@ -160,10 +147,7 @@ def _show(
         output.show(
             Table(
                 columns=("family", "median error", "90th percentile", "inside the interval"),
-                rows=[
-                    [item.family, *map(_percent, (item.median_abs_error, item.p90_abs_error, item.inside_interval))]
-                    for item in judged.families.values()
-                ],
+                rows=[[item.family, *_percents(item)] for item in judged.families.values()],
             )
         )
     inside = _inside(rows)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from headrace.cli.output import Output
 from headrace.cli.pass_chart import pass_chart
 from headrace.cli.table import Table
+from headrace.errors import BudgetError
 from headrace.machine.quantity import Interval
 from headrace.planning.answer import PlanAnswer
 from headrace.planning.break_even import BreakEven
-from headrace.planning.infeasible import Infeasible
 from headrace.planning.plan import Placement, Plan
 from headrace.planning.prediction import Candidate, is_simulated, timeline_of
 from headrace.planning.strategies import Strategy
@@ -162,7 +162,7 @@ def _refusals(answer: PlanAnswer) -> list[tuple[list[Strategy], str]]:
     """Strategies without a plan, those with one reason together."""
     found: dict[str, list[Strategy]] = {}
     for name, item in answer.compared.items():
-        if isinstance(item, Infeasible):
+        if isinstance(item, BudgetError):
             found.setdefault(item.short.removesuffix("."), []).append(name)
     return [(names, short) for short, names in found.items()]
 

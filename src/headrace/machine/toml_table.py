@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from headrace.errors import MachineError, near_names
 from headrace.machine.quantity import Quantity
 from headrace.machine.unit_text import read_number, read_quantity
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -37,38 +40,27 @@ class TomlTable:
 
     def table(self, key: str, default: object = None) -> TomlTable:
         """The table below `key`."""
-        value = self.raw.get(key, default)
-        if not isinstance(value, dict):
-            raise self._wrong(key, "a table")
-        return TomlTable(value, f"{self.path}{key}.", self.source)
+        return TomlTable(self._typed(key, dict, "a table", default), f"{self.path}{key}.", self.source)
 
     def tables(self, key: str) -> list[TomlTable]:
         """All tables of the array below `key`; none where it is missing."""
-        value = self.raw.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise self._wrong(key, "an array of tables")
-        return [TomlTable(item, f"{self.path}{key}[{number}].", self.source) for number, item in enumerate(value)]
+        items = self._items(key, dict, "an array of tables")
+        return [TomlTable(item, f"{self.path}{key}[{number}].", self.source) for number, item in enumerate(items)]
 
     def text(self, key: str) -> str:
         """The text below `key`."""
-        value = self.raw.get(key)
-        if not isinstance(value, str) or not value:
+        value = self._typed(key, str, "a text")
+        if not value:
             raise self._wrong(key, "a text")
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
         """The array of texts below `key`; empty where it is missing."""
-        value = self.raw.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self._wrong(key, "an array of texts")
-        return tuple(value)
+        return tuple(self._items(key, str, "an array of texts"))
 
     def flag(self, key: str) -> bool:
         """The true or false below `key`."""
-        value = self.raw.get(key)
-        if not isinstance(value, bool):
-            raise self._wrong(key, "true or false")
-        return value
+        return self._typed(key, bool, "true or false")
 
     def whole(self, key: str, default: int | None = None, *, most: int) -> int:
         """The whole number from 1 to `most` below `key`."""
@@ -79,10 +71,7 @@ class TomlTable:
 
     def array(self, key: str) -> list[object]:
         """The array below `key`."""
-        value = self.raw.get(key)
-        if not isinstance(value, list):
-            raise self._wrong(key, "an array")
-        return value
+        return self._typed(key, list, "an array")
 
     def size(self, key: str) -> float:
         """The bytes below `key`, more than 0."""
@@ -107,6 +96,18 @@ class TomlTable:
         if key not in self.raw:
             return None
         return read_quantity(self.raw[key], kind, field=f"{self.path}{key}", source=self.source)
+
+    def _typed(self, key: str, kind: type[Kind], expected: str, default: object = None) -> Kind:
+        value = self.raw.get(key, default)
+        if not isinstance(value, kind):
+            raise self._wrong(key, expected)
+        return value
+
+    def _items(self, key: str, kind: type[Kind], expected: str) -> list[Kind]:
+        items = self._typed(key, list, expected, [])
+        if not all(isinstance(item, kind) for item in items):
+            raise self._wrong(key, expected)
+        return items
 
     def _given(self, key: str) -> object:
         if key not in self.raw:

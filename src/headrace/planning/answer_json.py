@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from headrace.errors import BudgetError
 from headrace.machine.machine import Machine
 from headrace.machine.quantity import Quantity
 from headrace.model.model import Model
 from headrace.model.stored_model import StoredModel
 from headrace.planning.answer import PlanAnswer
 from headrace.planning.break_even import BreakEven
-from headrace.planning.infeasible import Infeasible
 from headrace.planning.plan import Placement
 from headrace.planning.prediction import Candidate, PredictionInterval
 from headrace.planning.price import Price
@@ -142,8 +142,8 @@ def _measured(scenario: Scenario) -> dict[str, Any]:
 _TIMES = ("prefill_s", "decode_s_per_pass", "tokens_per_s", "total_s")
 
 
-def _strategy(answer: PlanAnswer, name: Strategy, item: Candidate | Infeasible) -> dict[str, Any]:
-    if isinstance(item, Infeasible):
+def _strategy(answer: PlanAnswer, name: Strategy, item: Candidate | BudgetError) -> dict[str, Any]:
+    if isinstance(item, BudgetError):
         no_times = dict.fromkeys(_TIMES)
         return {
             "name": name.value,
@@ -154,7 +154,7 @@ def _strategy(answer: PlanAnswer, name: Strategy, item: Candidate | Infeasible) 
             **_price(None),
             "low": no_times,
             "high": no_times,
-            "why_not": item.why_not,
+            "why_not": str(item),
             "required_bytes": item.required_bytes,
         }
     (plan, predicted), interval, cost = item, answer.intervals[name], answer.prices.get(name)

@@ -9,6 +9,7 @@ fastest memory that holds the weights would have. It comes with its price: the c
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -125,32 +126,36 @@ def _report(scenario: Scenario, tokens: Interval, source: Tier, arrangement: Arr
         tokens_now=scenario.workload.sequences * scenario.tokens_checked,
         kv_cache_bytes=cache_bytes,
         critical_batch=None if scenario.machine is None else critical_batch(scenario),
-        ways=(
-            _by_batch(scenario, arrangement, tokens.expected, cache_bytes),
-            _by_prefill(scenario, tokens.expected),
-            _by_drafts(scenario.workload, tokens.expected),
-            *(() if scenario.is_calibrated else (_by_fewer_bits(scenario, arrangement, tokens.expected),)),
+        ways=tuple(
+            Reach(name, reached=reached, how=how)
+            for name, reached, how in _ways(scenario, arrangement, tokens.expected, cache_bytes)
         ),
     )
 
 
-def _by_batch(scenario: Scenario, arrangement: Arrangement, tokens: float, cache_bytes: float) -> Reach:
+def _ways(
+    scenario: Scenario, arrangement: Arrangement, tokens: float, cache_bytes: float
+) -> Iterator[tuple[str, bool, str]]:
+    """Name of each way, whether it reaches so many tokens, and how or why not."""
+    yield _by_batch(scenario, arrangement, tokens, cache_bytes)
+    yield "prefill", tokens < math.inf, _by_prefill(scenario, tokens)
+    yield "speculation", *_by_drafts(scenario.workload, tokens)
+    if not scenario.is_calibrated:
+        yield "quantisation", *_by_fewer_bits(scenario, arrangement, tokens)
+
+
+def _by_batch(scenario: Scenario, arrangement: Arrangement, tokens: float, cache_bytes: float) -> tuple[str, bool, str]:
     checked = scenario.tokens_checked
     if scenario.workload.sequences * checked >= tokens:
-        return Reach("decode", reached=True, how=f"this batch of {format_count(scenario.workload.sequences)}")
+        return "decode", True, f"this batch of {format_count(scenario.workload.sequences)}"
     if tokens == math.inf:
-        return Reach("batch", reached=False, how="no batch reaches it: keys and values travel with each sequence")
+        return "batch", False, "no batch reaches it: keys and values travel with each sequence"
     sequences = math.ceil(tokens / checked)
-    priced = f"its KV cache takes {format_bytes(cache_bytes)}"
+    batch, priced = f"a batch of {format_count(sequences)} sequences", f"its KV cache takes {format_bytes(cache_bytes)}"
     if _holds(scenario.batch(sequences), arrangement):
-        return Reach("batch", reached=True, how=f"a batch of {format_count(sequences)} sequences; {priced}")
-    times = cache_bytes / scenario.model.weights_bytes
-    return Reach(
-        "batch",
-        reached=False,
-        how=f"a batch of {format_count(sequences)} sequences cannot be held: {priced}, {format_number(times)} times "
-        "the weights",
-    )
+        return "batch", True, f"{batch}; {priced}"
+    times = format_number(cache_bytes / scenario.model.weights_bytes)
+    return "batch", False, f"{batch} cannot be held: {priced}, {times} times the weights"
 
 
 def _holds(scenario: Scenario, arrangement: Arrangement) -> bool:
@@ -163,50 +168,42 @@ def _holds(scenario: Scenario, arrangement: Arrangement) -> bool:
         return False
 
 
-def _by_prefill(scenario: Scenario, tokens: float) -> Reach:
+def _by_prefill(scenario: Scenario, tokens: float) -> str:
     work, most = scenario.workload, scenario.model.context_tokens
     if work.sequences * work.prompt_tokens >= tokens:
-        how = f"this prefill of {format_count(work.sequences * work.prompt_tokens)} tokens"
-    elif work.sequences * most >= tokens:
-        how = f"prompts of {format_count(math.ceil(tokens / work.sequences))} tokens"
-    elif tokens < math.inf:
-        prompts = math.ceil(tokens / work.prompt_tokens)
-        how = f"the prompts of {format_count(prompts)} such sequences in one pass, a chunk of them at a time"
-    else:
-        return Reach("prefill", reached=False, how="no prompt is long enough")
-    return Reach("prefill", reached=True, how=how)
-
-
-def _by_drafts(work: Workload, tokens: float) -> Reach:
+        return f"this prefill of {format_count(work.sequences * work.prompt_tokens)} tokens"
+    if work.sequences * most >= tokens:
+        return f"prompts of {format_count(math.ceil(tokens / work.sequences))} tokens"
     if tokens == math.inf:
-        return Reach("speculation", reached=False, how="no number of drafts reaches it")
+        return "no prompt is long enough"
+    prompts = math.ceil(tokens / work.prompt_tokens)
+    return f"the prompts of {format_count(prompts)} such sequences in one pass, a chunk of them at a time"
+
+
+def _by_drafts(work: Workload, tokens: float) -> tuple[bool, str]:
+    if tokens == math.inf:
+        return False, "no number of drafts reaches it"
     drafts = math.ceil(tokens / work.sequences) - 1
     if drafts < 1:
-        return Reach("speculation", reached=True, how="no drafts are needed")
+        return True, "no drafts are needed"
     if drafts <= MAX_DRAFT_TOKENS:
-        return Reach("speculation", reached=True, how=f"{drafts} draft tokens per sequence and pass")
-    return Reach(
-        "speculation",
-        reached=False,
-        how=f"{format_count(drafts)} drafts per sequence and pass would be needed; few beyond {MAX_DRAFT_TOKENS} are "
-        "accepted",
-    )
+        return True, f"{drafts} draft tokens per sequence and pass"
+    needed = f"{format_count(drafts)} drafts per sequence and pass would be needed"
+    return False, f"{needed}; few beyond {MAX_DRAFT_TOKENS} are accepted"
 
 
-def _by_fewer_bits(scenario: Scenario, arrangement: Arrangement, tokens: float) -> Reach:
+def _by_fewer_bits(scenario: Scenario, arrangement: Arrangement, tokens: float) -> tuple[bool, str]:
     carried = scenario.workload.sequences * scenario.tokens_checked
     if carried >= tokens:
-        return Reach("quantisation", reached=True, how="no fewer bits are needed")
+        return True, "no fewer bits are needed"
     try:
         narrow = requantised(scenario.model, "int4")
     except HeadraceError as error:
-        return Reach("quantisation", reached=False, how=str(error))
+        return False, str(error)
     fewer = break_even_tokens(replace(scenario, model=narrow), arrangement).expected
     if fewer >= 0.95 * tokens:
-        return Reach("quantisation", reached=False, how="the weights have few bits already")
-    return Reach(
-        "quantisation",
-        reached=carried >= fewer,
-        how=f"weights in 4 bits lower it to {format_count(fewer)} tokens per pass"
-        + ("" if carried >= fewer else f", which a decode pass of {format_count(carried)} still does not reach"),
-    )
+        return False, "the weights have few bits already"
+    lowered = f"weights in 4 bits lower it to {format_count(fewer)} tokens per pass"
+    if carried >= fewer:
+        return True, lowered
+    return False, f"{lowered}, which a decode pass of {format_count(carried)} still does not reach"

@@ -42,7 +42,7 @@ _RESOURCES = (
 _LOADS = ("link", "disk")
 
 
-class LayerSeconds(NamedTuple):
+class _LayerSeconds(NamedTuple):
     """What one device spends on one layer in a pass; seconds. The sum is its time when the weights are there."""
 
     arithmetic_s: float
@@ -105,7 +105,7 @@ class ClosedForm(NamedTuple):
             values = {name: constant.expected for name, constant in quantities(scenario, arrangement).items()}
         return cls(scenario.model, scenario.described_machine, arrangement, rates_of(values))
 
-    def layer_seconds(self, layer: Layer, carried: PassTokens) -> LayerSeconds:
+    def layer_seconds(self, layer: Layer, carried: PassTokens) -> _LayerSeconds:
         """Time of one layer whose weights are on the device (each of `tensor` devices has its part)."""
         width, rates = self.arrangement.parallelism.tensor, self.rates
         arithmetic_s = 2.0 * layer.active_parameters * carried.tokens / width / rates.peaks.flops
@@ -119,7 +119,7 @@ class ClosedForm(NamedTuple):
             overhead_s += rates.exchange.split_overhead_s
         if width > self.machine.devices:
             overhead_s += rates.exchange.across_overhead_s
-        return LayerSeconds(
+        return _LayerSeconds(
             arithmetic_s if arithmetic_s > reading_s else 0.0,
             0.0 if arithmetic_s > reading_s else reading_s,
             max(scores_s, cache_s),
@@ -150,7 +150,7 @@ class ClosedForm(NamedTuple):
         """
         arrangement, rates, divided = self.arrangement, self.rates, self.arrangement.parallelism
         on_cpu = arrangement.cpu_share
-        spent, host_s, link_s, disk_s, cold_s = [0.0] * len(LayerSeconds._fields), 0.0, 0.0, 0.0, 0.0
+        spent, host_s, link_s, disk_s, cold_s = [0.0] * len(_LayerSeconds._fields), 0.0, 0.0, 0.0, 0.0
         for group in self.model.groups:
             layer, count = group.layer, group.count
             on_device = count * (1.0 - on_cpu)

@@ -21,17 +21,6 @@ from headrace.planning.strategies import RUNNABLE, Strategy
 from headrace.units import format_bytes, size_option
 
 
-class Infeasible(NamedTuple):
-    """Why a strategy has no plan, and the smallest change that would make it fit."""
-
-    strategy: Strategy
-    why_not: str
-    required_bytes: int | None = None
-    """per device, where memory is what lacks"""
-    short: str = ""
-    """`why_not` in a few words"""
-
-
 def minimum_bytes(scenario: Scenario, strategy: Strategy | None = None) -> int:
     """The smallest budget of the device in which this model can do this work, by one strategy or at all.
 

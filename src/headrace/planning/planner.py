@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from headrace.errors import BudgetError, HeadraceError, MachineError
-from headrace.planning.infeasible import Infeasible, described_refusal, lack_of, refusal
+from headrace.planning.infeasible import described_refusal, lack_of, refusal
 from headrace.planning.memory import ArrangedMemory, MemoryAccount, described_memory
 from headrace.planning.pass_times import LowerBound
 from headrace.planning.placements import (
@@ -84,14 +84,14 @@ def plan_fastest(scenario: Scenario) -> Candidate:
     return best
 
 
-Compared = Mapping[Strategy, Candidate | Infeasible]
+Compared = Mapping[Strategy, Candidate | BudgetError]
 
 
 def compare(scenario: Scenario, only: Strategy | None = None) -> Compared:
     """Every strategy's fastest plan, or why there is none; on measured hardware of those that the runtime runs."""
     strategies = RUNNABLE if scenario.is_calibrated else tuple(Strategy)
     account = _account(scenario) if scenario.is_calibrated else None
-    found: dict[Strategy, Candidate | Infeasible] = {}
+    found: dict[Strategy, Candidate | BudgetError] = {}
     for strategy in strategies if only is None else (only,):
         try:
             if account is not None and strategy in RUNNABLE:
@@ -99,7 +99,7 @@ def compare(scenario: Scenario, only: Strategy | None = None) -> Compared:
             else:
                 found[strategy] = _described(scenario, strategy)
         except BudgetError as error:
-            found[strategy] = Infeasible(strategy, str(error), error.required_bytes, error.short)
+            found[strategy] = error
     return found
 
 
@@ -158,7 +158,7 @@ def described_plan(scenario: Scenario, strategy: Strategy, arrangement: Arrangem
     """The plan of an arrangement on a described machine."""
     memory = described_memory(scenario, arrangement)
     layers_bytes = sum(group.count * group.layer.size_bytes for group in scenario.model.groups)
-    return _plan(
+    return _made(
         scenario,
         strategy,
         arrangement,
@@ -169,7 +169,7 @@ def described_plan(scenario: Scenario, strategy: Strategy, arrangement: Arrangem
     )
 
 
-def _plan(
+def _made(
     scenario: Scenario,
     strategy: Strategy,
     arrangement: Arrangement,
@@ -375,7 +375,7 @@ class _Search:
 
     def _plan(self, arrangement: Arrangement) -> Plan:
         account, placements = self.account, arrangement.placements
-        return _plan(
+        return _made(
             self._scenario,
             self._strategy,
             arrangement,

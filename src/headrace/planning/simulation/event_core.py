@@ -27,10 +27,6 @@ _SAME_MOMENT = 1e-12
 """share of the time passed within which ends count as one moment"""
 
 
-class DeadlockError(RuntimeError):
-    """Tasks wait for one another for ever: their dependencies form a cycle, or there are too few slots."""
-
-
 Mark = tuple[Lane, int, int]
 """how a task is drawn: lane, block, pass"""
 
@@ -135,7 +131,7 @@ class Schedule:
         return len(self._tasks) - 1
 
     def run(self) -> Execution:
-        """Play everything through. Raises DeadlockError, naming what waits, where nothing can go on."""
+        """Play everything through. Raises RuntimeError, naming what waits, where nothing can go on."""
         return _Run(self._tasks, self._capacities, self._slots, self._slowed_by).outcome()
 
 
@@ -212,7 +208,7 @@ class _Run:
                     finished.add(other)
             self._go_on([], sorted(finished))
         if any(math.isnan(end) for end in self.ends):
-            raise DeadlockError(self._what_waits())
+            raise RuntimeError(self._what_waits())
         return Execution(tuple(self.starts), tuple(self.ends), tuple(task.mark for task in self.tasks))
 
     def _private_links(self) -> set[str]:

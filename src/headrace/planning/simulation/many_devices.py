@@ -36,7 +36,7 @@ RING = 2
 def simulate_work(form: ClosedForm, work: Workload, *, passes: int = DECODE_PASSES) -> Simulated:
     """Simulate the prefill and `passes` decode passes at this work's mean context; replicas but the sharded run alike.
 
-    Raises event_core.DeadlockError where the arrangement cannot go on (no slot for what is due).
+    Raises RuntimeError where the arrangement cannot go on (no slot for what is due).
     """
     divided = form.arrangement.parallelism
     batches, first, later = form.passes_of(work)
