@@ -30,7 +30,7 @@ STRATEGIES_NAMED_ELSEWHERE = {
     "planning/answer_json.py",
     "planning/plan.py",
 }
-FORMAT_TABLES_ELSEWHERE = {"accuracy/published_case.py", "model/quantized.py"}
+FORMAT_TABLES_ELSEWHERE = {"model/quantized.py"}
 
 OTHER_MEANINGS = {"cpu", "experts", "tensor"}
 """strategies whose names are also those of a device, of a part of a layer, of what a checkpoint consists of"""

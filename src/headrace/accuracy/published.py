@@ -26,7 +26,6 @@ class Row:
     id: str
     model: str
     params_total: float | None
-    params_active: float | None
     weight_dtype: str
     hardware: str
     num_devices: int | None
@@ -90,14 +89,12 @@ def _row(raw: dict[str, str], where: str) -> Row:
     if not raw["id"]:
         raise InvalidRequestError(f"{where}: id is empty")
     total = _number(raw.get("params_total_b", ""), "params_total_b", where, loose=True)
-    active = _number(raw.get("params_active_b", ""), "params_active_b", where, loose=True)
     batch = _number(raw.get("batch_concurrent", ""), "batch_concurrent", where, loose=True)
     devices = _number(raw["n_devices"], "n_devices", where, loose=True)
     return Row(
         id=raw["id"],
         model=raw["model"],
         params_total=None if total is None else total * 1e9,
-        params_active=None if active is None else active * 1e9,
         weight_dtype=raw.get("weight_dtype", ""),
         hardware=raw["hardware"],
         num_devices=_whole(devices),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
 from dataclasses import dataclass, replace
+from importlib import resources
 from typing import Any
 
 from headrace.accuracy.published import Row
@@ -26,6 +28,7 @@ from headrace.planning.splits import device_fits, largest_share
 from headrace.planning.workload import Speculation, Workload
 
 _ON_HOSTS = Quantity(1.0, 0.5, 5.0, "how much of a host's memory rate its processors reach is known of few computers")
+_WORDS = tomllib.loads(resources.files("headrace.accuracy").joinpath("words.toml").read_text(encoding="utf-8"))
 FAMILIES = ("stream", "resident", "tensor", "pipeline", "cpu", "moe", "other")
 
 
@@ -191,21 +194,13 @@ def _weight_format(row: Row, model: Model) -> str | None:
     if text in {"quant", "q4", ""} and named is not None:
         text = named[1]
     engine = row.engine.lower()
-    special = {
-        "quant": "q4_k_m",
-        "q40": "q4_0",
-        "-": None,
-        "": None,
-        "fp4": "nvfp4",
-        "4bit": "int4-g32",
-        "8bit": "q8_0",
-    }
     if text == "int4" and ("zero" in engine or "flexgen" in engine):
         text = "int4-g32"
     if text == "q4":
         text = "q4_k_m" if "mlx" not in engine else "int4-g32"
-    if text in special:
-        return special[text]
+    if text in {"-", ""}:
+        return None
+    text = _WORDS["formats"].get(text, text)
     try:
         return find_format(text).name
     except HeadraceError:
@@ -213,12 +208,6 @@ def _weight_format(row: Row, model: Model) -> str | None:
 
 
 # -- machine ------------------------------------------------------------------------------------------------------
-
-_STORAGE = (
-    (r"hdd", 0.15e9, "hard disk"),
-    (r"ramdisk", 5e9, "memory disk"),
-    (r"pcie3.*nvme|nvme.*pcie3", 3.0e9, "NVMe, PCIe 3"),
-)
 
 
 def _machine(row: Row) -> tuple[Machine, bool]:
@@ -246,8 +235,9 @@ def _machine(row: Row) -> tuple[Machine, bool]:
     if disk := re.search(r"NVMe (\d+(?:\.\d+)?) ?GB/s", text):
         rate = float(disk[1]) * 1e9
         machine = _with_disk(machine, Quantity(rate, rate * 0.8, rate, "stated by the source"))
-    for pattern, rate, what in _STORAGE:
-        if re.search(pattern, low):
+    for drive in _WORDS["drives"]:
+        if re.search(drive["named"], low):
+            rate, what = drive["bytes_per_s"], drive["what"]
             machine = _with_disk(machine, Quantity(rate, rate / 2, rate * 2, f"{what}; not measured"))
             stated = False
     if "pcie4" in low:
@@ -295,24 +285,8 @@ def _device_name(text: str) -> str:
     name = re.sub(r"\b(SXM\d?|NVLink\d?|one GCD|\d+-core GPU|Mac Studio|Mac|CPU|NVSwitch|SUPER POD)\b", " ", name)
     name = re.sub(r"\s+", " ", name).strip(" -")
     name = re.sub(r"^TPU ", "tpu-", name)
-    known = {
-        "A100": "a100-80",
-        "A100-40GB": "a100-40",
-        "A100-80GB": "a100-80",
-        "A100 80GB": "a100-80",
-        "A100 PCIe 80GB": "a100-pcie",
-        "H100 PCIe": "h100-pcie",
-        "DGX Spark GB10": "gb10",
-        "RTX PRO 6000 Blackwell": "rtx-pro-6000",
-        "RTX 4090D": "rtx-4090",
-        "T4-16GB": "t4",
-        "T4-": "t4",
-        "T4": "t4",
-        "A6000-48GB": "a6000",
-        "A6000-": "a6000",
-    }
-    if name in known:
-        return known[name]
+    if name in _WORDS["devices"]:
+        return str(_WORDS["devices"][name])
     apple = re.match(r"(?:Apple )?(M\d)( Pro| Max| Ultra)?", name)
     if apple is not None:
         return "apple-" + (apple[1] + (apple[2] or "")).lower().replace(" ", "-")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from typing import Any
 
 from headrace import __version__
@@ -35,16 +35,12 @@ def fleet_json(asked: FleetAsked, made: Fleet) -> dict[str, Any]:
             "binds": service.candidate.prediction.binds,
             "batch": service.sequences,
             "batch_devices": service.devices,
-            "reader_tokens_per_s": _ends(service.reader_tokens_per_s),
+            **_intervals(service, "reader_tokens_per_s", "tokens_per_s_per_device", "prompt_tokens_per_s_per_device"),
             "first_token_s": _ends(service.interval.prefill_s),
-            "tokens_per_s_per_device": _ends(service.tokens_per_s_per_device),
-            "prompt_tokens_per_s_per_device": _ends(service.prompt_tokens_per_s_per_device),
         },
-        "devices": _ends(made.devices),
-        "copies_per_device": _ends(made.copies_per_device),
+        **_intervals(made, "devices", "copies_per_device", "h100_equivalents", "joules_per_token"),
         "devices_per_copy_of_weights": made.devices_per_copy_of_weights,
         "private_devices": made.private_devices,
-        "h100_equivalents": _ends(made.h100_equivalents),
         "stock": None
         if asked.stock is None
         else {
@@ -54,10 +50,9 @@ def fleet_json(asked: FleetAsked, made: Fleet) -> dict[str, Any]:
             "share": _ends(made.stock_share),
         },
         "power_w": {"devices": _ends(made.device_power_w), "site": _ends(made.site_power_w)},
-        "joules_per_token": _ends(made.joules_per_token),
         "rented": _bill(made.rented),
         "owned": _bill(made.owned),
-        "human_usd_per_750_words": {**_quantity(HUMAN_USD_PER_PAGE), "source": HUMAN_USD_PER_PAGE.source},
+        "human_usd_per_750_words": asdict(HUMAN_USD_PER_PAGE),
         "crossover": {
             "training_tokens": made.training_tokens,
             "tokens": made.crossover_tokens,
@@ -66,29 +61,21 @@ def fleet_json(asked: FleetAsked, made: Fleet) -> dict[str, Any]:
             "inference_share_of_peak": made.inference_share,
             "tokens_in_money": made.crossover_tokens_in_money,
         },
-        "terms": {
-            field.name: {
-                **_quantity(getattr(asked.terms, field.name)),
-                "source": getattr(asked.terms, field.name).source,
-            }
-            for field in dataclasses.fields(asked.terms)
-        },
+        "terms": asdict(asked.terms),
         "headrace_version": __version__,
     }
 
 
 def _ends(interval: Interval | None) -> dict[str, float] | None:
-    return None if interval is None else _quantity(interval)
+    return None if interval is None else {"expected": interval.expected, "low": interval.low, "high": interval.high}
 
 
-def _quantity(value: Any) -> dict[str, float]:
-    return {"expected": value.expected, "low": value.low, "high": value.high}
+def _intervals(made: object, *names: str) -> dict[str, dict[str, float] | None]:
+    return {name: _ends(getattr(made, name)) for name in names}
 
 
 def _bill(bill: Bill | str) -> dict[str, Any]:
-    if isinstance(bill, str):
-        return {"why_not": bill}
-    return {field.name: _ends(getattr(bill, field.name)) for field in dataclasses.fields(bill)}
+    return {"why_not": bill} if isinstance(bill, str) else _intervals(bill, *(field.name for field in fields(bill)))
 
 
 # -- for people ---------------------------------------------------------------------------------------------------

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from headrace.errors import HeadraceError, InvalidRequestError, MachineError
+from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Interval
-from headrace.model.formats import NARROWER_FORMATS, requantised
-from headrace.planning.infeasible import lack_of
+from headrace.planning.infeasible import lack_of, narrower
 from headrace.planning.plan import Arrangement
 from headrace.planning.planner import described_plan
 from headrace.planning.prediction import Candidate, Prediction, PredictionInterval, predict, prediction_interval
@@ -227,15 +227,8 @@ def _changes(scenario: Scenario, promise: Promise, sequences: int | None) -> lis
         if _best(scenario.on(machine), promise, sequences or 1) is not None:
             found.append(f"{machine.num_devices} of these devices instead of {scenario.described_machine.num_devices}")
             break
-    for name in NARROWER_FORMATS:
-        try:
-            narrow = requantised(scenario.model, name)
-        except HeadraceError:
-            continue
-        fewer = narrow.weights_bytes < 0.95 * scenario.model.weights_bytes
-        if fewer and _best(replace(scenario, model=narrow), promise, sequences or 1) is not None:
-            found.append(f"weights in {name}")
-            break
+    fewer = (name for name, asked in narrower(scenario) if _best(asked, promise, sequences or 1) is not None)
+    found += [f"weights in {name}" for name in itertools.islice(fewer, 1)]
     return found
 
 

@@ -38,37 +38,24 @@ def answer_json(answer: PlanAnswer, *, version: str) -> dict[str, Any]:
 def model_json(model: Model) -> dict[str, Any]:
     """A model in numbers."""
     return {
-        "name": model.name,
+        **_fields(model, "name", "parameters", "active_parameters", "weight_format", "stored_dtype", "num_layers"),
+        **_fields(model, "hidden_size", "vocab_size", "context_tokens", "tied", "source"),
         "model_type": model.architecture.model_type if isinstance(model, StoredModel) else None,
-        "parameters": model.parameters,
-        "active_parameters": model.active_parameters,
         "weights_bytes": round(model.weights_bytes),
-        "weight_format": model.weight_format,
-        "stored_dtype": model.stored_dtype,
-        "num_layers": model.num_layers,
         "num_blocks": len(model.blocks),
         "largest_block_bytes": max(block.size_bytes for block in model.blocks),
-        "hidden_size": model.hidden_size,
-        "vocab_size": model.vocab_size,
-        "context_tokens": model.context_tokens,
         "kv_cache_bytes_per_token": round(model.kv_bytes_per_token()),
-        "tied": model.tied,
         "layers": [
             {
                 "count": group.count,
-                "parameters": group.layer.parameters,
-                "active_parameters": group.layer.active_parameters,
                 "size_bytes": round(group.layer.size_bytes),
-                "num_experts": group.layer.num_experts,
-                "experts_per_token": group.layer.experts_per_token,
                 "attention_heads": group.layer.query_heads,
                 "key_value_heads": group.layer.kv_heads,
-                "kv_elements_per_token": group.layer.kv_elements_per_token,
-                "window_tokens": group.layer.window_tokens,
+                **_fields(group.layer, "parameters", "active_parameters", "num_experts", "experts_per_token"),
+                **_fields(group.layer, "kv_elements_per_token", "window_tokens"),
             }
             for group in model.groups
         ],
-        "source": model.source,
         "notes": list(model.notes),
     }
 
@@ -158,48 +145,36 @@ def _strategy(answer: PlanAnswer, name: Strategy, item: Candidate | BudgetError)
             "required_bytes": item.required_bytes,
         }
     (plan, predicted), interval, cost = item, answer.intervals[name], answer.prices.get(name)
-    divided, arrangement = plan.parallelism, plan.arrangement
-    even = answer.break_even_of(item)
+    arrangement, even = plan.arrangement, answer.break_even_of(item)
     return {
         "name": name.value,
         "fits": True,
-        **{field: getattr(predicted, field) for field in _TIMES},
+        **_fields(predicted, *_TIMES, "binds", "load_s_per_pass", "compute_s_per_pass", "possible_decode_s"),
         "memory_bytes": plan.bytes_by_tier,
-        "binds": predicted.binds,
         **_price(cost),
         "low": _ends(interval, cost, "low"),
         "high": _ends(interval, cost, "high"),
         "why_not": None,
-        "load_s_per_pass": predicted.load_s_per_pass,
-        "compute_s_per_pass": predicted.compute_s_per_pass,
-        "possible_decode_s": predicted.possible_decode_s,
         "break_even_tokens_per_pass": 0.0 if even is None else _finite(even.expected),
         "decode_parts_s": dict(predicted.decode_parts_s),
         "prefill_parts_s": dict(predicted.prefill_parts_s),
-        "compute_dtype": plan.compute_dtype,
-        "device": plan.device,
-        "devices": divided.devices,
-        "tensor": divided.tensor,
-        "pipeline": divided.pipeline,
-        "micro_batches": divided.micro_batches,
-        "replicas": divided.replicas,
-        "num_blocks": plan.num_blocks,
-        "resident_blocks": plan.resident_blocks,
-        "streamed_blocks": plan.streamed_blocks,
+        **_fields(plan.parallelism, "devices", "tensor", "pipeline", "micro_batches", "replicas"),
+        **_fields(plan, "compute_dtype", "device", "num_blocks", "resident_blocks", "streamed_blocks", "cpu_blocks"),
+        **_fields(plan, "slots", "streamed_bytes_per_pass", "cache_on_host", "expert_hit_rate"),
         "host_stored_blocks": plan.placements.count(Placement.HOST),
         "disk_blocks": plan.placements.count(Placement.DISK),
-        "cpu_blocks": plan.cpu_blocks,
         "resident_share": arrangement.resident_share,
         "host_share": arrangement.cpu_share,
-        "slots": plan.slots,
-        "streamed_bytes_per_pass": plan.streamed_bytes_per_pass,
         "weights_from": arrangement.source.value,
         "embedding": plan.embedding.value,
         "kv_cache_bytes": plan.memory.kv_cache_bytes,
         "kv_cache_in": "host" if plan.cache_on_host else "device",
-        "cache_on_host": plan.cache_on_host,
-        "expert_hit_rate": plan.expert_hit_rate,
     }
+
+
+def _fields(value: object, *names: str) -> dict[str, Any]:
+    """Those that are called in JSON as they are here."""
+    return {name: getattr(value, name) for name in names}
 
 
 def _price(cost: Price | None) -> dict[str, float | None]:

@@ -5,7 +5,8 @@ Points that do not fit are left out. Every point has its low and high end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from headrace.errors import HeadraceError
@@ -16,7 +17,7 @@ from headrace.planning.closed_form import ClosedForm
 from headrace.planning.described_rates import quantities
 from headrace.planning.plan import Arrangement, arranged
 from headrace.planning.planner import plan_strategy
-from headrace.planning.prediction import prediction_interval
+from headrace.planning.prediction import Candidate, prediction_interval
 from headrace.planning.price import price
 from headrace.planning.scenario import Scenario
 from headrace.planning.splits import with_devices
@@ -43,11 +44,8 @@ def against_tokens(scenario: Scenario, *, steps: int = 35) -> dict[str, Points]:
         streamed = arranged(layers, resident=0, source=source)
         ways.append((f"streamed from {source.value}, overlapped", streamed))
         ways.append((f"streamed from {source.value}, in turn", streamed._replace(slots=1)))
-    for strategy in (Strategy.RESIDENT, Strategy.TENSOR):
-        try:
-            held = plan_strategy(scenario, strategy).plan.arrangement
-        except HeadraceError:
-            continue
+    for found in _planned(scenario, (Strategy.RESIDENT, Strategy.TENSOR)):
+        held = found.plan.arrangement
         width = held.parallelism.tensor
         name = f"split over {width} devices" if width > 1 else "resident on one device"
         ways.append((name, held._replace(parallelism=replace(held.parallelism, replicas=1))))
@@ -73,14 +71,10 @@ def against_devices(scenario: Scenario) -> Mapping[str, Points]:
         if machine is None:
             continue
         asked = scenario.on(machine)
-        for strategy in _ON_ONE_DEVICE if count == 1 else _ON_MANY:
-            try:
-                found = plan_strategy(asked, strategy)
-            except HeadraceError:
-                continue
+        for found in _planned(asked, _ON_ONE_DEVICE if count == 1 else _ON_MANY):
             if count == 1 or found.plan.parallelism.devices == count:
                 seconds = prediction_interval(found, asked).decode_s_per_pass
-                curves.setdefault(strategy.value, []).append((float(count), seconds))
+                curves.setdefault(found.plan.strategy.value, []).append((float(count), seconds))
     return curves
 
 
@@ -101,20 +95,22 @@ def _passes(scenario: Scenario, arrangement: Arrangement, *, steps: int) -> Iter
 
 def _cheapest(scenario: Scenario) -> Interval | None:
     """The lowest price of the strategies that run on as many devices as it takes."""
-    best: Interval | None = None
-    count = 1
-    while count <= _MAX_DEVICES and best is None:
-        machine = with_devices(scenario.described_machine, count)
-        for strategy in _HOLDING if machine is not None else ():
-            assert machine is not None
-            asked = scenario.on(machine)
-            try:
-                found = plan_strategy(asked, strategy)
-            except HeadraceError:
-                continue
+    for doublings in range(_MAX_DEVICES.bit_length()):
+        machine = with_devices(scenario.described_machine, 2**doublings)
+        if machine is None:
+            continue
+        asked, prices = scenario.on(machine), []
+        for found in _planned(asked, _HOLDING):
             total_s = prediction_interval(found, asked).total_s
             usd = price(machine, found.plan, total_s, binds=found.prediction.binds).usd_per_750_words
-            if usd is not None and (best is None or usd.expected < best.expected):
-                best = usd
-        count *= 2
-    return best
+            prices += [] if usd is None else [usd]
+        if prices:
+            return min(prices, key=lambda usd: usd.expected)
+    return None
+
+
+def _planned(scenario: Scenario, strategies: Iterable[Strategy]) -> Iterator[Candidate]:
+    """The plans of those strategies that fit."""
+    for strategy in strategies:
+        with contextlib.suppress(HeadraceError):
+            yield plan_strategy(scenario, strategy)

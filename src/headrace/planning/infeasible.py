@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -226,12 +227,13 @@ def _fewest_devices(scenario: Scenario, strategy: Strategy) -> Machine | None:
 
 def _widest_format(scenario: Scenario, strategy: Strategy) -> str:
     """The widest of a few narrower weight formats with which the strategy fits."""
+    return next((name for name, asked in narrower(scenario) if _fits(asked, strategy)), "")
+
+
+def narrower(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    """The same question with weights in a few formats that take less, the widest first."""
     for name in NARROWER_FORMATS:
-        try:
-            narrower = requantised(scenario.model, name)
-        except HeadraceError:
-            continue
-        fewer = narrower.weights_bytes < scenario.model.weights_bytes * 0.95
-        if fewer and _fits(replace(scenario, model=narrower), strategy):
-            return name
-    return ""
+        with contextlib.suppress(HeadraceError):
+            model = requantised(scenario.model, name)
+            if model.weights_bytes < 0.95 * scenario.model.weights_bytes:
+                yield name, replace(scenario, model=model)
