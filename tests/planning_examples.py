@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from headrace.machine.engine import Engine
+from typing import Any
+
+from headrace.machine.engine import CONSTANTS, Engine
 from headrace.machine.machine import Disk, Host, Link, Machine, Processor
-from headrace.machine.quantity import Quantity
 from headrace.model.model import Layer, LayerGroup, Model
+from planning_cases import exact
 
 GPT3_WIDTH = 12288
 
 
-def exact(value: float) -> Quantity:
-    """Return a constant without doubt."""
-    return Quantity.of(value, "example")
-
-
 def sure_engine(engine: Engine) -> Engine:
     """Return an engine whose constants are not in doubt."""
-
-    def sure(constant: Quantity) -> Quantity:
-        return exact(constant.expected)
-
-    return Engine(
-        name="sure",
-        memory_share=sure(engine.memory_share),
-        compute_share=sure(engine.compute_share),
-        attention_share=sure(engine.attention_share),
-        layer_overhead_s=sure(engine.layer_overhead_s),
-        split_overhead_s=sure(engine.split_overhead_s),
-        pass_overhead_s=sure(engine.pass_overhead_s),
-        link_share=sure(engine.link_share),
-        quantised_share=sure(engine.quantised_share),
-        across_overhead_s=sure(engine.across_overhead_s),
-        exchange_excess=sure(engine.exchange_excess),
-        token_overhead_s=sure(engine.token_overhead_s),
-        spread=exact(1.0),
-    )
+    sure: dict[str, Any] = {name: exact(getattr(engine, name).expected) for name in CONSTANTS}
+    return Engine(name="sure", **(sure | {"spread": exact(1.0)}))
 
 
 PERFECT_ENGINE = Engine(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -11,12 +10,11 @@ from dataclasses import dataclass, replace
 from headrace.errors import InvalidRequestError, MachineError
 from headrace.machine.machine import Machine, Tier
 from headrace.machine.quantity import Interval
-from headrace.planning.infeasible import lack_of, narrower
+from headrace.planning.infeasible import narrower
 from headrace.planning.plan import Arrangement
-from headrace.planning.planner import described_plan
-from headrace.planning.prediction import Candidate, Prediction, PredictionInterval, predict, prediction_interval
+from headrace.planning.planner import described_candidates
+from headrace.planning.prediction import Candidate, Prediction, PredictionInterval, prediction_interval
 from headrace.planning.scenario import Scenario
-from headrace.planning.splits import candidates
 from headrace.planning.strategies import Strategy
 from headrace.units import format_bytes
 
@@ -102,17 +100,13 @@ _Found = tuple[float, int, Candidate]
 
 
 def _best(scenario: Scenario, promise: Promise, sequences: int | None) -> _Found | None:
+    def best_of(strategy: Strategy) -> _Found | None:
+        if sequences is None:
+            return _largest(scenario, strategy, promise)
+        return _at(scenario, strategy, promise, sequences)
+
     for strategies in (HELD, STREAMED):
-        found = [
-            best
-            for strategy in strategies
-            if (
-                best := _at(scenario, strategy, promise, sequences)
-                if sequences is not None
-                else _largest(scenario, strategy, promise)
-            )
-            is not None
-        ]
+        found = [best for best in map(best_of, strategies) if best is not None]
         if found:
             return max(found, key=lambda item: (item[0], -item[2].plan.parallelism.devices))
     return None
@@ -163,11 +157,7 @@ def _at(scenario: Scenario, strategy: Strategy, promise: Promise, sequences: int
 
 def _fitting(scenario: Scenario, strategy: Strategy) -> Iterator[Candidate]:
     """Every plan of a strategy that fits, at its expected times."""
-    for arrangement in candidates(scenario, strategy):
-        if lack_of(scenario, arrangement) is None:
-            plan = described_plan(scenario, strategy, arrangement)
-            with contextlib.suppress(MachineError):  # a link that this arrangement needs is not described
-                yield Candidate(plan, predict(plan, scenario))
+    return (item for item in described_candidates(scenario, strategy) if isinstance(item, Candidate))
 
 
 def _devices(scenario: Scenario, arrangement: Arrangement) -> int:

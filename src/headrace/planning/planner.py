@@ -196,23 +196,26 @@ def _made(
     )
 
 
-def _described(scenario: Scenario, strategy: Strategy) -> Candidate:
-    """The best arrangement of a described machine by its closed form."""
-    found: list[Candidate] = []
-    lacking: list[HeadraceError] = []
+def described_candidates(scenario: Scenario, strategy: Strategy) -> Iterator[Candidate | HeadraceError]:
+    """Each arrangement of a described machine with its closed form, or what it lacks: memory, or a link."""
     for arrangement in candidates(scenario, strategy):
         lack = lack_of(scenario, arrangement)
         if lack is not None:
-            lacking.append(lack)
+            yield lack
             continue
         plan = described_plan(scenario, strategy, arrangement)
         try:
-            found.append(Candidate(plan, predict(plan, scenario)))
+            yield Candidate(plan, predict(plan, scenario))
         except MachineError as error:
-            lacking.append(error)
-    best = simplest_of_the_fast(found)
+            yield error
+
+
+def _described(scenario: Scenario, strategy: Strategy) -> Candidate:
+    """The best arrangement of a described machine by its closed form."""
+    tried = list(described_candidates(scenario, strategy))
+    best = simplest_of_the_fast(item for item in tried if isinstance(item, Candidate))
     if best is None:
-        raise described_refusal(scenario, strategy, lacking)
+        raise described_refusal(scenario, strategy, [item for item in tried if not isinstance(item, Candidate)])
     return best
 
 
