@@ -58,6 +58,8 @@ class PassCost(NamedTuple):
     """What one pass takes in all, and what each resource is busy for; seconds."""
 
     total_s: float
+    busy_s: float
+    """what computing takes on the device and the CPU, with what nothing hides"""
     parts: Mapping[str, float]
     """by resource: `arithmetic` and `device memory` are products that the one or the other binds, per device;
     `experts on demand` are loads that nothing hides"""
@@ -65,12 +67,7 @@ class PassCost(NamedTuple):
     @property
     def load_s(self) -> float:
         """What the busier of link and disk takes."""
-        return max(self.parts[name] for name in _LOADS)
-
-    @property
-    def busy_s(self) -> float:
-        """What computing takes on the device and the CPU, with what nothing hides."""
-        return sum(seconds for name, seconds in self.parts.items() if name not in _LOADS)
+        return max(self.parts["link"], self.parts["disk"])
 
     def binds(self, *, overlap: bool) -> str:
         """Name what the pass waits for most."""
@@ -166,21 +163,21 @@ class ClosedForm(NamedTuple):
         overhead_s += rates.pass_overhead_s + carried.sequences * rates.token_overhead_s
         if divided.pipeline > 1:
             communication_s += divided.pipeline * self.hop_s(carried)
-        device_s = compute_s + memory_s + attention_s + communication_s + overhead_s + host_s + cold_s
+        busy_s = compute_s + memory_s + attention_s + communication_s + overhead_s + host_s + cold_s
         load_s = max(link_s, disk_s)
         if not rates.overlaps_hops:
             # One after the other for each device; while one copies, others have the disk to themselves.
             load_s = max(disk_s, link_s + disk_s / (divided.replicas if divided.sharded else 1))
         if not arrangement.overlap:
-            total_s = device_s + link_s + disk_s
+            total_s = busy_s + link_s + disk_s
         elif not rates.overlaps_copies:
-            total_s = device_s + load_s
+            total_s = busy_s + load_s
         elif first and arrangement.streamed_share > 0:
-            total_s = self._first_pass_s(device_s, link_s + disk_s, load_s, ends_s=self.ends_s(carried))
+            total_s = self._first_pass_s(busy_s, link_s + disk_s, load_s, ends_s=self.ends_s(carried))
         else:
-            total_s = max(device_s, load_s)
+            total_s = max(busy_s, load_s)
         parts = (compute_s, memory_s, attention_s, communication_s, overhead_s, host_s, link_s, disk_s, cold_s)
-        return PassCost(total_s, dict(zip(_RESOURCES, parts, strict=True)))
+        return PassCost(total_s, busy_s, dict(zip(_RESOURCES, parts, strict=True)))
 
     def _first_pass_s(self, device_s: float, hops_s: float, load_s: float, *, ends_s: float) -> float:
         """Seconds of a pass that finds nothing loaded, the layers that travel spread evenly.
