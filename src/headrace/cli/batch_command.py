@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace.cli.batch_progress import BatchProgress
-from headrace.cli.command import Command, require_run_libraries
+from headrace.cli.command import Command, load_run_libraries, require_run_libraries
 from headrace.cli.options import (
     DtypeChoice,
     DtypeOption,
@@ -146,6 +146,7 @@ def _perform(request: BatchJobRequest, output: Output) -> BatchResult:
     directory = resolve_model(request.model)
     progress = BatchProgress(f"loading {request.model}: reading its index and its tokenizer", output.note)
     with displayed(progress, output):
+        load_run_libraries()
         from headrace.inference.batching.start import start_job
         from headrace.streaming.checkpoint import Checkpoint
 

@@ -38,7 +38,20 @@ def require_run_libraries(purpose: str) -> None:
         raise DependencyError(
             f"{purpose} needs {', '.join(missing)}, not installed here; install with {HOW_TO_INSTALL}"
         )
+
+
+def load_torch() -> None:
+    """Import torch; raises DependencyError where it does not load."""
     try:
         importlib.import_module("torch")
     except ImportError as error:
         raise DependencyError(f"torch is installed but does not load ({error}); try {HOW_TO_INSTALL}") from error
+
+
+def load_run_libraries(*, compiles: bool = False) -> None:
+    """Import what runs models, which takes seconds, without what only compiling needs unless this run `compiles`."""
+    load_torch()
+    if not compiles:
+        from headrace.inference.lean_imports import leave_out_compiler_and_groups
+
+        leave_out_compiler_and_groups()

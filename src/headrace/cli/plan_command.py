@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from headrace import __version__
-from headrace.cli.command import Command, require_run_libraries
+from headrace.cli.command import Command, load_run_libraries, require_run_libraries
 from headrace.cli.options import (
     CacheOnHostOption,
     CpuBlocksOption,
@@ -177,8 +178,11 @@ def plan(
             show_plan(output, answer)
 
 
-def _measuring(output: Output) -> contextlib.AbstractContextManager[object]:
-    return output.to_stderr.status("measuring the disk and one layer ...")
+@contextlib.contextmanager
+def _measuring(output: Output) -> Iterator[None]:
+    with output.to_stderr.status("measuring the disk and one layer ..."):
+        load_run_libraries()
+        yield
 
 
 def _draw(output: Output, answer: PlanAnswer, *, plot: Path | None, trace: Path | None) -> None:

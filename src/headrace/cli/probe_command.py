@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace import __version__
-from headrace.cli.command import Command, require_run_libraries
+from headrace.cli.command import Command, load_torch, require_run_libraries
 from headrace.cli.machines_command import machine_json
 from headrace.cli.options import JsonOption
 from headrace.cli.output import Output, check_writable
@@ -65,6 +65,7 @@ def probe(
     require_run_libraries("measuring this machine")
     output = Output(as_json=as_json)
     with output.reserved():
+        load_torch()
         from headrace.streaming.cuda_device import list_gpus
         from headrace.streaming.devices import open_device
         from headrace.streaming.probe.machine import probe_machine

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli.command import require_run_libraries
+from headrace.cli.command import load_run_libraries, require_run_libraries
 from headrace.cli.output import Output
 from headrace.cli.prompt import PromptBatch, encode_prompts, load_tokenizer
 from headrace.cli.run_progress import Display, RunProgress, displayed
@@ -105,6 +105,7 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
     directory = resolve_model(request.model)
     progress = RunProgress(f"loading {request.model}: reading its index and its tokenizer")
     with displayed(progress, output) as display:
+        load_run_libraries(compiles=request.options.compile_layers)
         from headrace.inference.api import load_checkpoint
         from headrace.inference.generation_defaults import read_generation_defaults
         from headrace.streaming.checkpoint import Checkpoint

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig
 
 from headrace.errors import InvalidRequestError, UnsupportedModelError
@@ -21,6 +22,8 @@ from headrace.inference.streamed_model import StreamedModel
 from headrace.inference.transformers_seam import causal_class_of, make_model
 
 HOST = torch.device("cpu")
+_DRAWS = frozenset(name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_"))
+"""functions, and methods of tensors by the same names, that give parameters their first values"""
 
 
 def read_transformers_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
@@ -58,7 +61,7 @@ def _without_weights(model_class: Any, config: Any, **options: Any) -> Any:
     """Make the model; raises CheckpointError, naming the field of config.json, where its class refuses."""
 
     def make(config: Any) -> Any:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), _NothingIsDrawn():
             return make_model(model_class, config, **options)
 
     try:
@@ -72,6 +75,18 @@ def _without_weights(model_class: Any, config: Any, **options: Any) -> Any:
         raise refused_config(
             path, error, lambda raw: make(shortened_config(type(config).from_dict(copy.deepcopy(raw)), 1))
         ) from error
+
+
+class _NothingIsDrawn(TorchFunctionMode):
+    """Leave parameters without memory alone: drawing values for them takes longer than all the rest, and sympy."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWS:
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def shortened_config(config: Any, layers: int) -> Any:
