@@ -1,4 +1,4 @@
-"""For all tests: no history and no remembered measurement of the user who runs them, and the CPU computes.
+"""For all tests: no settings, history and remembered measurements of the user who runs them, and the CPU computes.
 
 Tests of a GPU name it.
 """
@@ -9,6 +9,7 @@ import os
 
 import pytest
 
+os.environ["HEADRACE_CONFIG"] = ""
 os.environ["HEADRACE_HISTORY"] = ""
 os.environ["HEADRACE_MEASURED"] = ""
 os.environ["HEADRACE_DEVICE"] = "cpu"

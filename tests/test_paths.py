@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from headrace.accuracy.history_file import add_to_history, read_history
-from headrace.cli.demo_model import cache_directory
+from headrace.cli.demo.demo_model import cache_directory
 from headrace.cli.main import main
 from headrace.errors import InvalidRequestError
 from headrace.paths import user_directory, user_path

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import io
 import json
+import platform
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli_checkpoints import write_model
+from headrace import __version__
 from headrace.cli.command import require_run_libraries
 from headrace.cli.main import main
 from headrace.cli.options import DtypeChoice
@@ -111,6 +114,51 @@ def test_what_model_code_prints_does_not_reach_standard_output(
     monkeypatch.setattr(TokenTexts, "text", talkative)
     report = run_json(capsys, model, "--max-new-tokens", "3")
     assert len(report["text"].split()) == 3
+
+
+def test_the_version_is_told_with_what_it_runs_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--version"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"headrace {__version__}"
+    assert f"python {platform.python_version()}, torch {metadata.version('torch')}, transformers " in second
+    monkeypatch.setattr("headrace.cli.main.LIBRARIES", ("no-such-library",))
+    assert main(["--version"]) == 0
+    assert "no-such-library not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"), [("headrace pl", "plan"), ("headrace run m --strat", "--strategy"), ("headrace run -q", "")]
+)
+def test_shells_complete_commands_and_options(
+    words: str, completed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_HEADRACE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    main([])
+    assert capsys.readouterr().out.strip().startswith(completed)
+
+
+def test_a_quiet_run_says_nothing_but_its_text_and_what_ends_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = ["--quiet", "--max-new-tokens", "3"]
+    assert main(["run", str(model), *PROMPT, *quiet, "--trace", str(tmp_path / "trace.json")]) == 0
+    told = capsys.readouterr()
+    assert (len(told.out.split()), told.err) == (3, "")
+    assert main(["run", str(model), "--prompt", "", "-q"]) == 2
+    assert "the prompt is empty" in capsys.readouterr().err
+
+
+def test_a_run_names_the_file_that_keeps_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADRACE_HISTORY", str(tmp_path / "history.jsonl"))
+    assert main(["run", str(model), *PROMPT, "--max-new-tokens", "1"]) == 0
+    assert capsys.readouterr().err.count(f"history: {tmp_path / 'history.jsonl'} (headrace accuracy reads it;") == 1
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
 
 
 def test_the_end_of_text_ends_a_run_unless_ignored(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,34 @@ def chatting(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def encode(tokenizer: Any, *texts: str, chat: bool | None = None, system: str | None = None) -> Any:
     return encode_prompts(tokenizer, texts, chat=chat, system=system, vocab_size=SHAPE.vocabulary)
+
+
+class Piped(io.TextIOWrapper):
+    """Standard input that is a pipe or a file with these bytes, or a terminal."""
+
+    def __init__(self, data: bytes, *, terminal: bool = False) -> None:
+        super().__init__(io.BytesIO(data))
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        """Whether somebody types it."""
+        return self._terminal
+
+
+def test_what_is_piped_in_is_the_prompt_where_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(prompts: list[str] | None = None, *, terminal: bool = False) -> tuple[str, ...]:
+        monkeypatch.setattr(sys, "stdin", Piped(b"w5 w6\n", terminal=terminal))
+        return read_prompts(prompts, None)
+
+    assert read() == ("w5 w6\n",)
+    assert read(["w9"]) == ("w9",)
+    assert read(["w9", "-"]) == ("w9", "w5 w6\n")
+    assert read(["-"], terminal=True) == ("w5 w6\n",)
+    with pytest.raises(InvalidRequestError, match="pipe it to standard input"):
+        read(terminal=True)
+    monkeypatch.setattr(sys, "stdin", Piped(b""))
+    with pytest.raises(InvalidRequestError, match="there is no prompt"):
+        read_prompts(None, None)
 
 
 def test_shorter_prompts_are_padded_on_the_left(plain: Any) -> None:

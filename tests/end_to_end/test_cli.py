@@ -155,7 +155,7 @@ def test_help_is_fast_and_imports_no_torch() -> None:
 
 def test_version() -> None:
     done = headrace("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"headrace {__version__}\n", "")
+    assert (done.returncode, done.stdout.splitlines()[0], done.stderr) == (0, f"headrace {__version__}", "")
 
 
 # -- run ----------------------------------------------------------------------------------------------------------

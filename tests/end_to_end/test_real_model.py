@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 import headrace
-from headrace.cli.demo_model import cache_directory, fetch_demo_model
+from headrace.cli.demo.demo_model import cache_directory, fetch_demo_model
 from headrace.errors import CheckpointError
 from headrace.inference.transformers_seam import cache_argument, cache_in
 from tiny_models import resident_reference

@@ -17,6 +17,7 @@ from headrace.cli.options import (
     MemoryOption,
     ModelArgument,
     ModelDefaultsOption,
+    QuietOption,
     ReadLimitOption,
     StrategyChoice,
     StrategyOption,
@@ -93,6 +94,7 @@ def batch(
     ] = False,
     fresh: FreshOption = False,
     trust_remote_code: TrustOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a file of requests; every pass over the weights carries tokens of many of them.
@@ -122,7 +124,7 @@ def batch(
         answer_share=answer_share,
         dry_run=dry_run,
     )
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     if as_json and output.goes_to(output_file):
         raise InvalidRequestError(f"--json needs standard output for itself; give another OUT.jsonl than {output_file}")
     with output.reserved():

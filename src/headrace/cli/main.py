@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -24,7 +26,7 @@ from headrace.cli.accuracy_command import ACCURACY
 from headrace.cli.batch_command import BATCH
 from headrace.cli.claims_command import CLAIMS
 from headrace.cli.command import epilog
-from headrace.cli.demo_command import DEMO
+from headrace.cli.demo.demo_command import DEMO
 from headrace.cli.fleet_command import FLEET
 from headrace.cli.machines_command import MACHINES
 from headrace.cli.models_command import MODELS
@@ -32,11 +34,13 @@ from headrace.cli.output import OutputLostError, text_width
 from headrace.cli.plan_command import PLAN
 from headrace.cli.probe_command import PROBE
 from headrace.cli.run_command import RUN
+from headrace.cli.settings import preset_options
 from headrace.cli.table import wrapped
 from headrace.errors import HeadraceError
 
 DEBUG_VARIABLE = "HEADRACE_DEBUG"
 INTERRUPTED = 130
+LIBRARIES = ("torch", "transformers", "safetensors", "gguf")
 EXAMPLES = (
     "headrace demo",
     "headrace plan ./my-model --memory 8GiB",
@@ -47,7 +51,6 @@ EXAMPLES = (
 app = typer.Typer(
     name="headrace",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -59,18 +62,28 @@ for command in (DEMO, PROBE, PLAN, RUN, BATCH, MODELS, MACHINES, FLEET, CLAIMS, 
 
 def _print_version(*, wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"headrace {__version__}\n")
+        found = [f"python {platform.python_version()}", *map(_installed, LIBRARIES)]
+        sys.stdout.write(f"headrace {__version__}\n{', '.join(found)}\n")
         raise typer.Exit
+
+
+def _installed(library: str) -> str:
+    """Its version, read from its metadata: importing torch takes seconds."""
+    try:
+        return f"{library} {metadata.version(library)}"
+    except metadata.PackageNotFoundError:
+        return f"{library} not installed"
 
 
 @app.callback(epilog=epilog(EXAMPLES))
 def _headrace(
+    context: typer.Context,
     *,
     version: Annotated[
         bool,
         typer.Option(
             "--version",
-            help="Print the version and exit.",
+            help="Print the version, and the versions that it runs on, and exit.",
             callback=lambda wanted: _print_version(wanted=wanted),
             is_eager=True,
         ),
@@ -79,8 +92,13 @@ def _headrace(
         bool, typer.Option("--debug", help=f"Show the traceback of an unexpected fault ({DEBUG_VARIABLE}=1 does too).")
     ] = False,
 ) -> None:
-    """Run transformer models bigger than the memory they may use, and know beforehand how fast that will be."""
+    """Run transformer models bigger than the memory they may use, and know beforehand how fast that will be.
+
+    An option that is always wanted can be set beforehand: --memory of headrace run as HEADRACE_RUN_MEMORY in the
+    environment, or as memory in the table [run] of ~/.config/headrace/config.toml.
+    """
     del version
+    context.default_map = preset_options(context.command.commands)  # type: ignore[attr-defined]
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
 

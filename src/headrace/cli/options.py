@@ -137,6 +137,9 @@ JsonOption = Annotated[
     bool,
     typer.Option("--json", help="One JSON object on standard output, nothing else there; progress on standard error."),
 ]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no remarks on standard error, errors alone.")
+]
 
 
 def existing_file(path: Path | None, *, option: str) -> Path | None:

@@ -26,15 +26,20 @@ class OutputLostError(HeadraceError):
 
 
 class Output:
-    """Standard output carries the result and nothing else; with `as_json` that is exactly one JSON object."""
+    """Standard output carries the result and nothing else; with `as_json` that is exactly one JSON object.
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    Everything else goes to standard error, and with `quiet` nowhere: only what ends a command is told then.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         from rich.console import Console
 
+        if quiet:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         self.as_json = as_json
         self.stdout: TextIO = sys.stdout
         self.to_stdout = Console(file=sys.stdout, highlight=False)
-        self.to_stderr = Console(stderr=True, highlight=False)
+        self.to_stderr = Console(stderr=True, highlight=False, quiet=quiet)
         self.width = text_width()
 
     @contextmanager

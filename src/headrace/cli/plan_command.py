@@ -21,6 +21,7 @@ from headrace.cli.options import (
     JsonOption,
     MemoryOption,
     PromptTokensOption,
+    QuietOption,
     ReadLimitOption,
 )
 from headrace.cli.output import Output, check_writable, write_trace
@@ -132,6 +133,7 @@ def plan(
             metavar="FILE", help="Write the predicted timeline in the Chrome trace format (opens in Perfetto)."
         ),
     ] = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict every way to run a model, before running it.
@@ -145,7 +147,7 @@ def plan(
         check_plot_path(plot)
     if trace is not None:
         check_writable(trace, option="--trace")
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     request = PlanRequest(
         memory=memory,
         host_memory=host_memory,

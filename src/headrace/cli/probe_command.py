@@ -12,7 +12,7 @@ import typer
 from headrace import __version__
 from headrace.cli.command import Command, load_torch, require_run_libraries
 from headrace.cli.machines_command import machine_json
-from headrace.cli.options import JsonOption
+from headrace.cli.options import JsonOption, QuietOption
 from headrace.cli.output import Output, check_writable
 from headrace.errors import InvalidRequestError
 from headrace.machine.machine import Machine
@@ -51,6 +51,7 @@ def probe(
             "that are seen are listed.",
         ),
     ] = "auto",
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure this machine: its disk, its arithmetic, a GPU and the link to it.
@@ -63,7 +64,7 @@ def probe(
     if out is not None:
         check_writable(out, option="--out")
     require_run_libraries("measuring this machine")
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     with output.reserved():
         load_torch()
         from headrace.streaming.cuda_device import list_gpus

@@ -38,14 +38,22 @@ class PromptBatch:
 
 
 def read_prompts(prompts: Sequence[str] | None, prompt_file: str | None) -> tuple[str, ...]:
-    """Return the texts that `--prompt` or `--prompt-file` mean; raises InvalidRequestError where there are none."""
+    """Return the texts that `--prompt` or `--prompt-file` mean, or what standard input holds where it is no terminal.
+
+    Raises InvalidRequestError where there are none.
+    """
     if prompts and prompt_file is not None:
         raise InvalidRequestError("both --prompt and --prompt-file were given; give one of them")
     if prompt_file is not None:
         prompts = [_read_file(prompt_file)]
+    elif prompts:
+        prompts = [_read_file(text) if text == STANDARD_INPUT else text for text in prompts]
+    elif not sys.stdin.isatty():
+        piped = _read_file(STANDARD_INPUT)
+        prompts = [piped] if piped else []
     if not prompts:
         raise InvalidRequestError(
-            "there is no prompt; give --prompt TEXT, or --prompt-file FILE (- for standard input)"
+            "there is no prompt; give --prompt TEXT or --prompt-file FILE, or pipe it to standard input"
         )
     for text in prompts:
         if not text.strip():

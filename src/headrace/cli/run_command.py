@@ -21,6 +21,7 @@ from headrace.cli.options import (
     MemoryOption,
     ModelArgument,
     ModelDefaultsOption,
+    QuietOption,
     ReadLimitOption,
     StrategyChoice,
     StrategyOption,
@@ -37,7 +38,7 @@ from headrace.inference.load_options import LoadOptions
 EXAMPLES = (
     "headrace run ./my-model --memory 4GiB --prompt 'Name three rivers of Europe.'",
     "headrace run ./my-model --prompt-file question.txt --max-new-tokens 300 --temperature 0.7 --seed 1",
-    "cat question.txt | headrace run ./my-model --prompt-file - --json > answer.json",
+    "cat question.txt | headrace run ./my-model --quiet > answer.txt",
     "headrace run ./my-model --prompt 'Red is' --prompt 'The sea is' --no-chat --trace trace.json",
     "headrace run ./my-70b --device cuda --memory 40GiB --host-memory 100GiB --prompt 'Name three rivers.'",
 )
@@ -49,7 +50,9 @@ def run(
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help="What to go on from. Given several times: a batch, whose texts are shown at the end."
+            metavar="TEXT",
+            help="What to go on from; - is standard input, which is read without this option too where something is "
+            "piped to it. Given several times: a batch, whose texts are shown at the end.",
         ),
     ] = None,
     prompt_file: Annotated[
@@ -135,6 +138,7 @@ def run(
     ] = None,
     fresh: FreshOption = False,
     trust_remote_code: TrustOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Generate text with a model bigger than its memory.
@@ -173,7 +177,7 @@ def run(
     )
     if trace is not None:
         check_writable(trace, option="--trace")
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     with output.reserved():
         show_run(request, output, trace=trace)
 

@@ -1,4 +1,4 @@
-"""Turn a GGUF file into a bfloat16 safetensors checkpoint: `python -m headrace.cli.demo_conversion IN.gguf OUT`.
+"""Turn a GGUF file into a bfloat16 safetensors checkpoint: `python -m headrace.cli.demo.demo_conversion IN.gguf OUT`.
 
 A program of its own, because the conversion holds the whole model in memory, which the demo then must not.
 """

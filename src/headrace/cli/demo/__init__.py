@@ -1,0 +1,1 @@
+"""`headrace demo`: a small real model, fetched from a package registry."""
