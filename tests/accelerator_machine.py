@@ -7,6 +7,7 @@ import pytest
 from headrace.inference import calibration
 from headrace.inference.layer_timing import TimedLayer
 from headrace.machine.compute_curve import ComputeCurve, CurvePoint
+from headrace.model.stored_model import StoredModel
 from headrace.planning.rates import LayerTimes
 from headrace.streaming.pressure import Pressure
 from headrace.streaming.probe import machine as machine_probe
@@ -28,7 +29,8 @@ ACCELERATOR = accelerator(
     pass_overhead_s=1e-5,
 )
 TIMED_LAYER = TimedLayer(
-    layer=LayerTimes(prefill_s=2e-4, decode_s=1e-4),
+    layers=(LayerTimes(prefill_s=2e-4, decode_s=1e-4),),
+    decode_s=1e-4,
     stall_penalty_s=0.0,
     pass_overhead_s=1e-5,
     first_pass_overhead_s=1e-5,
@@ -48,11 +50,16 @@ class Gauge:
         return self._found
 
 
+def _cpu_curve(model: StoredModel, compute_dtype: str) -> ComputeCurve:
+    return ComputeCurve(compute_dtype=compute_dtype, stored_dtype=model.stored_dtype, points=POINTS)
+
+
 def make_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing be measured: speeds are the ones above, the disk does 100 MB/s, nothing else goes on."""
     monkeypatch.setattr(calibration, "PressureGauge", Gauge)
     monkeypatch.setattr(calibration, "probe_accelerator", lambda *_args, **_options: ACCELERATOR)
     monkeypatch.setattr(calibration, "time_layer", lambda *_args, **_options: TIMED_LAYER)
+    monkeypatch.setattr(calibration, "_cpu_curve", _cpu_curve)
     monkeypatch.setattr(calibration, "_read_rate", lambda *_args: 1e8)
     monkeypatch.setattr(machine_probe, "memory_copy_rate", lambda: 1e10)
     monkeypatch.setattr(calibration, "_measure_disk", lambda *_args: calibration._Disk(1e8, 1e8, 1.0, 1e-4))

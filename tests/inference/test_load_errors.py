@@ -104,8 +104,8 @@ def test_a_missing_config(directory: Path) -> None:
 
 
 def test_an_unknown_architecture_is_refused_by_name(directory: Path) -> None:
-    change_config(directory, model_type="mamba2")
-    with pytest.raises(UnsupportedModelError, match="mamba2"):
+    change_config(directory, model_type="unheard_of")
+    with pytest.raises(CheckpointError, match="unheard_of"):
         headrace.load(directory, **OPTIONS)
 
 
@@ -114,7 +114,7 @@ def test_code_in_a_checkpoint_is_not_run(directory: Path) -> None:
         directory, model_type="own", auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
     )
     (directory / "evil.py").write_text("raise SystemExit('code from the checkpoint was run')")
-    with pytest.raises(UnsupportedModelError, match="own"):
+    with pytest.raises(CheckpointError, match="contains custom code"):
         headrace.load(directory, **OPTIONS)
 
 
@@ -147,7 +147,7 @@ def test_shapes_that_contradict_the_config(directory: Path) -> None:
 def test_a_head_that_is_missing_and_not_tied(saved: Path, tmp_path: Path) -> None:
     tied = save_tiny("llama-tied", tmp_path / "tied")
     change_config(tied, tie_word_embeddings=False)
-    with pytest.raises(UnsupportedModelError, match="tied"):
+    with pytest.raises(CheckpointCorruptError, match=r"lacks the weights of lm_head\.weight"):
         headrace.load(tied, **OPTIONS)
 
 

@@ -18,7 +18,9 @@ from headrace.planning.timeline import Event, Lane
 from headrace.planning.workload import Workload
 
 CURVE = ComputeCurve(compute_dtype="float32", stored_dtype="BF16", points=(CurvePoint(1, 0.1), CurvePoint(64, math.pi)))
-RATES = Rates(curve=CURVE, block_overhead_s=0.0, pass_overhead_s=1e-3, layer=LayerTimes(prefill_s=0.3, decode_s=0.1))
+RATES = Rates(
+    curve=CURVE, block_overhead_s=0.0, pass_overhead_s=1e-3, layers=(LayerTimes(prefill_s=0.3, decode_s=0.1),)
+)
 
 
 def through_json(value: Any) -> Any:
@@ -29,7 +31,7 @@ def through_json(value: Any) -> Any:
     "value",
     [
         RATES,
-        replace(RATES, curve=None, layer=None, read_bytes_per_s=math.inf),
+        replace(RATES, curve=None, layers=(), read_bytes_per_s=math.inf),
         Event(Lane.COPY, 1, 2, 0.25, 1 / 3),
         Workload(prompt_tokens=5, generate_tokens=6),
     ],

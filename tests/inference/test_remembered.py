@@ -135,9 +135,7 @@ def test_a_prompt_of_similar_length_takes_its_share_of_the_time(
     first = calibrated(loading(checkpoint)).scenario
     longer = calibrated(loading(checkpoint, prompt_tokens=12, max_tokens=28)).scenario
     assert len(measured) == 1
-    curve, before, after = first.known_rates.known_curve, first.known_rates.layer, longer.known_rates.layer
-    assert before is not None
-    assert after is not None
+    curve, (before,), (after,) = first.known_rates.known_curve, first.known_rates.layers, longer.known_rates.layers
     assert after.prefill_s / before.prefill_s == pytest.approx(
         curve.seconds_per_parameter(12) / curve.seconds_per_parameter(8)
     )

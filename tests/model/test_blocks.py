@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from headrace.model.architectures import architecture_of
 from headrace.model.blocks import Block
 from headrace.model.config_fields import read_config
+from headrace.model.from_config import model_from_config
 from headrace.model.layout import DEVICE_ALIGNMENT_BYTES, PAGE_BYTES
 from headrace.model.model import Model
 from headrace.model.safetensors_index import TensorIndex
-from headrace.model.stored_model import StoredModel, build_stored_model
+from headrace.model.stored_model import StoredModel, as_transformers_caches, build_stored_model
 from tiny_models import CONFIGS, save_tiny
 
 WORK = {"sequences": 3, "new_tokens": 5, "context_tokens": 40, "element_bytes": 4}
@@ -24,7 +24,7 @@ WORK = {"sequences": 3, "new_tokens": 5, "context_tokens": 40, "element_bytes": 
 def test_blocks_of_a_config_are_those_of_its_checkpoint(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     directory = save_tiny(name, tmp_path / name, dtype=dtype)
     raw = read_config(directory / "config.json")
-    known = architecture_of(raw, origin="c").model_of(raw, name=name, origin="c")
+    known = as_transformers_caches(model_from_config(raw, name=name, origin="c"), raw)
     stored = build_stored_model(name, raw, TensorIndex.from_directory(directory))
     assert [facts(block) for block in known.blocks] == [facts(block) for block in stored.blocks]
     assert ends(known) == ends(stored)

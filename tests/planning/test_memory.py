@@ -165,9 +165,9 @@ def test_modules_are_counted_once_for_a_scenario(
 
     module_bytes = StoredBlock.module_bytes
 
-    def count(block: StoredBlock, element_bytes: int, *, converts: bool) -> int:
+    def count(block: StoredBlock, compute_dtype: str, *, prevailing: str, copies: bool) -> int:
         counted.append(block.index)
-        return module_bytes(block, element_bytes, converts=converts)
+        return module_bytes(block, compute_dtype, prevailing=prevailing, copies=copies)
 
     monkeypatch.setattr(StoredBlock, "module_bytes", count)
     spec = model([64] * 6, vocab=300, experts=4)

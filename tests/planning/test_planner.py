@@ -410,7 +410,7 @@ def test_measured_layers_count_instead_of_the_curve() -> None:
     spec = model([700] * 6)
     scenario = cpu_scenario(spec)
     scenario = with_budget(scenario, minimum_bytes(scenario, Strategy.OVERLAP))
-    slow = rates_of(spec, load_per_compute=1.0, layer=LayerTimes(prefill_s=5.0, decode_s=3.0))
+    slow = rates_of(spec, load_per_compute=1.0, layers=(LayerTimes(prefill_s=5.0, decode_s=3.0),))
     _, prediction = plan_fastest(scenario.at(slow))
     assert prediction.compute_s_per_pass >= 18
     assert prediction.binds == "compute"

@@ -186,7 +186,7 @@ def test_what_binds(read_s: float, binds: str) -> None:
 def test_what_was_timed_takes_the_place_of_the_curve() -> None:
     timed = rates_of(
         (1, 0.5),
-        layer=LayerTimes(prefill_s=9.0, decode_s=3.0),
+        layers=(LayerTimes(prefill_s=9.0, decode_s=3.0),),
         head_curve=curve_of((1, 4.0 / HEAD_PARAMETERS)),
         block_overhead_s=0.125,
     )

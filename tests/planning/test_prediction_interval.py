@@ -38,7 +38,7 @@ def test_a_resident_model_depends_on_computing_alone() -> None:
 
 
 def test_a_timed_layer_is_as_uncertain_as_the_curve() -> None:
-    scenario = scenario_of(rates_of((1, 0.001), (64, 0.002), layer=LayerTimes(prefill_s=3.0, decode_s=2.0)))
+    scenario = scenario_of(rates_of((1, 0.001), (64, 0.002), layers=(LayerTimes(prefill_s=3.0, decode_s=2.0),)))
     decode = prediction_interval(plan_fastest(scenario), scenario).decode_s_per_pass
     assert decode.high / decode.expected == pytest.approx(COMPUTE_RANGE.high, rel=1e-6)
     assert decode.low / decode.expected == pytest.approx(COMPUTE_RANGE.low, rel=1e-6)

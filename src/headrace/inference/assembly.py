@@ -7,13 +7,14 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from headrace.errors import InvalidRequestError, UnsupportedModelError
-from headrace.inference.block_weights import BlockWeights, ConversionBuffer
+from headrace.errors import InvalidRequestError
+from headrace.inference.block_weights import BlockWeights, ConversionBuffer, give_fixed
 from headrace.inference.calibration import Calibration
 from headrace.inference.compiling import compile_layers
 from headrace.inference.cpu_blocks import HostInputs, compute_on_host
@@ -21,8 +22,8 @@ from headrace.inference.embedding_and_head import EmbeddingRows, StreamedHead, T
 from headrace.inference.handle import Handle, Overheads
 from headrace.inference.loading import Loading
 from headrace.inference.skeleton import HOST, build_skeleton
-from headrace.inference.weight_names import Recipe, recipes_of, require_all
-from headrace.model.stored_model import StoredBlock, StoredModel
+from headrace.inference.weight_names import Recipe, recipes_of
+from headrace.model.stored_model import StoredBlock
 from headrace.planning.plan import TRAVELLING, EmbeddingPlacement, Placement, Plan
 from headrace.planning.prediction import Candidate
 from headrace.planning.scenario import Scenario
@@ -43,10 +44,9 @@ def assemble(loading: Loading, candidate: Candidate, calibration: Calibration, *
     where, dtype = device.torch_device, TORCH_DTYPES[plan.compute_dtype]
     model = build_skeleton(loading.config, dtype, attention=loading.options.asked.attention, device=where)
     recipes = recipes_of(model, checkpoint.index.entries.values())
-    _check_structure(model, checkpoint.model, recipes)
     overheads = _settle(device)
     # From here on, what is taken is weights, caches and work space.
-    _load_fixed(model, checkpoint, recipes, dtype, where)
+    give_fixed(model, checkpoint, recipes, where)
     table = _table(checkpoint, plan, where)
     stream = _open_stream(loading, plan, calibration.scenario)
     try:
@@ -54,7 +54,7 @@ def assemble(loading: Loading, candidate: Candidate, calibration: Calibration, *
         copies = calibration.scenario.copies_weights
         layers = _Layers(model, recipes, stream, loading, plan, buffer, copies_weights=copies)
         _attach_head(model, loading, stream, dtype, buffer, copies_weights=copies)
-        _attach_embedding(model, checkpoint, stream, plan, dtype, table, where)
+        _attach_embedding(model, loading, stream, plan, dtype, table)
         if loading.options.asked.compile_layers:
             compile_layers(list(layers.modules), dtype=dtype, stored_dtype=checkpoint.model.stored_dtype)
         model.headrace = Handle(
@@ -129,12 +129,13 @@ class _Layers:
         copies_weights: bool,
     ) -> None:
         stored, device = loading.checkpoint.model, loading.device
-        path = stored.architecture.layers
+        path = loading.anatomy.layers
         self.modules: tuple[nn.Module, ...] = tuple(model.get_submodule(path))
         self.weights: list[BlockWeights] = []
         self.inputs = HostInputs()
         self._clean_ups: list[Callable[[], None]] = []
         cpu_buffer = ConversionBuffer(plan.host_memory.conversion_bytes)
+        made_in = loading.anatomy.made_in.items()
         for block in stored.blocks:
             if block.layer_index is None:
                 continue
@@ -144,10 +145,10 @@ class _Layers:
                 self.modules[block.layer_index],
                 {name.removeprefix(prefix): r for name, r in recipes.items() if name.startswith(prefix)},
                 block.layout.positions if device.uses_host_memory else block.aligned.positions,
-                TORCH_DTYPES[plan.compute_dtype],
                 cpu_buffer if on_cpu else buffer,
                 copies_weights,
                 HOST if on_cpu else device.torch_device,
+                {name.removeprefix(prefix): turn[len(prefix) :] for name, turn in made_in if name.startswith(prefix)},
             )
             self.weights.append(weights)
             self._clean_ups.append(_take_turns(weights, stream, block.index, stays=placement not in TRAVELLING))
@@ -163,62 +164,21 @@ class _Layers:
 def _attach_head(
     model: Any, loading: Loading, stream: Stream, dtype: torch.dtype, buffer: ConversionBuffer, *, copies_weights: bool
 ) -> None:
+    """Put the streamed head in the place of the model's own."""
+    path, _, name = loading.anatomy.head.rpartition(".")
+    outer = model.get_submodule(path)
+    own = getattr(outer, name)
     head = StreamedHead(
         [block for block in loading.checkpoint.model.blocks if block.head_rows is not None],
         stream,
         dtype,
         buffer,
         copy_misaligned=copies_weights,
+        bias=own.bias,
         whole=not loading.device.uses_host_memory,
         device=loading.device.torch_device,
     )
-    model.set_output_embeddings(head)
-
-
-def _check_structure(model: Any, stored: StoredModel, recipes: dict[str, Recipe]) -> None:
-    """Refuse anything that would run with missing or misplaced weights."""
-    architecture = stored.architecture
-    layers = model.get_submodule(architecture.layers)
-    if len(layers) != stored.num_layers:
-        raise UnsupportedModelError(f"{stored.name} has {len(layers)} layers where config.json says otherwise")
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
-        raise UnsupportedModelError(f"the head of {stored.name} is no plain matrix, which headrace cannot stream yet")
-    if stored.tied and not getattr(model.config, "tie_word_embeddings", False):
-        raise UnsupportedModelError(
-            f"{stored.name} has no {architecture.head}.weight, and its config.json does not say that the head is tied "
-            "to the embedding"
-        )
-    ends = {head, model.get_input_embeddings()}
-    require_all(
-        recipes,
-        (
-            f"{path}.{name}" if path else name
-            for path, module in model.named_modules()
-            if module not in ends
-            for name, _ in module.named_parameters(recurse=False)
-        ),
-    )
-
-
-def _load_fixed(
-    model: Any, checkpoint: Checkpoint, recipes: dict[str, Recipe], dtype: torch.dtype, device: torch.device
-) -> None:
-    """Give the model its small tensors for good: final norm, position table, persistent buffers."""
-    values = checkpoint.read_tensors(checkpoint.model.fixed)
-    own = {entry.name for entry in checkpoint.model.fixed}
-    for name, recipe in recipes.items():
-        if recipe.ingredients[0].entry.name not in own:
-            continue
-        if not recipe.is_one_tensor:
-            raise UnsupportedModelError(f"{name} is put together from several tensors outside the layers")
-        module_name, _, own_name = name.rpartition(".")
-        module = model.get_submodule(module_name)
-        value = values[recipe.ingredients[0].entry.name].to(dtype).to(device)
-        if own_name in dict(module.named_buffers(recurse=False)):
-            module.register_buffer(own_name, value)
-        else:
-            module.register_parameter(own_name, nn.Parameter(value, requires_grad=False))
+    setattr(outer, name, head)
 
 
 def _table(checkpoint: Checkpoint, plan: Plan, device: torch.device) -> torch.Tensor | None:
@@ -275,16 +235,12 @@ def _take_turns(weights: BlockWeights, stream: Stream, block_index: int, *, stay
 
 
 def _attach_embedding(
-    model: Any,
-    checkpoint: Checkpoint,
-    stream: Stream,
-    plan: Plan,
-    dtype: torch.dtype,
-    table: torch.Tensor | None,
-    device: torch.device,
+    model: Any, loading: Loading, stream: Stream, plan: Plan, dtype: torch.dtype, table: torch.Tensor | None
 ) -> None:
-    entry = checkpoint.model.embedding
-    heads = [block for block in checkpoint.model.blocks if block.head_rows is not None]
+    """Let the embedding, and other tables with a row for each token, look up rows where the plan keeps them."""
+    checkpoint, device = loading.checkpoint, loading.device.torch_device
+    stored = checkpoint.model
+    heads = [block for block in stored.blocks if block.head_rows is not None]
 
     def rows(wanted: list[int]) -> torch.Tensor:
         if table is not None:
@@ -293,17 +249,16 @@ def _attach_embedding(
             found = _rows_of_head(heads, stream, wanted)
             if found is not None:
                 return found
-        return checkpoint.read_rows(entry, wanted)
+        return checkpoint.read_rows(stored.embedding, wanted)
 
-    embedding = model.get_input_embeddings()
-    if not isinstance(embedding, nn.Embedding):
-        raise UnsupportedModelError(f"the embedding of {checkpoint.model.name} is no table of rows")
     source: TableSource | None = None
     if not plan.uses_host_memory and plan.embedding is EmbeddingPlacement.RESIDENT:
         source = lambda: table  # noqa: E731
     elif not plan.uses_host_memory and plan.embedding is EmbeddingPlacement.HEAD:
         source = lambda: _whole_head(heads[0], stream)  # noqa: E731
-    EmbeddingRows(embedding, dtype, rows, table=source, device=device)
+    EmbeddingRows(model.get_submodule(loading.anatomy.embedding), dtype, rows, table=source, device=device)
+    for path, entry in zip(loading.anatomy.tables, stored.parts.tables, strict=True):
+        EmbeddingRows(model.get_submodule(path), dtype, partial(checkpoint.read_rows, entry), device=device)
 
 
 def _whole_head(head: StoredBlock, stream: Stream) -> torch.Tensor | None:

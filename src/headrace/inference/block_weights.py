@@ -8,6 +8,7 @@ not as a block, and what was just widened is still in the CPU's cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from headrace.errors import CheckpointCorruptError
 from headrace.inference.skeleton import HOST, placeholder
 from headrace.inference.weight_names import Recipe
 from headrace.streaming.arena import Piece
-from headrace.streaming.checkpoint import view
+from headrace.streaming.checkpoint import Checkpoint, view
 from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES
 
 ALIGNMENT_BYTES = 64
@@ -59,6 +60,16 @@ class _Target(NamedTuple):
     empty: nn.Parameter
     recipe: Recipe
 
+    def put(self, parameter: nn.Parameter) -> None:
+        """Let it be the module's parameter.
+
+        It seems to need a gradient, as weights of `from_pretrained` do, since torch chooses its products by that. Where
+        gradients are recorded it does not, so that nothing holds on to the memory.
+        """
+        if parameter.requires_grad is torch.is_grad_enabled() and not parameter.is_inference():
+            parameter.requires_grad_(not torch.is_grad_enabled())
+        self.module.register_parameter(self.name, parameter)
+
 
 @dataclass
 class BlockWeights:
@@ -71,11 +82,12 @@ class BlockWeights:
     recipes: Mapping[str, Recipe]
     """parameter name within the block -> recipe"""
     positions: Mapping[str, int]
-    dtype: torch.dtype
     buffer: ConversionBuffer
     copy_misaligned: bool = False
     device: torch.device = HOST
     """where the block computes, and its memory lies"""
+    made_in: Mapping[str, str] = field(default_factory=dict)
+    """paths within the block of modules whose weights others read -> the module before whose turn they are made"""
     _direct: list[_Target] = field(default_factory=list)
     _converted: dict[nn.Module, list[_Target]] = field(default_factory=dict)
     _views: dict[int, list[nn.Parameter]] = field(default_factory=dict)
@@ -90,12 +102,14 @@ class BlockWeights:
                 if full not in self.recipes:
                     raise CheckpointCorruptError(f"the checkpoint lacks the weights of {full}")
                 recipe = self.recipes[full]
-                target = _Target(module, name, placeholder(tuple(parameter.shape), self.dtype, self.device), recipe)
+                empty = placeholder(tuple(parameter.shape), recipe.dtype, self.device)
+                target = _Target(module, name, empty, recipe)
                 module.register_parameter(name, target.empty)
                 if self._used_in_place(recipe):
                     self._direct.append(target)
                 else:
-                    self._converted.setdefault(module, []).append(target)
+                    turn = self.block.get_submodule(self.made_in.get(module_name, module_name))
+                    self._converted.setdefault(turn, []).append(target)
         for module in self._converted:
             module.register_forward_pre_hook(self._convert)
             module.register_forward_hook(self._forget, always_call=True)
@@ -110,7 +124,7 @@ class BlockWeights:
             views = [nn.Parameter(self._view(piece, t.recipe), requires_grad=False) for t in self._direct]
             self._views[id(piece)] = views
         for target, parameter in zip(self._direct, views, strict=True):
-            target.module.register_parameter(target.name, parameter)
+            target.put(parameter)
         if stays:
             self._fixed_piece = piece
 
@@ -143,26 +157,53 @@ class BlockWeights:
         entry = recipe.ingredients[0].entry
         stored = STORED_TORCH_DTYPES.get(entry.dtype)
         aligned = self.positions[entry.name] % ALIGNMENT_BYTES == 0
-        return stored is self.dtype and (aligned or not self.copy_misaligned)
+        return stored is recipe.dtype and (aligned or not self.copy_misaligned)
 
     def _view(self, piece: Piece, recipe: Recipe) -> torch.Tensor:
         entry = recipe.ingredients[0].entry
         return view(piece, self.positions[entry.name], entry)
 
     def _convert(self, module: nn.Module, _args: Any) -> None:
-        """Pre-hook of a module: make its weights in the buffer."""
+        """Pre-hook of a module: make weights in the buffer, its own and those that it reads of others."""
         assert self._piece is not None, "a block computes outside its turn"
         self._tops.append(self.buffer.top)
         for target in self._converted[module]:
-            made = self.buffer.take(target.recipe.shape, self.dtype)
-            for ingredient in target.recipe.ingredients:
-                source = view(self._piece, self.positions[ingredient.entry.name], ingredient.entry)
-                (made[ingredient.place] if ingredient.place else made).copy_(source)
-            module.register_parameter(target.name, nn.Parameter(made, requires_grad=False))
+            made = self.buffer.take(target.recipe.shape, target.recipe.dtype)
+            entries = [ingredient.entry for ingredient in target.recipe.ingredients]
+            target.recipe.make([view(self._piece, self.positions[entry.name], entry) for entry in entries], made)
+            target.put(nn.Parameter(made, requires_grad=False))
 
     def _forget(self, module: nn.Module, _args: Any, _output: Any) -> None:
         """Post-hook: the buffer is free again."""
         for target in self._converted[module]:
-            module.register_parameter(target.name, target.empty)
+            target.module.register_parameter(target.name, target.empty)
         if self._tops:
             self.buffer.top = self._tops.pop()
+
+
+def give_fixed(model: nn.Module, checkpoint: Checkpoint, recipes: Mapping[str, Recipe], device: torch.device) -> None:
+    """Give a model its small tensors for good: final norm, position table, persistent buffers."""
+    values = checkpoint.read_tensors(checkpoint.model.fixed)
+    for name, recipe in recipes.items():
+        names = [ingredient.entry.name for ingredient in recipe.ingredients]
+        if not all(own in values for own in names):
+            continue
+        place = recipe.ingredients[0].entry.offset if recipe.is_one_tensor else 0
+        if values[names[0]].dtype is not recipe.dtype:
+            place = 0
+        made = _empty_at(place % ALIGNMENT_BYTES, recipe.shape, recipe.dtype)
+        recipe.make([values[own] for own in names], made)
+        module_name, _, own_name = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        if own_name in dict(module.named_buffers(recurse=False)):
+            module.register_buffer(own_name, made.to(device))
+        else:
+            module.register_parameter(own_name, nn.Parameter(made.to(device), requires_grad=False))
+
+
+def _empty_at(place: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Uninitialised, beginning so many bytes behind a multiple of ALIGNMENT_BYTES: products may depend on it."""
+    size_bytes = dtype.itemsize * math.prod(shape)
+    memory = torch.empty(size_bytes + 2 * ALIGNMENT_BYTES, dtype=torch.uint8)
+    start = (-memory.data_ptr()) % ALIGNMENT_BYTES + place - place % dtype.itemsize
+    return memory[start : start + size_bytes].view(dtype).view(shape)

@@ -104,9 +104,12 @@ def _calibrate_cpu(loading: Loading, pass_tokens: Sequence[int], packed: Packed 
     notes: list[str] = []
     names = compute_dtypes(model, options.dtype)
     asked = asked_scenario(loading, packed)
+    copied = loading.checkpoint.is_copied_by_transformers()
     scenarios = {
         name: replace(
-            asked, compute_dtype=name, copies_weights=machine_probe.products_need_alignment(TORCH_DTYPES[name])
+            asked,
+            compute_dtype=name,
+            copies_weights=copied and machine_probe.products_need_alignment(TORCH_DTYPES[name]),
         )
         for name in names
     }
@@ -259,7 +262,7 @@ def time_cpu_layer(loading: Loading, scenario: Scenario) -> LayerTimes | None:
             conversion_bytes=account.cpu_conversion_bytes,
             copy_misaligned=False,
             device=CpuDevice(),
-        ).layer
+        ).layers[0]
     except BudgetError:
         return None
 
@@ -355,7 +358,7 @@ def _layer_rates(scenario: Scenario, curve: ComputeCurve, timed: TimedLayer, rea
     """The rates of what the layer was timed on, its curve bent through what was seen."""
     layers = [block for block in scenario.model.blocks if block.head_rows is None]
     mean = sum(block.active_parameters for block in layers) / len(layers)
-    own = Timed(scenario.workload.sequences, timed.layer.decode_s, timed.head_seconds_per_parameter)
+    own = Timed(scenario.workload.sequences, timed.decode_s, timed.head_seconds_per_parameter)
     points = sorted((own, *timed.others))
     return Rates(
         read_bytes_per_s=read_bytes_per_s,
@@ -363,7 +366,7 @@ def _layer_rates(scenario: Scenario, curve: ComputeCurve, timed: TimedLayer, rea
         block_overhead_s=0.0,
         pass_overhead_s=timed.pass_overhead_s,
         first_pass_overhead_s=timed.first_pass_overhead_s,
-        layer=timed.layer,
+        layers=timed.layers,
         head_curve=curve.through([CurvePoint(t.tokens, t.head_seconds_per_parameter) for t in points]),
         row_s=timed.row_s,
     )

@@ -96,10 +96,12 @@ class StreamedHead(nn.Module):
         buffer: ConversionBuffer,
         *,
         copy_misaligned: bool,
+        bias: torch.Tensor | None = None,
         whole: bool = False,
         device: torch.device = HOST,
     ) -> None:
         super().__init__()
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self._whole = whole
         self._blocks = tuple(blocks)
         self._stream = stream
@@ -128,35 +130,38 @@ class StreamedHead(nn.Module):
             self._stream.release(block.index)
 
     def _product(self, block: StoredBlock, piece: Piece, hidden: torch.Tensor) -> torch.Tensor:
+        assert block.head_rows is not None
         weights = head_rows(block, piece, aligned=self._whole)
+        bias = None if self.bias is None else self.bias[block.head_rows.first : block.head_rows.last]
         slices = product_slices(weights.shape[0], HEAD_CHUNK_ROWS)
         if self._whole or len(slices) == 1:
-            return self._multiplied(weights, hidden)
+            return self._multiplied(weights, bias, hidden)
         logits = hidden.new_empty((*hidden.shape[:-1], weights.shape[0]))
         for first, last in slices:
-            logits[..., first:last] = self._multiplied(weights[first:last], hidden)
+            part = None if bias is None else bias[first:last]
+            logits[..., first:last] = self._multiplied(weights[first:last], part, hidden)
         return logits
 
-    def _multiplied(self, weights: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    def _multiplied(self, weights: torch.Tensor, bias: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
         """The product with some rows, used where they lie or from the conversion buffer."""
         in_place = weights.dtype is self._dtype and not (self._copy_misaligned and weights.data_ptr() % ALIGNMENT_BYTES)
         if in_place:
-            return _linear(hidden, weights)
+            return _linear(hidden, weights, bias)
         top = self._buffer.top
         try:
             made = self._buffer.take(tuple(weights.shape), self._dtype)
-            return _linear(hidden, made.copy_(weights))
+            return _linear(hidden, made.copy_(weights), bias)
         finally:
             self._buffer.top = top
 
 
-def _linear(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _linear(hidden: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`functional.linear` on the hidden states as one matrix, as torch does it for weights that may need a gradient.
 
     Without that the last position of every sequence, cut out of a prefill's result, is no matrix to torch: it then
     multiplies sequence by sequence, and copies 16-bit weights once per sequence (32 sequences: 50 times as slow).
     """
-    return functional.linear(hidden.reshape(-1, hidden.shape[-1]), weights).view(*hidden.shape[:-1], -1)
+    return functional.linear(hidden.reshape(-1, hidden.shape[-1]), weights, bias).view(*hidden.shape[:-1], -1)
 
 
 def head_rows(block: StoredBlock, piece: Piece, *, aligned: bool = False) -> torch.Tensor:

@@ -1,18 +1,9 @@
-"""Run one block of this very model, alone, and time it: the surest way to know what a pass will cost.
+"""Run one layer of each kind of this very model, alone, and time it: the surest way to know what a pass will cost.
 
-The planner's curve knows the machine; a timed layer knows this model's shapes, attention and small operations on
-it. It builds the same transformers model with a single layer, gives it the first block's real weights, and times that
-layer at the run's own number of tokens, for a prefill pass and for a decode pass at half of what is generated; what a
-step of `generate` takes beside the layers it learns from a few steps of that model. Peak memory: one block, the
-conversion buffer, one layer's work space and FLUSH_BYTES, all given back.
-
-On an accelerator calls only enqueue, and enqueuing takes its time too: there the model has LAYERS_ENQUEUED layers, all
-with the same weights, and a layer's time is its share of the time from the first one's begin to the last one's end.
-
-Other processes only ever add to a time, and where they take a processor from a product of several threads they add a
-lot. So figures are medians of repetitions that are spread over several rounds. What waiting for a reader costs is a
-mean instead: after some waits, and not after others, the system puts two threads of a product on one processor for
-some ten milliseconds.
+The planner's curve knows the machine; a timed layer knows this model's shapes, attention and small operations on it.
+The transformers model is built as for a run, one layer gets its real weights, and the others hand their input on. The
+layer is timed at the run's own number of tokens, for a prefill pass and for a decode pass at half of what is generated;
+what a pass takes outside of its layers is timed as well.
 """
 
 from __future__ import annotations
@@ -21,6 +12,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,12 +20,13 @@ from torch import nn
 from torch.nn import functional
 
 from headrace.errors import BudgetError
-from headrace.inference.block_weights import BlockWeights, ConversionBuffer
+from headrace.inference.block_weights import BlockWeights, ConversionBuffer, give_fixed
+from headrace.inference.dry_pass import PREFILL_TOKENS
 from headrace.inference.embedding_and_head import EmbeddingRows
 from headrace.inference.kv_cache import build_cache, lay_out_cache
 from headrace.inference.loading import Loading
-from headrace.inference.skeleton import build_skeleton, shortened_config
-from headrace.inference.transformers_seam import cache_argument
+from headrace.inference.skeleton import build_skeleton
+from headrace.inference.transformers_seam import DynamicLayer, cache_argument
 from headrace.inference.weight_names import recipes_of
 from headrace.model.blocks import HEAD_CHUNK_ROWS, product_slices
 from headrace.model.layout import ByteRange, lay_out
@@ -70,6 +63,7 @@ LAYERS_ENQUEUED = 4
 
 CACHE_BYTES_MAX = 64 << 20
 ROWS_TRIED = 128
+_ONE_NUMBER = (1, 1, 1, 1)
 STEPS = 6
 
 
@@ -82,11 +76,14 @@ class Timed(NamedTuple):
 
 
 class TimedLayer(NamedTuple):
-    """What one layer, the head and a pass outside of them took, in seconds."""
+    """What the layers, the head and a pass outside of them took, in seconds."""
 
-    layer: LayerTimes
+    layers: tuple[LayerTimes, ...]
+    """by kind; none where a layer does not compute without those before it"""
+    decode_s: float
+    """a decode pass of the mean layer"""
     stall_penalty_s: float
-    """by how much longer the layer takes after a wait"""
+    """by how much longer a layer takes after a wait"""
     pass_overhead_s: float
     """a decode step beside layers and head: masks, positions, choosing the token"""
     first_pass_overhead_s: float
@@ -107,21 +104,76 @@ def time_layer(
     device: Device,
     other_tokens: Sequence[int] = (),
 ) -> TimedLayer:
-    """Time the first layer of the checkpoint under its workload, and in decode passes of `other_tokens`.
+    """Time the first layer of each kind under the run's workload, and in decode passes of `other_tokens`.
 
     `device` computes: the one that the model is loaded onto, or the CPU beside it.
     """
+    kinds, blocks = loading.anatomy.kinds, loading.checkpoint.model.blocks
+    found: list[_TimedKind] = []
     with torch.inference_mode():
-        stage = _Stage(
-            loading, dtype, conversion_bytes=conversion_bytes, copy_misaligned=copy_misaligned, device=device
+        for number in loading.anatomy.first_of_kinds:
+            stage = _Stage(
+                loading,
+                dtype,
+                number,
+                conversion_bytes=conversion_bytes,
+                copy_misaligned=copy_misaligned,
+                device=device,
+            )
+            try:
+                try:
+                    found.append(_timed_kind(stage, loading.options.workload, other_tokens))
+                except (ValueError, TypeError, KeyError, AttributeError):
+                    if not found:
+                        raise
+                    # The layer wants something that one before it makes: by its size, then, from the first one.
+                    found.append(found[0].scaled(blocks[number].active_parameters / blocks[0].active_parameters))
+                if len(found) == 1:
+                    ends = _timed_ends(stage, loading.options.workload, other_tokens)
+            finally:
+                stage.close()
+    shares = [kinds.count(kind) / len(kinds) for kind in range(len(found))]
+    others = {
+        tokens: sum(share * own.others[tokens] for share, own in zip(shares, found, strict=True))
+        for tokens in other_tokens
+    }
+    return TimedLayer(
+        layers=tuple(own.layer for own in found),
+        decode_s=sum(share * own.layer.decode_s for share, own in zip(shares, found, strict=True)),
+        stall_penalty_s=found[0].stall_penalty_s,
+        pass_overhead_s=ends.pass_overhead_s,
+        first_pass_overhead_s=found[0].first_pass_overhead_s,
+        row_s=ends.row_s,
+        head_seconds_per_parameter=ends.head_s,
+        others=tuple(Timed(tokens, layer_s, ends.other_heads_s[tokens]) for tokens, layer_s in others.items()),
+    )
+
+
+class _TimedKind(NamedTuple):
+    """One layer; seconds."""
+
+    layer: LayerTimes
+    stall_penalty_s: float
+    first_pass_overhead_s: float
+    others: dict[int, float]
+
+    def scaled(self, factor: float) -> _TimedKind:
+        """A layer so many times as large."""
+        return self._replace(
+            layer=self.layer.scaled(factor), others={tokens: factor * own for tokens, own in self.others.items()}
         )
-        try:
-            return _timed_layer(stage, loading.options.workload, other_tokens)
-        finally:
-            stage.close()
 
 
-def _timed_layer(stage: _Stage, workload: Workload, other_tokens: Sequence[int]) -> TimedLayer:
+class _TimedEnds(NamedTuple):
+    """What lies outside of the layers; seconds."""
+
+    pass_overhead_s: float
+    row_s: float
+    head_s: float
+    other_heads_s: dict[int, float]
+
+
+def _timed_kind(stage: _Stage, workload: Workload, other_tokens: Sequence[int]) -> _TimedKind:
     sequences, prompt = workload.sequences, min(workload.prompt_tokens, PROMPT_TOKENS_MAX)
     past = workload.prompt_tokens + workload.generate_tokens // 2
     stage.run(1, 1, 0)
@@ -143,16 +195,22 @@ def _timed_layer(stage: _Stage, workload: Workload, other_tokens: Sequence[int])
             if not times or times[0] < OTHERS_S_MAX:
                 times.append(stage.run(tokens, 1, past).layer_s)
     decode_s = typical(decodes)
-    return TimedLayer(
+    return _TimedKind(
         layer=LayerTimes(prefill_s=typical([part.layer_s for part in prefills]) * scale, decode_s=decode_s),
         stall_penalty_s=max(0.0, statistics.fmean(min(time_s - decode_s, WAKE_S_MAX) for time_s in waited))
         if waited
         else 0.0,
-        pass_overhead_s=stage.step_overhead_s(sequences),
         first_pass_overhead_s=typical([part.beside_s for part in prefills]) * scale,
+        others={tokens: typical(times) for tokens, times in others.items()},
+    )
+
+
+def _timed_ends(stage: _Stage, workload: Workload, other_tokens: Sequence[int]) -> _TimedEnds:
+    return _TimedEnds(
+        pass_overhead_s=stage.step_overhead_s(workload.sequences),
         row_s=stage.row_s(),
-        head_seconds_per_parameter=stage.head_s(sequences),
-        others=tuple(Timed(tokens, typical(times), stage.head_s(tokens)) for tokens, times in others.items()),
+        head_s=stage.head_s(workload.sequences),
+        other_heads_s={tokens: stage.head_s(tokens) for tokens in other_tokens},
     )
 
 
@@ -169,48 +227,57 @@ class _Parts(NamedTuple):
 
 
 class _Stage:
-    """The model with one layer (on an accelerator with a few of the same weights), its weights in place."""
+    """The model with one layer in place (on an accelerator a few with the same weights); the others pass input on."""
 
     def __init__(
         self,
         loading: Loading,
         dtype: torch.dtype,
+        number: int,
         *,
         conversion_bytes: int,
         copy_misaligned: bool,
         device: Device,
     ) -> None:
-        checkpoint, config = loading.checkpoint, loading.config
-        self._checkpoint, self._dtype = checkpoint, dtype
+        checkpoint, anatomy = loading.checkpoint, loading.anatomy
+        self._checkpoint, self._dtype, self._anatomy = checkpoint, dtype, anatomy
         self._device, self._where = device, device.torch_device
         self.waits_on_host = device.uses_host_memory
-        self._layers = 1 if device.uses_host_memory else LAYERS_ENQUEUED
         self._model = build_skeleton(
-            shortened_config(config, self._layers),
-            dtype,
-            attention=loading.options.asked.attention,
-            device=self._where,
+            loading.config, dtype, attention=loading.options.asked.attention, device=self._where
         )
-        model, architecture = checkpoint.model, checkpoint.model.architecture
-        self._width = model.hidden_size if architecture.model_type != "opt" else config.word_embed_proj_dim
+        recipes = recipes_of(self._model, checkpoint.index.entries.values())
+        give_fixed(self._model, checkpoint, recipes, self._where)
+        for path in (anatomy.embedding, *anatomy.tables):
+            table = self._model.get_submodule(path)
+            EmbeddingRows(table, dtype, partial(_random_rows, table.embedding_dim), device=self._where)
         self._flush = torch.ones(FLUSH_BYTES // 4, device=self._where)
-        self._set_fixed()
-        block, prefix = model.blocks[0], f"{architecture.layers}.0."
-        recipes = {
-            name.removeprefix(prefix): recipe
-            for name, recipe in recipes_of(self._model, block.tensors).items()
+        block, prefix = checkpoint.model.blocks[number], f"{anatomy.layers}.{number}."
+        own = {name.removeprefix(prefix): recipe for name, recipe in recipes.items() if name.startswith(prefix)}
+        made_in = {
+            name.removeprefix(prefix): turn[len(prefix) :]
+            for name, turn in anatomy.made_in.items()
             if name.startswith(prefix)
         }
         self._memory, self._piece = _bring(checkpoint, block, device)
         buffer = ConversionBuffer(conversion_bytes, self._where)
         positions = block.layout.positions if device.uses_host_memory else block.aligned.positions
-        layers = [self._model.get_submodule(f"{architecture.layers}.{number}") for number in range(self._layers)]
+        path_of_list, _, name_of_list = anatomy.layers.rpartition(".")
+        layers = self._model.get_submodule(anatomy.layers)
+        self._timed = self._numbers_like(number, layers, 1 if device.uses_host_memory else LAYERS_ENQUEUED)
+        timed = [layers[other] for other in self._timed]
         weights = [
-            BlockWeights(layer, recipes, positions, dtype, buffer, copy_misaligned, self._where) for layer in layers
+            BlockWeights(layer, own, positions, buffer, copy_misaligned, self._where, made_in) for layer in timed
         ]
-        for own in weights:
-            own.enter(self._piece, stays=False)
+        for each in weights:
+            each.enter(self._piece, stays=False)
         self._weights = weights[0]
+        list_owner = self._model.get_submodule(path_of_list)
+        passing = [
+            layer if other in self._timed else _HandsOn(layer, anatomy.outputs[other])
+            for other, layer in enumerate(layers)
+        ]
+        setattr(list_owner, name_of_list, nn.ModuleList(passing))
         part = block.layout.extents[0]
         waited = lay_out([ByteRange("part", part.file_index, part.file_offset, min(part.length, WAITED_BYTES))])
         self._stream = Stream(
@@ -222,17 +289,21 @@ class _Stage:
         )
         self._next_part, self._waits = 0, False
         self._entered_s = self._left_s = 0.0
-        layers[0].register_forward_pre_hook(self._enter)
-        layers[-1].register_forward_hook(self._leave)
+        timed[0].register_forward_pre_hook(self._enter)
+        timed[-1].register_forward_hook(self._leave)
 
-    def _set_fixed(self) -> None:
-        checkpoint = self._checkpoint
-        fixed = checkpoint.read_tensors(checkpoint.model.fixed)
-        for name, recipe in recipes_of(self._model, checkpoint.model.fixed).items():
-            module_name, _, own_name = name.rpartition(".")
-            value = fixed[recipe.ingredients[0].entry.name].to(self._dtype).to(self._where)
-            module = self._model.get_submodule(module_name)
-            module.register_parameter(own_name, nn.Parameter(value, requires_grad=False))
+    def _numbers_like(self, number: int, layers: nn.ModuleList, most: int) -> list[int]:
+        """`number` and later layers of the same kind and shapes."""
+
+        def shapes(layer: nn.Module) -> list[tuple[int, ...]]:
+            return [tuple(parameter.shape) for parameter in layer.parameters()]
+
+        kinds = self._anatomy.kinds
+        return [
+            other
+            for other in range(number, len(layers))
+            if kinds[other] == kinds[number] and shapes(layers[other]) == shapes(layers[number])
+        ][:most]
 
     def _enter(self, *_: Any) -> None:
         if self._waits:
@@ -258,33 +329,64 @@ class _Stage:
 
         With `wait`, the layer begins right after having waited for bytes from the disk.
         """
-        layer = next(self._checkpoint.model.layers())
-        token_bytes = layer.kv_elements_per_token * self._dtype.itemsize * sequences
+        kept = self._anatomy.caches[self._timed[0]]
+        token_bytes = max(1, kept.elements_per_token) * self._dtype.itemsize * sequences
         past_tokens = min(past_tokens, CACHE_BYTES_MAX // token_bytes)
-        hidden = torch.randn(sequences, tokens, self._width).to(self._dtype).to(self._where)
-        cache = build_cache(self._model.config, capacity_tokens=past_tokens + tokens)
-        if past_tokens:
-            states = torch.zeros(
-                sequences, layer.kv_heads, past_tokens, layer.key_dim, dtype=self._dtype, device=self._where
-            )
-            for number in range(self._layers):
-                cache.update(states, states, number)
-        given = {cache_argument(self._model.base_model): cache}
+        ids = torch.zeros(sequences, tokens, dtype=torch.long, device=self._where)
+        given = self._cache(sequences, past_tokens, past_tokens + tokens)
         self._flush.amax()
         self._waits = wait
         start = self._now()
-        self._model.base_model(inputs_embeds=hidden, use_cache=True, **given)
+        self._pass(ids, given)
         whole = self._now() - start
         inside = self._left_s - self._entered_s
-        return _Parts(inside / self._layers, whole - inside)
+        return _Parts(inside / len(self._timed), whole - inside)
+
+    def _pass(self, ids: torch.Tensor, cache: dict[str, Any]) -> None:
+        base = self._model.base_model
+        if base is self._model:
+            self._put_idle_head(len(ids), 1)
+        base(input_ids=ids, use_cache=True, **cache)
+
+    def _put_idle_head(self, sequences: int, vocabulary: int) -> None:
+        path, _, name = self._anatomy.head.rpartition(".")
+        setattr(self._model.get_submodule(path), name, _IdleHead(sequences, vocabulary, self._dtype, self._where))
+
+    def _cache(self, sequences: int, past_tokens: int, capacity_tokens: int) -> dict[str, Any]:
+        """A cache with so many tokens in it, as an argument of a pass; none where the model keeps it otherwise.
+
+        Layers that are not timed keep one number of each token, so that positions and masks are right.
+        """
+        if not self._anatomy.has_cache_layers:
+            return {}
+        name = cache_argument(self._model.base_model)
+        cache = build_cache(self._model.config, capacity_tokens=capacity_tokens)
+        if not past_tokens:
+            return {name: cache}
+        first, kept = 0, self._anatomy.caches[self._timed[0]]
+        if kept.state_elements:  # states have to come from somewhere
+            first = min(past_tokens, PREFILL_TOKENS)
+            ids = torch.zeros(sequences, first, dtype=torch.long, device=self._where)
+            self._pass(ids, {name: cache})
+        for number, layer in enumerate(cache.layers):
+            if not isinstance(layer, DynamicLayer):
+                continue
+            timed = number in self._timed
+            heads = kept.heads if timed else _ONE_NUMBER
+            count = past_tokens - first if timed else past_tokens
+            if count:
+                keys, values = (
+                    torch.zeros(sequences, own, count, width, dtype=self._dtype, device=self._where)
+                    for own, width in (heads[:2], heads[2:])
+                )
+                layer.update(keys, values)
+        return {name: cache}
 
     def step_overhead_s(self, sequences: int) -> float:
         """Seconds from the end of a step's layer to the beginning of the next one's: `generate` with an idle head."""
         stored, model = self._checkpoint.model, self._model
         vocabulary = stored.blocks[-1].tensors[0].shape[0]
-        rows = torch.zeros(sequences, self._width, dtype=self._dtype)
-        EmbeddingRows(model.get_input_embeddings(), self._dtype, lambda wanted: rows[: len(wanted)], device=self._where)
-        model.set_output_embeddings(_IdleHead(sequences, vocabulary, self._dtype, self._where))
+        self._put_idle_head(sequences, vocabulary)
         model.headrace = _Admitting()
         gaps: list[float] = []
 
@@ -293,7 +395,7 @@ class _Stage:
                 gaps.append(self._now() - self._left_s)
 
         self._left_s = 0.0
-        layer = model.get_submodule(f"{stored.architecture.layers}.0")
+        layer = model.get_submodule(f"{self._anatomy.layers}.{self._timed[0]}")
         hook = layer.register_forward_pre_hook(note_gap)
         ids = torch.zeros(sequences, 2, dtype=torch.long, device=self._where)
         model.generation_config.eos_token_id = None
@@ -354,6 +456,31 @@ def _bring(checkpoint: Checkpoint, block: StoredBlock, device: Device) -> tuple[
     piece = memory.take(block.held_bytes)
     piece.tensor.copy_(checkpoint.read_aligned(block))
     return memory, piece
+
+
+def _random_rows(width: int, wanted: list[int]) -> torch.Tensor:
+    return torch.randn(len(wanted), width)
+
+
+class _HandsOn(nn.Module):
+    """Stands where a layer is and returns the hidden states that it is given; what is asked of it the layer answers."""
+
+    def __init__(self, layer: nn.Module, outputs: int | None) -> None:
+        super().__init__()
+        object.__setattr__(self, "_layer", layer)  # not one of its modules, so that nothing reaches its weights
+        self._outputs = outputs
+
+    def __getattr__(self, name: str) -> Any:
+        """What this module has not, the layer may have: the kind of its attention, say."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_layer"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the hidden states as the layer would."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return hidden if self._outputs is None else (hidden, *[None] * (self._outputs - 1))
 
 
 class _IdleHead(nn.Module):

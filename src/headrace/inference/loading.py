@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.inference.dry_pass import Anatomy, examine
 from headrace.inference.load_options import Options
 from headrace.inference.skeleton import read_transformers_config
 from headrace.machine.machine import Disk
@@ -23,19 +24,29 @@ class Loading:
     device: Device
     config: Any
     """of transformers"""
+    anatomy: Anatomy
+    """where the transformers model keeps its parts"""
     reader: StreamSettings
     """slots and the like are the plan's business"""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, options: Options, device: Device) -> Loading:
-        """Begin to load. Raises BudgetError where less memory is free than the options allow."""
+        """Begin to load: see how transformers builds the model, and keep to that.
+
+        Raises BudgetError where less memory is free than the options allow, UnsupportedModelError and
+        CheckpointCorruptError where the model cannot stream or the checkpoint is not its own.
+        """
         refuse_what_is_not_free(device, options.budget_bytes, options.host_budget_bytes)
         trusted = options.asked.trust_remote_code
+        config = read_transformers_config(checkpoint.directory, trust_remote_code=trusted)
+        anatomy, parts = examine(config, checkpoint.model, checkpoint.index.entries.values())
+        checkpoint.confirm(parts)
         return cls(
             checkpoint=checkpoint,
             options=options,
             device=device,
-            config=read_transformers_config(checkpoint.directory, trust_remote_code=trusted),
+            config=config,
+            anatomy=anatomy,
             reader=_reader(options),
         )
 

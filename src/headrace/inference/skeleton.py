@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from headrace.errors import InvalidRequestError, UnsupportedModelError
 from headrace.inference.refused_config import refused_config
 from headrace.inference.streamed_model import StreamedModel
-from headrace.inference.transformers_seam import causal_class_of, make_model
+from headrace.inference.transformers_seam import causal_class_of, dtype_of_parameters, make_model
 
 HOST = torch.device("cpu")
 _DRAWS = frozenset(name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_"))
@@ -35,6 +35,20 @@ def read_transformers_config(directory: Path, *, trust_remote_code: bool = False
         raise refused_config(path, error, lambda raw: AutoConfig.for_model(**copy.deepcopy(raw))) from error
 
 
+def build_without_weights(config: Any, dtype: torch.dtype) -> Any:
+    """The transformers model of `config`, every parameter one zero seen in its shape."""
+    model = _without_weights(_class_of(config), config, dtype=dtype)
+    _fill(model, dtype, 0.0, HOST)
+    return model.eval()
+
+
+def _class_of(config: Any) -> Any:
+    found = causal_class_of(config)
+    if found is None:
+        raise UnsupportedModelError(f"transformers has no causal language model for {type(config).__name__}")
+    return found
+
+
 def build_skeleton(
     config: Any, dtype: torch.dtype, *, attention: str | None = None, device: torch.device = HOST
 ) -> Any:
@@ -43,15 +57,11 @@ def build_skeleton(
     Placeholders and buffers are on `device`; buffers are made on the host, as `from_pretrained` makes them.
     The class is a subclass of the transformers class, with `StreamedModel`'s methods added; nothing is patched.
     """
-    original = causal_class_of(config)
-    if original is None:
-        raise UnsupportedModelError(f"transformers has no causal language model for {type(config).__name__}")
+    original = _class_of(config)
     streamed: Any = type(original.__name__, (StreamedModel, original), {"__module__": original.__module__})
     options = {} if attention is None else {"attn_implementation": attention}
     model = _without_weights(streamed, config, dtype=dtype, **options)
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            module.register_parameter(name, placeholder(tuple(parameter.shape), dtype, device))
+    _fill(model, dtype, torch.nan, device)
     move_buffers(model, device)
     model.requires_grad_(requires_grad=False)
     return model.eval()
@@ -72,9 +82,7 @@ def _without_weights(model_class: Any, config: Any, **options: Any) -> Any:
                 f"attention {options['attn_implementation']!r} does not work here: {error}; leave the option out"
             ) from error
         path = Path(config.name_or_path) / "config.json"
-        raise refused_config(
-            path, error, lambda raw: make(shortened_config(type(config).from_dict(copy.deepcopy(raw)), 1))
-        ) from error
+        raise refused_config(path, error, lambda raw: make(type(config).from_dict(copy.deepcopy(raw)))) from error
 
 
 class _NothingIsDrawn(TorchFunctionMode):
@@ -89,13 +97,13 @@ class _NothingIsDrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def shortened_config(config: Any, layers: int) -> Any:
-    """The same model with so many layers, all of the first one's kind, to be timed."""
-    short = copy.deepcopy(config)
-    short.num_hidden_layers = layers
-    if getattr(short, "layer_types", None):
-        short.layer_types = [short.layer_types[0]] * layers
-    return short
+def _fill(model: Any, dtype: torch.dtype, value: float, device: torch.device) -> None:
+    """Let every parameter be one number, seen in its shape, in the dtype that `from_pretrained` would give it."""
+    dtype_of = dtype_of_parameters(model, dtype)
+    for path, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            own = dtype_of(f"{path}.{name}", parameter.dtype)
+            module.register_parameter(name, placeholder(tuple(parameter.shape), own, device, value))
 
 
 def move_buffers(module: nn.Module, device: torch.device) -> None:
@@ -106,6 +114,8 @@ def move_buffers(module: nn.Module, device: torch.device) -> None:
                 inner.register_buffer(name, buffer.to(device), persistent=name not in inner._non_persistent_buffers_set)
 
 
-def placeholder(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = HOST) -> nn.Parameter:
+def placeholder(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = HOST, value: float = torch.nan
+) -> nn.Parameter:
     """One not-a-number, seen in `shape`."""
-    return nn.Parameter(torch.full((), torch.nan, dtype=dtype, device=device).expand(shape), requires_grad=False)
+    return nn.Parameter(torch.full((), value, dtype=dtype, device=device).expand(shape), requires_grad=False)

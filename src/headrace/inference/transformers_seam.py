@@ -28,6 +28,7 @@ from transformers.core_model_loading import (
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
+    build_glob_alternation,
     dot_natural_key,
     rename_source_key,
 )
@@ -49,14 +50,17 @@ __all__ = [
     "WeightRenaming",
     "cache_argument",
     "cache_in",
+    "cached_in_layers",
     "causal_class_of",
     "dot_natural_key",
+    "dtype_of_parameters",
     "draft_without_confidence",
     "exchanges_attention",
     "get_model_conversion_mapping",
     "logits_processors",
     "make_model",
     "rename_source_key",
+    "ties_of",
     "set_draft_length",
     "use_attention",
 ]
@@ -85,6 +89,28 @@ def make_model(model_class: Any, config: Any, *, dtype: Any, **options: Any) -> 
     return model_class._from_config(config, dtype=dtype, **options)
 
 
+def dtype_of_parameters(model: Any, dtype: torch.dtype) -> Callable[[str, torch.dtype], torch.dtype]:
+    """What says in which dtype `from_pretrained` gives a parameter, by name and by what its class made it in.
+
+    A class may keep some in 32 bits whatever is asked for.
+    """
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return lambda _name, own: own
+    pattern, names, _ = build_glob_alternation(list(plan))
+
+    def found(name: str, own: torch.dtype) -> torch.dtype:
+        match = pattern.search(name)
+        return own if match is None else plan[names[match.lastgroup]]
+
+    return found
+
+
+def ties_of(model: Any) -> dict[str, str]:
+    """Parameters that are another one: name -> name of the other."""
+    return getattr(model, "all_tied_weights_keys", None) or {}
+
+
 def exchanges_attention(model: Any) -> bool:
     """Whether the model's attention goes through the register of attention functions."""
     return bool(getattr(model, "_supports_attention_backend", False))
@@ -102,6 +128,11 @@ def cache_argument(model: Any) -> str:
     """What this model's forward pass calls its cache, as an argument and in its output."""
     accepted = inspect.signature(type(model).forward).parameters
     return next((name for name in _CACHE_ARGUMENTS if name in accepted), _CACHE_ARGUMENTS[0])
+
+
+def cached_in_layers(cache: Any) -> bool:
+    """Whether this is transformers' own cache, made of layers; some models have one of their own."""
+    return type(cache) is DynamicCache
 
 
 def cache_in(values: Any) -> Any:

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from headrace.dtypes import DTYPES
 from headrace.model.layout import align_device, align_up
 
 HEAD_CHUNK_ROWS = 8192
@@ -47,8 +48,12 @@ class Block:
     active_parameters: float
     """matrix elements that one token is multiplied with (of a mixture of experts: the share that is used)"""
     kv_elements_per_token: int = 0
+    state_elements: int = 0
+    """kept of a sequence whatever its length: recurrent and convolution states"""
     window_tokens: int = 0
     """sliding window; 0: the whole context is kept"""
+    kind: int = 0
+    """equal for layers that take equally long, size for size"""
     module_parameters: int = 0
     """elements of a layer's largest module"""
     fused_parameters: int = 0
@@ -65,12 +70,21 @@ class Block:
         return align_device(self.size_bytes)
 
     def kv_elements(self, tokens: int) -> int:
-        """Elements of keys and values that a context of `tokens` keeps; a sliding window keeps no more than itself."""
-        return self.kv_elements_per_token * min(tokens, self.window_tokens or tokens)
+        """Elements that the cache keeps of a context of `tokens`; a sliding window keeps no more than itself."""
+        return self.kv_elements_per_token * min(tokens, self.window_tokens or tokens) + self.state_elements
 
-    def module_bytes(self, element_bytes: int, *, converts: bool) -> int:
-        """Bytes of the largest module of a layer that is converted, or put together from experts; 0 where none is."""
-        return max(self.fused_parameters, self.module_parameters if converts else 0) * element_bytes
+    def stored_as(self, prevailing: str) -> str:
+        """Safetensors dtype of a head's rows, where most weights are in `prevailing`."""
+        return prevailing
+
+    def module_bytes(self, compute_dtype: str, *, prevailing: str, copies: bool) -> int:
+        """Bytes of the largest module of a layer that is converted, or put together from experts; 0 where none is.
+
+        `copies`: weights are copied even as they are stored, to places that products are exact at.
+        """
+        dtype = DTYPES[compute_dtype]
+        converts = copies or prevailing != dtype.stored_name
+        return max(self.fused_parameters, self.module_parameters if converts else 0) * dtype.size_bytes
 
 
 def product_slices(rows: int, largest_rows: int) -> list[RowSlice]:

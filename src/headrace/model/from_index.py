@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from headrace.model.from_config import model_from_config
 from headrace.model.gguf_index import GgufTensor
 from headrace.model.model import Layer, LayerGroup, Model
 from headrace.model.safetensors_index import TensorEntry, TensorIndex
+from headrace.model.structure import Parts
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blk|block)\.(\d+)\.")
 _EXPERT = re.compile(r"(?:\.experts\.|_exps\.|\.ffn_(?:gate|up|down)\.\d+\.)")
@@ -46,6 +47,26 @@ def model_from_checkpoint(directory: Path) -> Model:
     return with_stored_bytes(made, index.entries.values(), origin=str(directory))
 
 
+def with_bytes_of(made: Model, parts: Parts, *, origin: str) -> Model:
+    """Replace the computed bytes by those of tensors that are sorted already."""
+    tallies = [Counter[str]() for _ in parts.layer_tensors]
+    for tally, tensors in zip(tallies, parts.layer_tensors, strict=True):
+        for tensor in tensors:
+            tally[_part(tensor)] += tensor.size_bytes
+    positions = sum(entry.size_bytes for entry in parts.fixed if _POSITIONS.search(entry.name))
+    stored = [*itertools.chain(*parts.layer_tensors), parts.embedding, *parts.fixed, *parts.tables]
+    return _with_tallies(
+        made,
+        tallies,
+        table=parts.embedding.size_bytes,
+        positions=positions,
+        head=0 if parts.head is None else parts.head.size_bytes,
+        rest=sum(entry.size_bytes for entry in (*parts.fixed, *parts.tables)) - positions,
+        weight_format=_stored_format(made.weight_format, stored),
+        origin=origin,
+    )
+
+
 def with_stored_bytes(made: Model, stored: Collection[TensorEntry | GgufTensor], *, origin: str) -> Model:
     """Replace the computed bytes by the stored ones: layer by layer, experts apart, ends and the rest apart."""
     layers: dict[int, dict[str, float]] = {}
@@ -72,10 +93,33 @@ def with_stored_bytes(made: Model, stored: Collection[TensorEntry | GgufTensor],
             f"({len(missing)} in all) are not there"
         )
     rest += sum(sum(tally.values()) for number, tally in layers.items() if number >= count)
-    sized = [_sized(layer, layers[number]) for number, layer in enumerate(made.layers())]
-    groups = tuple(LayerGroup(layer=layer, count=len(list(run))) for layer, run in itertools.groupby(sized))
     if not (table or head):
         raise CheckpointCorruptError(f"{origin}: neither an embedding table nor a head is there")
+    return _with_tallies(
+        made,
+        [layers[number] for number in range(count)],
+        table=table,
+        positions=positions,
+        head=head,
+        rest=rest,
+        weight_format=_stored_format(made.weight_format, stored),
+        origin=origin,
+    )
+
+
+def _with_tallies(
+    made: Model,
+    layers: Sequence[Mapping[str, float]],
+    *,
+    table: float,
+    positions: float,
+    head: float,
+    rest: float,
+    weight_format: str,
+    origin: str,
+) -> Model:
+    sized = [_sized(layer, tally) for layer, tally in zip(made.layers(), layers, strict=True)]
+    groups = tuple(LayerGroup(layer=layer, count=len(list(run))) for layer, run in itertools.groupby(sized))
     return replace(
         made,
         groups=groups,
@@ -83,7 +127,7 @@ def with_stored_bytes(made: Model, stored: Collection[TensorEntry | GgufTensor],
         head_bytes=head or table,
         tied=not (table and head),
         other_bytes=rest,
-        weight_format=_stored_format(made.weight_format, stored),
+        weight_format=weight_format,
         source=origin,
     )
 

@@ -45,6 +45,8 @@ class Layer:
     """what the cache keeps of a token: 2 x kv heads x head width, or the latent and its rotary part"""
     kv_heads: int = 0
     """into how many parts width parallelism can split the cache: key-value heads; 1 for a latent cache"""
+    state_elements: int = 0
+    """kept of a sequence whatever its length: recurrent and convolution states"""
     window_tokens: int = 0
     """sliding window; 0: the whole context is kept"""
     intermediate_size: int = 0
@@ -173,7 +175,11 @@ class Model:
     def kv_cache_bytes(self, *, sequences: float, context_tokens: float, element_bytes: float | None = None) -> float:
         """Bytes of the cache of `sequences` contexts; a sliding window keeps no more than itself."""
         elements = sum(
-            group.count * group.layer.kv_elements_per_token * group.layer.cached_tokens(context_tokens)
+            group.count
+            * (
+                group.layer.kv_elements_per_token * group.layer.cached_tokens(context_tokens)
+                + group.layer.state_elements
+            )
             for group in self.groups
         )
         return sequences * elements * (self.kv_element_bytes if element_bytes is None else element_bytes)
@@ -291,7 +297,8 @@ class Model:
             kept = 5 * query_width + 5 * layer.kv_elements_per_token // 2
             attention = (4 * self.hidden_size + kept) * element_bytes
             repeated = 2 * sequences * context_tokens * query_width * element_bytes
-            layers = max(layers, tokens * (max(feed_forward, attention) + norm) + repeated + mask)
+            states = 3 * sequences * layer.state_elements * element_bytes
+            layers = max(layers, tokens * (max(feed_forward, attention) + norm) + repeated + mask + states)
         logits = sequences * self.vocab_size * (4 * 4 + 2 * element_bytes)
         at_once = max(last - first for first, last in product_slices(self.vocab_size, HEAD_CHUNK_ROWS))
         reordered = at_once * self.hidden_size * 2 if element_bytes == 2 else 0

@@ -40,7 +40,7 @@ def model_json(model: Model) -> dict[str, Any]:
     return {
         **_fields(model, "name", "parameters", "active_parameters", "weight_format", "stored_dtype", "num_layers"),
         **_fields(model, "hidden_size", "vocab_size", "context_tokens", "tied", "source"),
-        "model_type": model.architecture.model_type if isinstance(model, StoredModel) else None,
+        "model_type": model.model_type if isinstance(model, StoredModel) else None,
         "weights_bytes": round(model.weights_bytes),
         "num_blocks": len(model.blocks),
         "largest_block_bytes": max(block.size_bytes for block in model.blocks),

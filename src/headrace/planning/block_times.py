@@ -99,20 +99,20 @@ def block_times(
     model, rates = scenario.model, scenario.known_rates
     work = scenario.workload if workload is None else workload
     prefill_tokens, decode_tokens = work.sequences * work.prompt_tokens, work.sequences * scenario.tokens_checked
-    parameters = [block.active_parameters for block in model.blocks if block.head_rows is None]
-    mean_parameters = sum(parameters) / len(parameters)
+    timed = {block.kind: block.active_parameters for block in reversed(model.blocks) if block.head_rows is None}
     caches: tuple[int, ...] = ()
     if cache_on_host:
         middle = work.prompt_tokens + work.generate_tokens // 2
         caches = cache_bytes(model, work, scenario.compute_dtype, tokens=middle)
     found = []
     for index, (block, placement) in enumerate(zip(model.blocks, placements, strict=True)):
-        share = block.active_parameters / mean_parameters
-        layer = rates.layer if block.head_rows is None else None
+        share = block.active_parameters / timed.get(block.kind, 1.0)  # of the first layer of its kind, which is timed
+        layer = rates.layer_of(block.kind) if block.head_rows is None else None
         copy_s = 0.0
         if placement is Placement.CPU:
             if rates.cpu_layer is None or block.head_rows is not None:
                 raise MachineError(f"how long the CPU takes for {block.name} of {model.name} was not measured")
+            share = block.active_parameters / timed[0]  # of the first kind, whichever the block is of
             prefill_s = rates.cpu_layer.prefill_s * share + rates.activation_transfer_s(prefill_tokens)
             decode_s = rates.cpu_layer.decode_s * share + rates.activation_transfer_s(decode_tokens)
         else:

@@ -112,7 +112,7 @@ class MemoryAccount:
         """
         head = 0
         for block in self._model.blocks:
-            if block.head_rows is not None and self._converts:
+            if block.head_rows is not None and self._converts(block):
                 rows = count = block.head_rows.last - block.head_rows.first
                 if self.scenario.on_cpu:
                     rows = max(part.last - part.first for part in product_slices(count, HEAD_CHUNK_ROWS))
@@ -124,16 +124,21 @@ class MemoryAccount:
         """The CPU's buffer where it computes layers for an accelerator."""
         return 0 if self.scenario.on_cpu else _buffer_bytes(self._largest_module_bytes)
 
-    @property
-    def _converts(self) -> bool:
-        return (
-            self.scenario.copies_weights or self._model.stored_dtype != DTYPES[self.scenario.compute_dtype].stored_name
-        )
+    def _converts(self, head: Block) -> bool:
+        stored = head.stored_as(self._model.stored_dtype)
+        return self.scenario.copies_weights or stored != DTYPES[self.scenario.compute_dtype].stored_name
 
     @cached_property
     def _largest_module_bytes(self) -> int:
         layers = [block for block in self._model.blocks if block.head_rows is None]
-        return max(block.module_bytes(self._element_bytes, converts=self._converts) for block in layers)
+        return max(
+            block.module_bytes(
+                self.scenario.compute_dtype,
+                prevailing=self._model.stored_dtype,
+                copies=self.scenario.copies_weights,
+            )
+            for block in layers
+        )
 
     @cached_property
     def _base(self) -> TierMemory:
@@ -266,7 +271,7 @@ def cache_sides(
 
 def offloads_cache(block: Block) -> bool:
     """Whether a block's keys and values are worth keeping on the host: a full-attention layer's, which grow."""
-    return block.kv_elements_per_token > 0 and not block.window_tokens
+    return block.kv_elements_per_token > 0 and not block.window_tokens and not block.state_elements
 
 
 def _buffer_bytes(largest: int) -> int:

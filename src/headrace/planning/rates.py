@@ -74,8 +74,8 @@ class Rates:
     pass_overhead_s: float
     compute_slowdown: float = 1.0
     read_slowdown: float = 1.0
-    layer: LayerTimes | None = None
-    """as timed with the model's own layer; None: by the curve"""
+    layers: tuple[LayerTimes, ...] = ()
+    """as timed with the model's own first layer of each kind; empty: by the curve"""
     head_curve: ComputeCurve | None = None
     """arithmetic of the head, where it was measured apart"""
     first_pass_overhead_s: float | None = None
@@ -130,11 +130,13 @@ class Rates:
         """Seconds that moving the activations adds to a layer of the CPU."""
         return self.activation_latency_s + tokens * self.activation_s_per_token
 
+    def layer_of(self, kind: int) -> LayerTimes | None:
+        """The times of a layer of this kind, or of the first kind where it was not timed; None: none was."""
+        return self.layers[kind if kind < len(self.layers) else 0] if self.layers else None
+
     def with_prefill(self, factor: float) -> Rates:
-        """The same where prompts, which a layer was timed with, take so many times the seconds."""
-        if self.layer is None or factor == 1.0:
-            return self
-        return replace(self, layer=replace(self.layer, prefill_s=self.layer.prefill_s * factor))
+        """The same where prompts, which layers were timed with, take so many times the seconds."""
+        return replace(self, layers=tuple(replace(layer, prefill_s=layer.prefill_s * factor) for layer in self.layers))
 
     def scaled(self, *, read: float = 1.0, compute: float = 1.0, link: float = 1.0) -> Rates:
         """The same with the disk's and the link's rates, and the seconds of computing, times a factor."""
@@ -143,7 +145,7 @@ class Rates:
             read_bytes_per_s=self.read_bytes_per_s * read,
             curve=self.known_curve.scaled(compute),
             head_curve=None if self.head_curve is None else self.head_curve.scaled(compute),
-            layer=None if self.layer is None else self.layer.scaled(compute),
+            layers=tuple(layer.scaled(compute) for layer in self.layers),
             block_overhead_s=self.block_overhead_s * compute,
             pass_overhead_s=self.pass_overhead_s * compute,
             link_bytes_per_s=self.link_bytes_per_s * link,

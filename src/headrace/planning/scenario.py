@@ -155,7 +155,7 @@ class Scenario:
     @property
     def without_layer(self) -> Scenario:
         """The same without the timing of a layer in the asked workload: for others only the curves count."""
-        return self.at(replace(self.known_rates, layer=None))
+        return self.at(replace(self.known_rates, layers=()))
 
 
 def refuse_long_context(model: Model, work: Workload) -> None:

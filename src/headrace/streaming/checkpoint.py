@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
 
 from headrace.errors import CheckpointError
 from headrace.model.config_fields import read_config
 from headrace.model.layout import PAGE_BYTES, align_down, align_up
 from headrace.model.safetensors_index import TensorEntry, TensorIndex
-from headrace.model.stored_model import StoredBlock, StoredModel, build_stored_model
+from headrace.model.stored_model import StoredBlock, StoredModel, build_stored_model, with_parts
+from headrace.model.structure import Parts
 from headrace.streaming.arena import Arena, Piece
 from headrace.streaming.source import DirectFiles
 from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES
@@ -28,6 +30,9 @@ ROW_WINDOW_BYTES = 256 * 1024
 """Rows that lie within this many bytes of one another are read together."""
 
 ROW_READERS = 4
+
+_SMALL_DTYPES = {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool, "F64": torch.float64}
+"""of tensors beside the weights, such as a table of which token goes to which expert"""
 
 
 def view(piece: Piece, position: int, entry: TensorEntry, rows: tuple[int, int] | None = None) -> torch.Tensor:
@@ -63,11 +68,26 @@ class Checkpoint:
         config = read_config(directory / "config.json")
         self.index = TensorIndex.from_directory(directory)
         self.model: StoredModel = build_stored_model(directory.resolve().name, config, self.index, cut_head=cut_head)
-        for entry in (*self.model.blocks[0].tensors, *self.model.fixed, self.model.embedding):
-            torch_dtype(entry)
         self._rows_lock = threading.Lock()
         self._rows: _RowReader | None = None
         self._row_bytes_read = 0
+
+    def confirm(self, parts: Parts) -> None:
+        """Keep to these parts of the checkpoint from now on; raises CheckpointError for a dtype of none that is run."""
+        self.model = with_parts(self.model, parts)
+        for entry in (*parts.tables, *(own for block in self.model.blocks for own in block.tensors)):
+            torch_dtype(entry)
+
+    def is_copied_by_transformers(self) -> bool:
+        """Whether weights that transformers loads unconverted begin elsewhere, modulo 64 bytes, than in their file.
+
+        Matrix products may depend on that in the last bit. Where it maps the file, a slot holds them at like addresses.
+        """
+        entry = next((own for own in self.index.entries.values() if own.offset % 64 and own.size_bytes), None)
+        if entry is None:
+            return False
+        with safe_open(self.index.files[entry.file_index].path, framework="pt") as file:
+            return bool(file.get_slice(entry.name)[...].data_ptr() % 64 != entry.offset % 64)
 
     def open_source(self) -> DirectFiles:
         """Open the files once more for a reader of its own; the caller closes them."""
@@ -127,13 +147,14 @@ class Checkpoint:
 
 
 def _read_tensor(source: DirectFiles, entry: TensorEntry) -> torch.Tensor:
+    dtype = _SMALL_DTYPES.get(entry.dtype) or torch_dtype(entry)
     start, end = align_down(entry.offset), align_up(entry.offset + entry.size_bytes)
     with mmap.mmap(-1, max(end - start, PAGE_BYTES)) as bounce, memoryview(bounce) as buffer:
         source.read_into(entry.file_index, start, buffer[: end - start])
         inner = bytes(buffer[entry.offset - start : entry.offset - start + entry.size_bytes])
     if not inner:
-        return torch.empty(entry.shape, dtype=torch_dtype(entry))
-    return torch.frombuffer(bytearray(inner), dtype=torch_dtype(entry)).view(entry.shape)
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(inner), dtype=dtype).view(entry.shape)
 
 
 class _Window(NamedTuple):
