@@ -30,7 +30,7 @@ from headrace.cli.run_progress import displayed
 from headrace.errors import InvalidRequestError
 from headrace.inference.batching.job_request import BatchJobRequest
 from headrace.inference.load_options import LoadOptions
-from headrace.inference.model_source import resolve_model
+from headrace.inference.sources.model_source import resolve_model
 
 if TYPE_CHECKING:
     from headrace.inference.batching.start import BatchResult

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from headrace.errors import DependencyError
 
 RUN_LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
+INTERRUPTED = 130
+"""exit code of a command that Ctrl-C ended"""
 HOW_TO_INSTALL = "pip install 'headrace[run]'"
 
 

@@ -25,7 +25,7 @@ from headrace import __version__
 from headrace.cli.accuracy_command import ACCURACY
 from headrace.cli.batch_command import BATCH
 from headrace.cli.claims_command import CLAIMS
-from headrace.cli.command import epilog
+from headrace.cli.command import INTERRUPTED, epilog
 from headrace.cli.demo.demo_command import DEMO
 from headrace.cli.fleet_command import FLEET
 from headrace.cli.machines_command import MACHINES
@@ -33,13 +33,13 @@ from headrace.cli.models_command import MODELS
 from headrace.cli.output import OutputLostError, text_width
 from headrace.cli.plan_command import PLAN
 from headrace.cli.probe_command import PROBE
+from headrace.cli.pull_command import PULL
 from headrace.cli.run_command import RUN
 from headrace.cli.settings import preset_options
 from headrace.cli.table import wrapped
 from headrace.errors import HeadraceError
 
 DEBUG_VARIABLE = "HEADRACE_DEBUG"
-INTERRUPTED = 130
 LIBRARIES = ("torch", "transformers", "safetensors", "gguf")
 EXAMPLES = (
     "headrace demo",
@@ -56,7 +56,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for command in (DEMO, PROBE, PLAN, RUN, BATCH, MODELS, MACHINES, FLEET, CLAIMS, ACCURACY):
+for command in (DEMO, PROBE, PLAN, PULL, RUN, BATCH, MODELS, MACHINES, FLEET, CLAIMS, ACCURACY):
     app.command(command.name, epilog=command.epilog)(command.function)
 
 

@@ -35,12 +35,17 @@ class Output:
         from rich.console import Console
 
         if quiet:
-            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+            self.own_progress_only()
         self.as_json = as_json
         self.stdout: TextIO = sys.stdout
         self.to_stdout = Console(file=sys.stdout, highlight=False)
         self.to_stderr = Console(stderr=True, highlight=False, quiet=quiet)
         self.width = text_width()
+
+    @staticmethod
+    def own_progress_only() -> None:
+        """Let the hub's library draw no bars of its own; before it is imported."""
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
     @contextmanager
     def reserved(self) -> Iterator[None]:

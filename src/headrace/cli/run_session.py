@@ -14,7 +14,7 @@ from headrace.cli.run_progress import Display, RunProgress, displayed
 from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
 from headrace.inference.load_options import LoadOptions, Options
-from headrace.inference.model_source import resolve_model
+from headrace.inference.sources.model_source import resolve_model
 from headrace.model.stored_model import StoredModel
 from headrace.planning.budgets import DEVICE_RESERVE_MIN_BYTES, RESERVE_MIN_BYTES, RESERVE_SHARE
 from headrace.planning.jobs.draft_length import Drafted, DraftLength

@@ -13,8 +13,8 @@ from headrace.inference.calibration import time_cpu_layer
 from headrace.inference.generation_defaults import read_generation_config
 from headrace.inference.load_options import LoadKeywords, LoadOptions, Options
 from headrace.inference.loading import Loading
-from headrace.inference.model_source import resolve_model
 from headrace.inference.remembered import calibrated
+from headrace.inference.sources.model_source import resolve_model
 from headrace.machine.machine import Machine
 from headrace.planning.infeasible import budget_for_everything
 from headrace.planning.jobs.draft_length import DraftLength

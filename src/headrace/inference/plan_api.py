@@ -12,7 +12,7 @@ from headrace.accuracy.history import learn
 from headrace.accuracy.history_file import read_history
 from headrace.economics.sampling_cost import sampled_work
 from headrace.errors import InvalidRequestError
-from headrace.inference.model_source import resolve_model
+from headrace.inference.sources.model_source import resolve_model
 from headrace.machine.catalogue import find_machine
 from headrace.machine.machine import Machine
 from headrace.model.catalogue import find_model, in_catalogue

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from headrace.errors import CheckpointError
-from headrace.inference.model_source import resolve_model
+from headrace.inference.sources.model_source import resolve_model
 
 
 def test_a_directory_is_taken_even_where_a_catalogue_entry_has_its_name(
@@ -39,6 +39,7 @@ def test_a_hub_that_does_not_answer_is_no_dead_end_for_what_can_be_planned(
     def refuse(*_args: object, **_options: object) -> str:
         raise OSError("no route to the hub")
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(CheckpointError, match="no route to the hub") as caught:
         resolve_model(name)

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 from headrace.errors import CheckpointError
+from headrace.inference.sources.hub import fetch
 from headrace.model.catalogue import in_catalogue
 from headrace.paths import user_path
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def resolve_model(model: str | Path) -> Path:
@@ -30,19 +30,15 @@ def resolve_model(model: str | Path) -> Path:
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the directory that holds config.json and the safetensors files")
     text = str(model)
-    if not _HUB_ID.fullmatch(text):
+    if not HUB_ID.fullmatch(text):
         if in_catalogue(text):
             raise CheckpointError(
                 f"there is no directory {text}; {text} is a catalogue entry: it can be planned (headrace plan {text} "
                 "--machine NAME) but there are no weights to run; give a checkpoint directory or a hub id"
             )
         raise CheckpointError(f"there is no directory {text}, and {text!r} is no hub id (those look like owner/name)")
-    from huggingface_hub import snapshot_download  # only here: most runs need no hub
-
     try:
-        return Path(snapshot_download(text, allow_patterns=_HUB_FILES))
-    except Exception as error:
+        return fetch(text).directory
+    except CheckpointError as error:
         planned = f"; headrace plan {text} --machine NAME needs no weights" if in_catalogue(text) else ""
-        raise CheckpointError(
-            f"there is no directory {text}, and it could not be downloaded from the hub: {error}{planned}"
-        ) from error
+        raise CheckpointError(f"there is no directory {text}, and from the hub: {error}{planned}") from error
