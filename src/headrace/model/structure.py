@@ -19,6 +19,7 @@ from headrace.model.safetensors_index import TensorEntry
 _NUMBER = re.compile(r"\.(\d+)(?=\.)")
 _TABLE = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings?|embed_in|tokens_embed|embeddings?|embed)\.weight$")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection|proj_out|head|lm_head\.decoder)\.weight$")
+_ENCODER = re.compile(r"(?:^|[._])(?:vision|visual|image|audio|speech|encoder|vpm|apm)(?:[._]|$)")
 _NO_WEIGHT = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.(?:bias|masked_bias)$|\.attention\.(?:bias|masked_bias)$")
 """buffers of old checkpoints that today's models compute themselves"""
 _NOT_CAUSAL = re.compile(r"For(?!CausalLM|ConditionalGeneration|Generation)[A-Z]\w*$")
@@ -97,7 +98,7 @@ def parts_by_name(entries: Iterable[TensorEntry], *, num_layers: int, vocab_size
     Raises CheckpointCorruptError where a layer or the embedding is not there.
     """
     weights = [entry for entry in entries if entry.dtype in STORED_DTYPES and not _NO_WEIGHT.search(entry.name)]
-    prefix = _layers_prefix(weights)
+    prefix = _layers_prefix(weights, num_layers)
     num_layers = num_layers or _layers_there(weights, prefix)
     layers: list[list[TensorEntry]] = [[] for _ in range(num_layers)]
     outside: list[TensorEntry] = []
@@ -128,14 +129,24 @@ def _layers_there(entries: Iterable[TensorEntry], prefix: str) -> int:
     return 1 + max((int(match[1]) for match in found if match is not None), default=0)
 
 
-def _layers_prefix(entries: Sequence[TensorEntry]) -> str:
-    """The name before the number of the group that holds most bytes, the outer one of two."""
+def _layers_prefix(entries: Sequence[TensorEntry], num_layers: int) -> str:
+    """The name before the number of the group that holds most bytes, the outer one of two.
+
+    Of those with all layers rather than of others, and of a text model's rather than of an encoder's beside it.
+    """
     sizes: dict[str, int] = {}
+    numbers: dict[str, set[int]] = {}
     for entry in entries:
         for match in _NUMBER.finditer("." + entry.name):
             prefix = entry.name[: max(0, match.start() - 1)]
             sizes[prefix] = sizes.get(prefix, 0) + entry.size_bytes
-    return max(sizes, key=lambda prefix: (sizes[prefix], -len(prefix)), default="")
+            numbers.setdefault(prefix, set()).add(int(match[1]))
+
+    def rank(prefix: str) -> tuple[bool, bool, int, int]:
+        complete = numbers[prefix] >= set(range(num_layers))
+        return (complete, not _ENCODER.search(prefix), sizes[prefix], -len(prefix))
+
+    return max(sizes, key=rank, default="")
 
 
 def _ends(outside: Sequence[TensorEntry], vocab_size: int, origin: str) -> tuple[TensorEntry, TensorEntry | None]:
