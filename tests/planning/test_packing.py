@@ -12,6 +12,19 @@ from headrace.errors import BudgetError
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool
 
 
+def test_a_sequence_that_grows_beyond_a_length_is_computed_anew_once() -> None:
+    scheduler = PassScheduler(most_sequences=1, pass_tokens=3, pool=PositionPool(9))
+    scheduler.add("a", Need(3, 7, anew_at=6))
+    turns = []
+    while (packed := scheduler.pack()) is not None:
+        turns += [(turn.first, turn.tokens, turn.samples, turn.whole) for turn in packed.turns]
+        scheduler.advance()
+    before = [(0, 3, True, 3), (3, 1, True, 4), (4, 1, True, 5)]
+    anew = [(0, 3, False, 6), (3, 3, True, 6)]
+    assert turns == [*before, *anew, (6, 1, True, 7), (7, 1, True, 8), (8, 1, True, 9)]
+    assert scheduler.pool.held == 0
+
+
 def play(scheduler: PassScheduler, needs: dict[Hashable, Need]) -> list[int]:
     """Run a job to its end, checking every pass; returns the tokens of the passes."""
     for key, need in needs.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.cli.command import load_run_libraries, require_run_libraries
@@ -124,6 +125,7 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             vocab_size=checkpoint.model.vocab_size,
         )
         new_tokens = _new_tokens(request, prompts, checkpoint.model)
+        _refuse_mixed_lengths(checkpoint.directory, prompts, new_tokens, request)
         defaults = read_generation_defaults(
             checkpoint.directory,
             checkpoint.model.vocab_size,
@@ -252,6 +254,24 @@ def _new_tokens(request: RunRequest, prompts: PromptBatch, model: StoredModel) -
             f"give --max-new-tokens {context - longest} or less, or shorten the prompt"
         )
     return request.max_new_tokens
+
+
+def _refuse_mixed_lengths(directory: Path, prompts: PromptBatch, new_tokens: int, request: RunRequest) -> None:
+    """Raise InvalidRequestError for prompts that would change one another's texts."""
+    shortest, longest = min(prompts.lengths), prompts.longest
+    if shortest == longest:
+        return
+    from headrace.inference.skeleton import read_transformers_config
+    from headrace.inference.transformers_seam import length_switch
+
+    trusted = request.options.trust_remote_code
+    switch = length_switch(read_transformers_config(directory, trust_remote_code=trusted))
+    if switch is not None and longest + new_tokens - 1 > switch:
+        raise InvalidRequestError(
+            f"beyond {switch} tokens this model's positions depend on the longest text of a pass, so prompts of "
+            f"{shortest} to {longest} tokens would change one another's texts; give one --prompt at a time, or use "
+            "headrace batch"
+        )
 
 
 def _generate(

@@ -16,6 +16,7 @@ import transformers
 from packaging.version import Version
 from transformers import (
     AttentionInterface,
+    AttentionMaskInterface,
     AutoModelForCausalLM,
     GenerationMixin,
     LogitsProcessorList,
@@ -38,7 +39,9 @@ from headrace.errors import InvalidRequestError
 
 __all__ = [
     "CROPS_SLIDING_DRAFTS",
+    "ROPE_BY_LENGTH",
     "AttentionInterface",
+    "AttentionMaskInterface",
     "Cache",
     "CandidateGenerator",
     "Concatenate",
@@ -51,12 +54,14 @@ __all__ = [
     "cache_argument",
     "cache_in",
     "cached_in_layers",
+    "computes_anew",
     "causal_class_of",
     "dot_natural_key",
     "dtype_of_parameters",
     "draft_without_confidence",
     "exchanges_attention",
     "get_model_conversion_mapping",
+    "length_switch",
     "logits_processors",
     "make_model",
     "rename_source_key",
@@ -114,6 +119,38 @@ def ties_of(model: Any) -> dict[str, str]:
 def exchanges_attention(model: Any) -> bool:
     """Whether the model's attention goes through the register of attention functions."""
     return bool(getattr(model, "_supports_attention_backend", False))
+
+
+ROPE_BY_LENGTH = ("dynamic", "longrope")
+"""kinds of rotary embeddings whose frequencies follow the longest sequence of a pass"""
+
+
+def length_switch(config: Any) -> int | None:
+    """Tokens beyond which positions depend on how long the longest sequence of a pass is; None: they never do."""
+    text = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None) or {}
+    kinds = [parameters, *(inner for inner in parameters.values() if isinstance(inner, dict))]
+    found = [kind for kind in kinds if kind.get("rope_type") in ROPE_BY_LENGTH]
+    limits = [
+        kind["original_max_position_embeddings"] if kind["rope_type"] == "longrope" else text.max_position_embeddings
+        for kind in found
+    ]
+    return min(limits, default=None)
+
+
+def computes_anew(model: Any, tokens: int) -> bool:
+    """Whether `generate` forgets the keys and values of a sequence that grows beyond so many tokens."""
+
+    class Filled(DynamicCache):  # type: ignore[misc]  # transformers is untyped
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            del layer_idx
+            return tokens
+
+    ids, cache = torch.zeros((1, tokens + 1), dtype=torch.long), Filled()
+    cache.layers.append(DynamicLayer())  # an empty cache counts as none
+    given = {"past_key_values": cache, "attention_mask": torch.ones_like(ids), "use_cache": True}
+    inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **given)
+    return cache_in(inputs) is not cache
 
 
 def use_attention(model: Any, name: str) -> None:

@@ -52,6 +52,19 @@ class Encoded(NamedTuple):
     new_tokens: int
 
 
+class LengthSwitch(NamedTuple):
+    """The length beyond which a model's positions are others, for the whole of a sequence."""
+
+    tokens: int
+    computes_anew: bool
+    """whether a sequence that grows beyond it is then computed anew"""
+
+    def anew_at(self, prompt_tokens: int, new_tokens: int) -> int:
+        """The tokens at which such a sequence is computed anew; 0: never."""
+        grows_beyond = prompt_tokens <= self.tokens < prompt_tokens + new_tokens - 1
+        return self.tokens + 1 if self.computes_anew and grows_beyond else 0
+
+
 class Encoder:
     """Turns requests into tokens; raises RequestError for what this model cannot take."""
 
@@ -196,15 +209,19 @@ class JobInput:
         assert request is not None, "a line that could be read cannot be read again"
         return self._encoder.encode(request)
 
-    def needs(self, entries: list[Entry]) -> tuple[dict[Hashable, Need], dict[Hashable, Need], dict[Hashable, int]]:
+    def needs(
+        self, entries: list[Entry], switch: LengthSwitch | None = None
+    ) -> tuple[dict[Hashable, Need], dict[Hashable, Need], dict[Hashable, int]]:
         """What the sequences of these entries need, which prefixes they share, and an entry that begins with each.
 
-        Sequences are keyed by the entry's place in the list and the number of the choice.
+        Sequences are keyed by the entry's place in the list and the number of the choice. Nothing is shared where a
+        beginning's keys depend on what follows it, beyond `switch`.
         """
         needs: dict[Hashable, Need] = {}
         prefixes: dict[Hashable, Need] = {}
         examples: dict[Hashable, int] = {}
-        any_shared = self._common.any_shared
+        shares = switch is None or all(entry.prompt_tokens + entry.new_tokens - 1 <= switch.tokens for entry in entries)
+        any_shared = shares and self._common.any_shared
         for place, entry in enumerate(entries):
             prefix: Hashable | None = None
             shared = 0
@@ -214,13 +231,14 @@ class JobInput:
                     shared, prefix = best[0], ("common", best[1])
                     prefixes.setdefault(prefix, Need(shared, 0))
                     examples.setdefault(prefix, place)
-            if entry.choices > 1 and entry.prompt_tokens > 1:
+            if shares and entry.choices > 1 and entry.prompt_tokens > 1:
                 own = ("prompt", place)
                 prefixes[own] = Need(entry.prompt_tokens - 1, 0, prefix, shared)
                 examples[own] = place
                 prefix, shared = own, entry.prompt_tokens - 1
+            anew_at = 0 if switch is None else switch.anew_at(entry.prompt_tokens, entry.new_tokens)
             for choice in range(entry.choices):
-                needs[place, choice] = Need(entry.prompt_tokens, entry.new_tokens, prefix, shared)
+                needs[place, choice] = Need(entry.prompt_tokens, entry.new_tokens, prefix, shared, anew_at)
             if place % 64 == 0:
                 self._on_progress(place)
         return needs, prefixes, examples

@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from headrace.inference.api import describe_plan
 from headrace.inference.assembly import assemble
 from headrace.inference.batching.job import BatchJob, DonePass, Tally, error_line
-from headrace.inference.batching.job_input import Encoder, Entry, JobInput
+from headrace.inference.batching.job_input import Encoder, Entry, JobInput, LengthSwitch
 from headrace.inference.batching.job_request import BatchJobRequest
 from headrace.inference.batching.output_file import OutputFile
+from headrace.inference.batching.packable import refuse_unless_packed, shortened
 from headrace.inference.batching.pass_timing import time_packing
 from headrace.inference.batching.ragged_pass import RaggedRunner
 from headrace.inference.batching.request import Defaults
@@ -23,6 +26,8 @@ from headrace.inference.generation_defaults import GenerationDefaults, read_gene
 from headrace.inference.handle import Handle
 from headrace.inference.loading import Loading
 from headrace.inference.remembered import calibrated
+from headrace.inference.skeleton import build_skeleton, read_transformers_config
+from headrace.inference.transformers_seam import computes_anew, length_switch
 from headrace.model.blocks import HEAD_CHUNK_ROWS
 from headrace.model.stored_model import StoredModel
 from headrace.paths import user_path
@@ -168,7 +173,9 @@ class _Start:
     def _compute(self, entries: list[Entry], result: BatchResult) -> BatchResult:
         request, checkpoint, on_progress = self.request, self.checkpoint, self.on_progress
         started = time.perf_counter()
-        needs, prefixes, examples = self.source.needs(entries)
+        config = read_transformers_config(checkpoint.directory, trust_remote_code=request.options.trust_remote_code)
+        refuse_unless_packed(config)
+        needs, prefixes, examples = self.source.needs(entries, _length_switch(config))
         asked = replace(request.options, batch=min(request.in_flight or 32, len(needs)), prompt_tokens=1, max_tokens=2)
         device = CpuDevice()
         options = asked.checked(checkpoint.model, device)
@@ -237,6 +244,14 @@ class _Start:
             )
             tally = job.run()
             return replace(result, tally=tally, peak_memory_bytes=peak_resident_bytes())
+
+
+def _length_switch(config: Any) -> LengthSwitch | None:
+    tokens = length_switch(config)
+    if tokens is None:
+        return None
+    skeleton = build_skeleton(shortened(config), torch.float32)
+    return LengthSwitch(tokens, computes_anew(skeleton, tokens))
 
 
 def _announcement(

@@ -26,6 +26,8 @@ class Need(NamedTuple):
     prefix: Hashable | None = None
     """the prefix that it begins with"""
     prefix_tokens: int = 0
+    anew_at: int = 0
+    """tokens that it may grow to before its keys and values are all computed anew; 0: never"""
 
     @property
     def positions(self) -> int:
@@ -50,6 +52,8 @@ class Turn(NamedTuple):
     start: int
     samples: bool
     """whether the last of these tokens yields a new one"""
+    whole: int = 0
+    """tokens that the sequence is computed with: its prompt's, or all that it had when it was computed anew"""
 
 
 class PackedPass(NamedTuple):
@@ -123,6 +127,12 @@ class _Admitted:
     known: int = 0
     waits_for: Hashable | None = None
 
+    def compute_anew(self) -> None:
+        """Let all tokens so far be a prompt that is still to be computed."""
+        left = self.need.new_tokens - (self.known - self.need.prompt_tokens)
+        self.need = self.need._replace(prompt_tokens=self.known, new_tokens=left)
+        self.cached = 0
+
 
 @dataclass(kw_only=True)
 class PassScheduler:
@@ -180,7 +190,7 @@ class PassScheduler:
         room = self.pass_tokens
         for item in self._running.values():  # first those that generate: they are never held up
             if item.waits_for is None and item.cached == item.known - 1 and item.cached >= item.need.prompt_tokens:
-                turns.append(Turn(item.key, item.cached, 1, item.start, samples=True))
+                turns.append(Turn(item.key, item.cached, 1, item.start, samples=True, whole=item.known))
                 room -= 1
         for item in self._running.values():
             if room <= 0:
@@ -188,7 +198,9 @@ class PassScheduler:
             if item.waits_for is None and item.cached < item.need.prompt_tokens:
                 tokens = min(room, item.need.prompt_tokens - item.cached)
                 ends = item.cached + tokens == item.need.prompt_tokens
-                turns.append(Turn(item.key, item.cached, tokens, item.start, samples=ends and item.need.new_tokens > 0))
+                samples = ends and item.need.new_tokens > 0
+                whole = item.need.prompt_tokens
+                turns.append(Turn(item.key, item.cached, tokens, item.start, samples=samples, whole=whole))
                 room -= tokens
         if not turns:
             assert not self._waiting, "sequences wait although nothing is in flight"
@@ -210,6 +222,8 @@ class PassScheduler:
                 item.known = item.cached + 1
                 if item.known - item.need.prompt_tokens >= item.need.new_tokens:
                     self.finish(turn.key)
+                elif item.known == item.need.anew_at:
+                    item.compute_anew()
             elif item.need.new_tokens == 0 and item.cached == item.need.prompt_tokens:
                 self._kept[turn.key] = self._running.pop(turn.key)
         self._packed = None
