@@ -9,15 +9,17 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from typer.main import get_command
 
 from cli_checkpoints import write_model
-from headrace.cli.main import main
+from headrace.cli.main import app, main
 from headrace.cli.output import LEAST_WIDTH, Output
 from headrace.cli.plan_report import LEAST
 from headrace.cli.table import Table, wrapped
 from safety_net.answers import HERE
 from safety_net.checkpoints import write_checkpoint
 
+COMMANDS: dict[str, object] = get_command(app).commands  # type: ignore[attr-defined]
 WIDTHS = (80, 100, 140)
 VERY_WIDE = 5000
 DRAWN = re.compile(r"[─█▒░|#o]+")
@@ -143,3 +145,12 @@ def test_width_is_that_of_columns_or_80(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_a_plan_leaves_out_first_is_not_what_it_is_about() -> None:
     assert not {"strategy", "per pass", "$ per 750 words", "waits for"} & set(LEAST)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_no_line_of_a_help_is_longer_than_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command.split(), "--help"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "headrace batch ./my-model questions.jsonl answers.jsonl --memory 8GiB",
-    "headrace batch ./my-model questions.jsonl answers.jsonl --memory 8GiB --dry-run",
-    """echo '{"custom_id": "a", "prompt": "The sea is", "max_tokens": 20}' > in.jsonl""",
+    "headrace batch ./my-model questions.jsonl answers.jsonl --dry-run",
+    """echo '{"custom_id": "a", "prompt": "The sea is"}' > in.jsonl""",
 )
 
 

@@ -45,7 +45,7 @@ EXAMPLES = (
     "headrace demo",
     "headrace plan ./my-model --memory 8GiB",
     "headrace plan gpt-3 --machine 8xa100-80 --batch 64",
-    "headrace run ./my-model --memory 8GiB --prompt 'Name three rivers of Europe.'",
+    "headrace run ./my-model --memory 8GiB --prompt 'Name three rivers.'",
 )
 
 app = typer.Typer(

@@ -39,7 +39,7 @@ EXAMPLES = (
     "headrace plan ./my-70b --device cuda --memory 40GiB --host-memory 100GiB",
     "headrace plan ./my-70b --machine machine.toml --device cuda:0 --cpu-blocks",
     "headrace plan gpt-3 --machine 8xa100-80 --batch 64",
-    "headrace plan llama-3.1-405b --machine rtx-4090 --weights int4 --prompt-tokens 4000",
+    "headrace plan llama-3.1-405b --machine rtx-4090 --weights int4",
     "headrace plan 'gpt-3*1000' --machine 72xgb300 --plot latency.png",
 )
 

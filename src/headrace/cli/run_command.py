@@ -36,11 +36,11 @@ from headrace.cli.sampling import Sampling
 from headrace.inference.load_options import LoadOptions
 
 EXAMPLES = (
-    "headrace run ./my-model --memory 4GiB --prompt 'Name three rivers of Europe.'",
-    "headrace run ./my-model --prompt-file question.txt --max-new-tokens 300 --temperature 0.7 --seed 1",
+    "headrace run ./my-model --memory 4GiB --prompt 'Name three rivers.'",
+    "headrace run ./my-model --prompt-file ask.txt --temperature 0.7 --seed 1",
     "cat question.txt | headrace run ./my-model --quiet > answer.txt",
-    "headrace run ./my-model --prompt 'Red is' --prompt 'The sea is' --no-chat --trace trace.json",
-    "headrace run ./my-70b --device cuda --memory 40GiB --host-memory 100GiB --prompt 'Name three rivers.'",
+    "headrace run ./my-model --prompt 'Red is' --prompt 'The sea is' --no-chat",
+    "headrace run ./my-70b --device cuda --memory 40GiB --prompt 'Two rivers.'",
 )
 
 
