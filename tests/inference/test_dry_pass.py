@@ -114,7 +114,7 @@ def test_a_cache_is_measured_on_the_models_own(tmp_path: Path) -> None:
 def test_layers_that_share_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = save_tiny("llama", tmp_path / "m")
 
-    def shared(config: LlamaConfig, dtype: torch.dtype) -> nn.Module:
+    def shared(config: LlamaConfig, dtype: torch.dtype) -> object:
         model = LlamaForCausalLM(config).to(dtype)
         model.model.layers[2].mlp = model.model.layers[1].mlp
         return model.eval()
