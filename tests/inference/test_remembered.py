@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 import headrace
 from accelerator_machine import Gauge, make_up
@@ -98,6 +99,23 @@ def test_the_second_start_has_the_same_scenario(
     assert len(measured) == 1
     assert second.scenario == first.scenario
     assert second.notes == ("speeds were measured just now (--fresh measures again)", *first.notes)
+
+
+def test_what_is_remembered_takes_the_librarys_memory_as_measuring_does(
+    checkpoint: Checkpoint, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before memory is counted: later it would be taken out of the budget."""
+    multiplied: list[torch.Size] = []
+    linear = functional.linear
+
+    def noted(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        multiplied.append(rows.shape)
+        return linear(rows, weight)
+
+    calibrated(loading(checkpoint, batch=2))
+    monkeypatch.setattr(functional, "linear", noted)
+    calibrated(loading(checkpoint, batch=2))
+    assert [rows for rows, _ in multiplied] == [2 * WORK["prompt_tokens"]]
 
 
 def test_fresh_measures_again_and_is_what_is_remembered(

@@ -150,7 +150,7 @@ def _cpu_curve(model: StoredModel, dtype_name: str) -> ComputeCurve:
     """Time products in the shape of the model's largest matrix."""
     stored = STORED_TORCH_DTYPES[model.stored_dtype]
     return machine_probe.compute_curve(
-        stored, TORCH_DTYPES[dtype_name], shape=_largest_shape(model), tokens=QUICK_CURVE_TOKENS, repetitions=3
+        stored, TORCH_DTYPES[dtype_name], shape=largest_shape(model), tokens=QUICK_CURVE_TOKENS, repetitions=3
     )
 
 
@@ -184,7 +184,7 @@ def _measure_disk(loading: Loading, dtype_name: str) -> _Disk:
         product = machine_probe.product_of(
             STORED_TORCH_DTYPES[checkpoint.model.stored_dtype],
             TORCH_DTYPES[dtype_name],
-            shape=_largest_shape(checkpoint.model),
+            shape=largest_shape(checkpoint.model),
             tokens=loading.options.workload.sequences,
         )
         slowed = machine_probe.contention(source, files, settings, product, rounds=5, seconds=0.06)
@@ -209,7 +209,7 @@ def _calibrate_accelerator(loading: Loading, pass_tokens: Sequence[int]) -> tupl
     refuse_below_minimum(scenario, options.strategy)
     probed = _known(options.asked.machine, device)
     if probed is None:
-        sizes = _probe_sizes(_largest_shape(model), options.budget_bytes)
+        sizes = _probe_sizes(largest_shape(model), options.budget_bytes)
         probed = probe_accelerator(device, name=device.name, sizes=sizes, compute_dtypes=(name,))
         device.release_cached()
     copies = probed.copies
@@ -318,7 +318,7 @@ def _read_seconds(checkpoint: Checkpoint) -> float:
     return min(QUICK_READ_S, max(0.02, checkpoint.index.total_bytes / 1e9))
 
 
-def _largest_shape(model: StoredModel) -> tuple[int, int]:
+def largest_shape(model: StoredModel) -> tuple[int, int]:
     """Rows and columns of the first layer's largest matrix, at most 8 M elements of it."""
     entries = [entry for entry in model.blocks[0].tensors if len(entry.shape) == 2]
     if not entries:
