@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 STANDARD_INPUT = "-"
+_PIPED = "standard input"
 BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -48,9 +49,8 @@ def read_prompts(prompts: Sequence[str] | None, prompt_file: str | None) -> tupl
         prompts = [_read_file(prompt_file)]
     elif prompts:
         prompts = [_read_file(text) if text == STANDARD_INPUT else text for text in prompts]
-    elif not sys.stdin.isatty():
-        piped = _read_file(STANDARD_INPUT)
-        prompts = [piped] if piped else []
+    else:
+        prompts = _piped()
     if not prompts:
         raise InvalidRequestError(
             "there is no prompt; give --prompt TEXT or --prompt-file FILE, or pipe it to standard input"
@@ -65,17 +65,33 @@ def read_prompts(prompts: Sequence[str] | None, prompt_file: str | None) -> tupl
     return tuple(prompts)
 
 
+def _piped() -> list[str]:
+    """What standard input holds, unless somebody would have to type it, or it cannot be read."""
+    if sys.stdin.isatty():
+        return []
+    try:
+        data = sys.stdin.buffer.read()
+    except OSError:
+        return []
+    return [_decoded(data, _PIPED)] if data else []
+
+
 def _read_file(name: str) -> str:
-    origin = "standard input" if name == STANDARD_INPUT else name
+    origin = _PIPED if name == STANDARD_INPUT else name
     try:
         data = sys.stdin.buffer.read() if name == STANDARD_INPUT else user_path(name).read_bytes()
+    except OSError as error:
+        raise InvalidRequestError(f"the prompt file {origin} cannot be read: {error.strerror}") from error
+    return _decoded(data, origin)
+
+
+def _decoded(data: bytes, origin: str) -> str:
+    try:
         return data.decode("utf-8-sig")  # without the byte order mark that some editors put first
     except UnicodeDecodeError as error:
         raise InvalidRequestError(
             f"the prompt in {origin} is not UTF-8 text: {error.reason} at byte {error.start}"
         ) from error
-    except OSError as error:
-        raise InvalidRequestError(f"the prompt file {origin} cannot be read: {error.strerror}") from error
 
 
 def encode_prompts(
