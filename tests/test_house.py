@@ -30,6 +30,10 @@ STRATEGIES_NAMED_ELSEWHERE = {
     "planning/answer_json.py",
     "planning/plan.py",
 }
+SEAM = "inference/transformers_seam.py"
+NAMES_OF_CACHES = {"past_key_values", "cache_params"}
+OF_OTHER_LIBRARIES = {"_replace", "_asdict", "_fields", "_exit", "_non_persistent_buffers_set"}
+"""private by their form: of named tuples, of os, of a torch module's buffers"""
 FORMAT_TABLES_ELSEWHERE = {"model/quantized.py"}
 
 OTHER_MEANINGS = {"cpu", "experts", "tensor"}
@@ -80,6 +84,55 @@ def has_a_table_of_formats(tree: ast.Module) -> bool:
     )
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@cache
+def own_private_names() -> set[str]:
+    """Private names that headrace gives to attributes, functions and classes of its own, outside of the seam."""
+    own = set()
+    for path, tree in modules().items():
+        for node in ast.walk(tree) if path != SEAM else ():
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    return {name for name in own if is_private(name)}
+
+
+@cache
+def private_names_of_the_seam() -> set[str]:
+    return {name for node in ast.walk(modules()[SEAM]) for name in _names_in(node) if is_private(name)}
+
+
+def _names_in(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Attribute):
+        yield node.attr
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node.name
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+        yield node.value
+    elif isinstance(node, ast.keyword) and node.arg is not None:
+        yield node.arg
+
+
+def knows_transformers_inside(tree: ast.Module) -> set[str]:
+    """Modules within transformers that the file imports, and private names of others that it uses."""
+    found = set()
+    private = private_names_of_the_seam()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("transformers."):
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {each.name for each in node.names if each.name.startswith("transformers.")}
+        names = set(_names_in(node))
+        found |= names & (private | NAMES_OF_CACHES)
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            found |= names - own_private_names() - OF_OTHER_LIBRARIES
+    return found
+
+
 def files_where(breaks: Callable[[ast.Module], bool], *, apart_from: set[str]) -> set[str]:
     return {path for path, tree in modules().items() if path not in apart_from and breaks(tree)}
 
@@ -102,6 +155,29 @@ def test_no_folder_is_crowded() -> None:
 
 def test_strategies_are_named_in_one_file() -> None:
     assert files_where(names_a_strategy, apart_from={"planning/strategies.py"}) == STRATEGIES_NAMED_ELSEWHERE
+
+
+def test_one_file_knows_transformers_inside() -> None:
+    """What a release may change is mended in one place; tests/inference/test_transformers_seam.py names each thing."""
+    found = {path: knows_transformers_inside(tree) for path, tree in modules().items() if path != SEAM}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("from transformers.cache_utils import Cache", {"transformers.cache_utils"}),
+        ("import transformers.generation.utils", {"transformers.generation.utils"}),
+        ("model(past_key_values=cache)", {"past_key_values"}),
+        ('options["cache_params"] = cache', {"cache_params"}),
+        ("config._attn_implementation = 'sdpa'", {"_attn_implementation"}),
+        ("model._tied_weights_keys", {"_tied_weights_keys"}),
+        ("from transformers import AutoConfig", set()),
+        ("row._replace(length=3)", set()),
+    ],
+)
+def test_knowledge_of_transformers_inside_is_seen(source: str, names: set[str]) -> None:
+    assert knows_transformers_inside(ast.parse(source)) == names
 
 
 def test_formats_of_numbers_have_one_table() -> None:
@@ -142,6 +218,21 @@ def test_a_strategy_is_seen(source: str, broken: bool) -> None:
 )
 def test_a_table_of_formats_is_seen(source: str, broken: bool) -> None:
     assert has_a_table_of_formats(ast.parse(source)) is broken
+
+
+def found(file: str, pattern: str) -> tuple[str, ...]:
+    match = re.search(pattern, (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+    assert match is not None, f"{file} has no {pattern}"
+    return match.groups()
+
+
+def test_the_range_of_transformers_is_what_is_tested() -> None:
+    """`make versions` takes its two ends, constraints.txt a version between them, README names all three."""
+    least, newest = found("Makefile", r"^TRANSFORMERS := ([\d.]+)\.0 ([\d.]+)\.\d+$")
+    (pinned,) = found("constraints.txt", r"^transformers==([\d.]+)\.\d+$")
+    major, minor = newest.split(".")
+    assert found("pyproject.toml", r'"transformers>=([\d.]+),<([\d.]+)"') == (least, f"{major}.{int(minor) + 1}")
+    assert found("README.md", r"transformers ([\d.]+), ([\d.]+) and ([\d.]+\d)") == (least, pinned, newest)
 
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/formulas.md", "bench/METHODOLOGY.md")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import resource
 import signal
 import subprocess
@@ -199,6 +200,13 @@ def test_text_alone_goes_to_standard_output_and_equals_the_json_text(
     assert len(shown.stdout.split()) == 5
     report = json.loads(here(capsys, *arguments, "--prompt", "w5 w6 w7", "--json").stdout)
     assert report["text"] + "\n" == shown.stdout
+
+
+@pytest.mark.versions
+def test_only_headrace_speaks_at_the_terminal(model: str) -> None:
+    done = headrace("run", model, "--prompt", "w5 w6 w5 w6", "--draft", "lookup", "--max-new-tokens", "6")
+    assert done.returncode == 0, done.stderr
+    assert re.search("warning|deprecated", done.stderr, re.IGNORECASE) is None, done.stderr
 
 
 @contextlib.contextmanager

@@ -125,7 +125,10 @@ SPREAD_RULES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(
     ("name", "cache_on_host"),
-    [("llama", False), ("gemma3", False), ("mistral", False), ("llama", True), ("gemma3-many", True)],
+    [
+        *(("llama", False), ("gemma3", False), ("mistral", False), ("llama", True)),
+        pytest.param("gemma3-many", True, marks=pytest.mark.versions),
+    ],
 )
 def test_generate_behaves_as_on_a_resident_model(checkpoints: dict[str, Path], name: str, cache_on_host: bool) -> None:
     directory = checkpoints[name]

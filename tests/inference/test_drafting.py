@@ -37,6 +37,7 @@ def generate(model: Any, **options: Any) -> list[int]:
     return list(ids[0].tolist())
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("kind", ["lookup", "model"])
 def test_greedy_text_is_the_same_with_drafts(directory: Path, kind: str) -> None:
     expected = generate(resident_reference(directory, torch.float32), do_sample=False)
@@ -53,6 +54,7 @@ def test_greedy_text_is_the_same_with_drafts(directory: Path, kind: str) -> None
             assert len(model.headrace.passes) < 45
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_lengths_may_be_none_and_come_back(name: str, tmp_path: Path) -> None:
     """A draft model is asked again after passes without drafts, when its cache lies behind the text.

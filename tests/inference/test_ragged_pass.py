@@ -62,7 +62,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_tiny(name, root / name) for name in CONFIGS}
 
 
-@pytest.mark.parametrize("shared", [0, 8], ids=["apart", "common-beginning"])
+@pytest.mark.parametrize(
+    "shared", [pytest.param(0, id="apart"), pytest.param(8, id="common-beginning", marks=pytest.mark.versions)]
+)
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_logits_do_not_depend_on_who_shares_the_pass(name: str, shared: int, checkpoints: dict[str, Path]) -> None:
     generator = torch.Generator().manual_seed(5)
@@ -125,6 +127,7 @@ def resident(config: Any) -> Any:
     return model
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("name", BY_LENGTH)
 def test_positions_that_depend_on_the_length_are_each_sequences_own(name: str) -> None:
     """Sequences below the switch, above it, and growing beyond it, in one batch, with prompts in chunks."""

@@ -56,11 +56,11 @@ class HostLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         """Tokens so far."""
         return self._kept.length
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -`tokens_to_remove` tokens (transformers counts them negatively)."""
+    def crop(self, tokens_to_remove: int | torch.Tensor) -> None:
+        """Forget the last -`tokens_to_remove` tokens (a negative number, in a tensor for some releases)."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes a negative number of tokens, not {tokens_to_remove}")
-        self._kept.length = max(0, self._kept.length + int(tokens_to_remove))  # transformers counts in a tensor
+        self._kept.length = max(0, self._kept.length + int(tokens_to_remove))
 
     def reset(self) -> None:
         """Forget all states."""

@@ -51,22 +51,23 @@ __all__ = [
     "MergeModulelist",
     "WeightConverter",
     "WeightRenaming",
+    "bends_scores",
     "cache_argument",
     "cache_in",
     "cached_in_layers",
-    "computes_anew",
     "causal_class_of",
+    "computes_anew",
     "dot_natural_key",
-    "dtype_of_parameters",
     "draft_without_confidence",
+    "dtype_of_parameters",
     "exchanges_attention",
     "get_model_conversion_mapping",
     "length_switch",
     "logits_processors",
     "make_model",
     "rename_source_key",
-    "ties_of",
     "set_draft_length",
+    "ties_of",
     "use_attention",
 ]
 
@@ -148,7 +149,7 @@ def computes_anew(model: Any, tokens: int) -> bool:
 
     ids, cache = torch.zeros((1, tokens + 1), dtype=torch.long), Filled()
     cache.layers.append(DynamicLayer())  # an empty cache counts as none
-    given = {"past_key_values": cache, "attention_mask": torch.ones_like(ids), "use_cache": True}
+    given = {cache_argument(model): cache, "attention_mask": torch.ones_like(ids), "use_cache": True}
     inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **given)
     return cache_in(inputs) is not cache
 
@@ -156,6 +157,11 @@ def computes_anew(model: Any, tokens: int) -> bool:
 def use_attention(model: Any, name: str) -> None:
     """Let the model's attention be the registered function `name` from the next pass on."""
     model.config._attn_implementation = name
+
+
+def bends_scores(model: Any) -> bool:
+    """Whether the model's present attention heeds a softcap; sdpa, which 5.17 takes for Gemma 2, does not."""
+    return bool(model.config._attn_implementation != "sdpa")
 
 
 # Caches

@@ -24,6 +24,7 @@ from headrace.inference.transformers_seam import (
     AttentionInterface,
     AttentionMaskInterface,
     Cache,
+    bends_scores,
     cache_argument,
     exchanges_attention,
     use_attention,
@@ -145,9 +146,11 @@ class _View(NamedTuple):
 class _Layout:
     """The sequences of one pass, and what they see, found once for all layers of a kind."""
 
-    def __init__(self, cache: RaggedCache, parts: Sequence[_Part]) -> None:
+    def __init__(self, cache: RaggedCache, parts: Sequence[_Part], *, bends_scores: bool = True) -> None:
         self.cache = cache
         self.parts = parts
+        self.bends_scores = bends_scores
+        """the model's own attention heeds a softcap"""
         self._views: dict[tuple[MaskRule, int, int, int], _View] = {}
 
     def view(self, rule: MaskRule, tokens: int, length: int, groups: int) -> _View:
@@ -184,6 +187,7 @@ def ragged_attention(
     """
     rule = _known(attention_mask, others)
     layout = _layout.get()
+    softcap = softcap if layout.bends_scores else None
     if not layout.cache.keeps(key, value):
         raise UnsupportedModelError("their cache keeps something else than the keys and values that attention takes")
     keys, values = layout.cache.layer(module.layer_idx)  # type: ignore[arg-type]
@@ -282,6 +286,7 @@ class RaggedRunner:
         self._model = model
         self._cache = RaggedCache(positions=positions)
         self._cache_argument = cache_argument(model)
+        self._bends_scores = bends_scores(model)
         use_attention(model, ATTENTION)
 
     def run(self, copies: Sequence[Copy], turns: Sequence[Turn], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -297,7 +302,8 @@ class RaggedRunner:
         self._cache.place(places)
         # A pass in which only prompts go on still goes through the head, which streams in its turn: for one row.
         kept = torch.tensor(last_rows or [len(ids) - 1])
-        with _in_layout(_Layout(self._cache, parts)), torch.inference_mode():
+        layout = _Layout(self._cache, parts, bends_scores=self._bends_scores)
+        with _in_layout(layout), torch.inference_mode():
             self._cache.copy(copies)
             output = self._model(
                 input_ids=torch.tensor([ids]),
