@@ -73,6 +73,13 @@ def test_a_field_that_transformers_refuses_is_named(directory: Path, field: str,
         headrace.load(directory, **OPTIONS)
 
 
+def test_a_config_with_a_byte_order_mark_is_named_without_blaming_a_field(directory: Path) -> None:
+    path = directory / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(CheckpointError, match=r"config\.json begins with a byte order mark"):
+        headrace.load(directory, **OPTIONS)
+
+
 def test_an_attention_that_is_not_installed_is_the_callers_to_change(directory: Path) -> None:
     with pytest.raises(InvalidRequestError, match="attention 'flash_attention_2' does not work here"):
         headrace.load(directory, **OPTIONS, attention="flash_attention_2")

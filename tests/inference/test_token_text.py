@@ -54,8 +54,8 @@ def test_spaces_and_bytes_of_the_other_family() -> None:
     assert b"".join(texts.of(token).data for token in (2, 3, 4)) == "€".encode()
 
 
-def test_a_token_that_no_text_has_is_empty() -> None:
-    assert TokenTexts(byte_level()).of(100_000) == ("", b"")
+def test_a_token_that_no_text_has_goes_by_its_number() -> None:
+    assert TokenTexts(byte_level()).of(100_000) == ("token_id:100000", b"")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import reprlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +21,15 @@ def refused_config(path: Path, error: Exception, attempt: Callable[[dict[str, An
     reason = f"{path} is not accepted by transformers: {type(error).__name__}: {words}"
     try:
         raw = read_config(path)
+        marked = path.read_bytes().startswith(codecs.BOM_UTF8)
     except CheckpointError as unreadable:
         return unreadable
+    if marked:
+        return CheckpointError(
+            f"{path} begins with a byte order mark, which transformers does not read; save it without"
+        )
+    if _succeeds(attempt, raw):
+        return CheckpointError(reason)
     for name, value, rest in _without_one(raw):
         if _succeeds(attempt, rest):
             return CheckpointError(

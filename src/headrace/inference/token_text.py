@@ -17,7 +17,10 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenText(NamedTuple):
-    """One token. Where its bytes are no characters the text is `bytes:` and their numbers, as OpenAI writes them."""
+    """One token. Where its bytes are no characters the text is `bytes:` and their numbers, as OpenAI writes them.
+
+    Where no text has the token, as with rows that only fill a table up, it is `token_id:` and its number.
+    """
 
     text: str
     data: bytes
@@ -45,6 +48,8 @@ class TokenTexts:
     def of(self, token: int) -> TokenText:
         """A single token as a part of a longer text."""
         data = self._bytes(token)
+        if not data:
+            return TokenText(f"token_id:{token}", data)
         try:
             return TokenText(data.decode("utf-8"), data)
         except UnicodeDecodeError:

@@ -285,12 +285,16 @@ class BatchJob:
         return {
             "tokens": [self._texts.of(item.token).text for item in choice.chosen],
             "token_logprobs": [_finite(item.logprob or 0.0) for item in choice.chosen],
-            "top_logprobs": [
-                {self._texts.of(token).text: _finite(logprob) for token, logprob in reversed(item.likeliest)}
-                for item in choice.chosen
-            ],
+            "top_logprobs": [self._likeliest(item) for item in choice.chosen],
             "text_offset": ends[:-1],
         }
+
+    def _likeliest(self, item: Chosen) -> dict[str, float]:
+        """Log-probabilities by text; of two tokens with the same text the likelier one's."""
+        found: dict[str, float] = {}
+        for token, logprob in item.likeliest:
+            found.setdefault(self._texts.of(token).text, _finite(logprob))
+        return found
 
 
 def _finite(logprob: float) -> float:
