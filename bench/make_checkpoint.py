@@ -14,10 +14,10 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class Tensor(NamedTuple):
     number: int
 
 
+Named = tuple[str, tuple[int, ...]]
+"""name and dimensions of a tensor"""
 Fill = Callable[[BinaryIO, tuple[int, ...], int], None]
 """Appends the values of a tensor, given its dimensions and its number."""
 
@@ -62,7 +64,7 @@ SHAPES = {
 }
 
 
-def tensors_of(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+def tensors_of(shape: Shape) -> Iterator[Named]:
     """Yield (name, dimensions) of every tensor in the order in which a Llama checkpoint holds them."""
     hidden, intermediate, kv_width = shape.hidden, shape.intermediate, shape.hidden // shape.heads * shape.kv_heads
     yield "model.embed_tokens.weight", (shape.vocabulary, hidden)
@@ -86,9 +88,14 @@ def size_bytes(dimensions: tuple[int, ...]) -> int:
     return 2 * int(np.prod(dimensions))
 
 
-def checkpoint_bytes(shape: Shape) -> int:
+def total_bytes(tensors: Iterable[Named]) -> int:
     """Bytes of all tensors."""
-    return sum(size_bytes(dimensions) for _, dimensions in tensors_of(shape))
+    return sum(size_bytes(dimensions) for _, dimensions in tensors)
+
+
+def checkpoint_bytes(shape: Shape) -> int:
+    """Bytes of all tensors of a Llama model."""
+    return total_bytes(tensors_of(shape))
 
 
 def write_random(file: BinaryIO, dimensions: tuple[int, ...], generator: np.random.Generator) -> None:
@@ -103,11 +110,11 @@ def write_random(file: BinaryIO, dimensions: tuple[int, ...], generator: np.rand
         left -= count
 
 
-def shards_of(shape: Shape, shard_bytes: int) -> list[list[Tensor]]:
+def shards_of(tensors: Iterable[Named], shard_bytes: int) -> list[list[Tensor]]:
     """The tensors of each file: as many as fit into `shard_bytes`, one at least."""
     shards: list[list[Tensor]] = [[]]
     filled = 0
-    for number, (name, dimensions) in enumerate(tensors_of(shape)):
+    for number, (name, dimensions) in enumerate(tensors):
         if shards[-1] and filled + size_bytes(dimensions) > shard_bytes:
             shards.append([])
             filled = 0
@@ -136,10 +143,18 @@ def write_shard(path: Path, tensors: Sequence[Tensor], fill: Fill, *, settle: bo
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def write_checkpoint(directory: Path, shape: Shape, *, shard_bytes: int, seed: int, fast: bool = False) -> int:
-    """Write the whole checkpoint; returns the bytes of its weights. `fast`: see `tiled_weights.py`."""
+def write_tensors(
+    directory: Path,
+    tensors: Sequence[Named],
+    config: Mapping[str, Any],
+    *,
+    shard_bytes: int,
+    seed: int,
+    fast: bool = False,
+) -> int:
+    """Write a checkpoint of any tensors and its config.json; returns the bytes of its weights."""
     directory.mkdir(parents=True, exist_ok=True)
-    shards = shards_of(shape, shard_bytes)
+    shards = shards_of(tensors, shard_bytes)
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     if fast:
         fill: Fill = tiled_weights(seed).write
@@ -153,10 +168,18 @@ def write_checkpoint(directory: Path, shape: Shape, *, shard_bytes: int, seed: i
         ]
         for one in written:
             one.result()
-    total = checkpoint_bytes(shape)
+    total = total_bytes(tensors)
     weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    (directory / "config.json").write_text(json.dumps(config, indent=1))
+    special = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
+    (directory / "generation_config.json").write_text(json.dumps(special))
+    return total
+
+
+def write_checkpoint(directory: Path, shape: Shape, *, shard_bytes: int, seed: int, fast: bool = False) -> int:
+    """Write a whole Llama checkpoint; returns the bytes of its weights. `fast`: see `tiled_weights.py`."""
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -176,9 +199,8 @@ def write_checkpoint(directory: Path, shape: Shape, *, shard_bytes: int, seed: i
         "dtype": "bfloat16",
         "torch_dtype": "bfloat16",
     }
-    (directory / "config.json").write_text(json.dumps(config, indent=1))
-    (directory / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
-    return total
+    tensors = list(tensors_of(shape))
+    return write_tensors(directory, tensors, config, shard_bytes=shard_bytes, seed=seed, fast=fast)
 
 
 def main() -> None:
