@@ -11,11 +11,12 @@ import transformers  # noqa: F401 - what the second test is about
 from headrace.inference.lean_imports import leave_out_compiler_and_groups
 
 SCRIPT = """
+import gc
 import sys
 from headrace.cli.command import load_run_libraries
 
 load_run_libraries()
-import headrace.inference.api
+assert gc.isenabled() and gc.get_freeze_count() > 100_000, "what was imported is no garbage, and not looked at again"
 import torch
 from transformers import LlamaConfig
 from headrace.inference.skeleton import build_skeleton

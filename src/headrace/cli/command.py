@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -51,9 +53,21 @@ def load_torch() -> None:
 
 
 def load_run_libraries(*, compiles: bool = False) -> None:
-    """Import what runs models, which takes seconds, without what only compiling needs unless this run `compiles`."""
-    load_torch()
-    if not compiles:
-        from headrace.inference.lean_imports import leave_out_compiler_and_groups
+    """Import what runs models, which takes seconds, without what only compiling needs unless this run `compiles`.
 
-        leave_out_compiler_and_groups()
+    Next to nothing of it becomes garbage: the collector looks neither while it is imported nor, for good, at what came
+    of it.
+    """
+    if "transformers" in sys.modules:
+        return
+    gc.disable()
+    try:
+        load_torch()
+        if not compiles:
+            from headrace.inference.lean_imports import leave_out_compiler_and_groups
+
+            leave_out_compiler_and_groups()
+        importlib.import_module("headrace.inference.api")
+        gc.freeze()
+    finally:
+        gc.enable()
