@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,6 +144,9 @@ def test_positions_that_depend_on_the_length_are_each_sequences_own(name: str) -
     for number, (length, new) in enumerate([(5, 4), (25, 6), (13, 8), (16, 3), (17, 2)]):
         prompts[number] = [3 + (number + 7 * place) % 300 for place in range(length)]
         needs[number] = Need(length, new, anew_at=switch.anew_at(length, new))
+        if switch.computes_anew:  # that is, as if each token were the end of a prompt
+            expected[number] = alone(resident(config), prompts[number], new)
+            continue
         ids = torch.tensor([prompts[number]])
         options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True, "eos_token_id": None}
         whole = resident(config).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, **options)
@@ -183,7 +187,10 @@ def test_what_the_model_says_of_its_attention_is_followed(config: Any) -> None:
         (transformers.Gemma3TextConfig(**TINY, **HEADS, head_dim=16, use_bidirectional_attention=True), "looks ahead"),
         (transformers.LlamaConfig(**TINY, **HEADS, is_causal=False), "looks ahead"),
         (transformers.BloomConfig(vocab_size=320, hidden_size=64, n_layer=2, n_head=4), "does not go through"),
-        (transformers.RecurrentGemmaConfig(**TINY, num_attention_heads=4, lru_width=64), "depends on the others"),
+        (
+            transformers.RecurrentGemmaConfig(**TINY, num_attention_heads=4, lru_width=64),
+            "several sequences|depends on the others",
+        ),
         (
             transformers.DeepseekV3Config(
                 **TINY, num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, n_group=1, topk_group=1
@@ -194,7 +201,7 @@ def test_what_the_model_says_of_its_attention_is_followed(config: Any) -> None:
     ids=["bidirectional", "not-causal", "alibi", "recurrent", "latent"],
 )
 def test_why_a_model_cannot_be_packed_is_said(config: Any, reason: str) -> None:
-    assert reason in str(why_not_packed(config))
+    assert re.search(reason, str(why_not_packed(config)))
     with pytest.raises(UnsupportedModelError, match=f"batches of {config.model_type} models are not supported"):
         refuse_unless_packed(config)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedModel
+from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedModel, masking_utils
 
 import headrace
 from headrace.inference import transformers_seam as seam
@@ -70,6 +70,12 @@ RELIED_UPON: dict[str, Callable[[], bool]] = {
         ]
         == ["TopKLogitsWarper"]
     ),
+    "AttentionMaskInterface.register": lambda: parameters(seam.AttentionMaskInterface.register) == ["key", "value"],
+    "create_causal_mask(mask_function)": lambda: "mask_function" in parameters(masking_utils.sdpa_mask),
+    "GenerationMixin.prepare_inputs_for_generation": lambda: (
+        "next_sequence_length" in parameters(GenerationMixin.prepare_inputs_for_generation)
+    ),
+    "RotaryEmbedding.rope_type": lambda: tiny_model("llama").model.rotary_emb.rope_type == "default",
     "config._attn_implementation": lambda: hasattr(type(tiny_config("llama")), "_attn_implementation"),
     "AttentionInterface.register": lambda: parameters(seam.AttentionInterface.register) == ["key", "value"],
     "GenerationMixin._prepare_cache_for_generation": lambda: (
