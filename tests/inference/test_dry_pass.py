@@ -114,10 +114,11 @@ def test_a_cache_is_measured_on_the_models_own(tmp_path: Path) -> None:
 def test_layers_that_share_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = save_tiny("llama", tmp_path / "m")
 
-    def shared(config: LlamaConfig, dtype: torch.dtype) -> object:
-        model = LlamaForCausalLM(config).to(dtype)
+    def shared(config: LlamaConfig, dtype: torch.dtype) -> nn.Module:
+        model: Any = LlamaForCausalLM(config).to(dtype)
         model.model.layers[2].mlp = model.model.layers[1].mlp
-        return model.eval()
+        made: nn.Module = model.eval()
+        return made
 
     monkeypatch.setattr(dry_pass, "build_without_weights", shared)
     with pytest.raises(UnsupportedModelError, match="layers 1 and 2 of m share weights"):

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import headrace
 from accelerator_machine import make_up
-from headrace.errors import UnsupportedModelError
+from headrace.errors import BudgetError, UnsupportedModelError
 from headrace.inference.transformers_seam import cache_argument, cache_in
 from model_types import TYPES, save_type
 
@@ -46,6 +47,28 @@ UNBUILT = {
 SLOW = {"blt", "phi4_multimodal"}
 """take minutes to build whatever sizes are asked for"""
 EXACT_MIN = 140
+CHOSEN = (
+    "bamba",
+    "bert",
+    "bloom",
+    "deepseek_v3",
+    "falcon_h1",
+    "gemma3n_text",
+    "gemma4_text",
+    "glm4_moe",
+    "gpt2",
+    "gpt_oss",
+    "granite",
+    "jamba",
+    "llama4_text",
+    "mamba",
+    "mpt",
+    "olmoe",
+    "phimoe",
+    "qwen3_5_text",
+    "qwen3_next",
+    "recurrent_gemma",
+)
 
 
 def passes(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,6 +97,26 @@ def test_streamed_equals_resident(kind: str, tmp_path: Path, monkeypatch: pytest
         found = passes(model, ids)
         assert model.headrace.plan.streamed_bytes_per_pass > 0
     assert all(torch.equal(own, other) for own, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_in_every_dtype_and_budget(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least budget, one between, one that holds everything; each weight converted, and each as it is stored."""
+    make_up(monkeypatch)
+    directory = tmp_path / kind
+    save_type(kind, directory)
+    ids = torch.randint(3, 250, (3, 7), generator=torch.Generator().manual_seed(2))
+    for dtype in (torch.float32, torch.bfloat16):
+        wanted = passes(AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval(), ids)
+        options: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "batch": 3, "max_tokens": 16}
+        with pytest.raises(BudgetError) as refused:
+            headrace.load(directory, memory="1MiB", **options)
+        least = refused.value.required_bytes
+        assert least is not None
+        for memory in (least, int(1.01 * least), 4 * least):
+            with headrace.load(directory, memory=memory, **options) as model:
+                found = passes(model, ids)
+            assert all(torch.equal(own, other) for own, other in zip(found, wanted, strict=True)), (dtype, memory)
 
 
 @pytest.mark.parametrize("kind", UNBUILT)
