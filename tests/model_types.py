@@ -15,11 +15,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 TYPES = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 BUILD_S_MAX = 60
 
-_LAYERS, _HEADS, _HIDDEN, _INNER, _VOCABULARY, _CONTEXT = 4, 4, 64, 128, 256, 128
+_LAYERS, _HEADS, _HIDDEN, _LONG, _VOCABULARY = 4, 4, 64, 128, 256
 _SAME_FIELD = {
     # Fields that mean the same, under the names that config classes give them.
     _HIDDEN: "hidden_size n_embd d_model attention_hidden_size embedding_size lru_width",
-    _INNER: "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim d_ff ffn_hidden_size shared_intermediate_size",
+    _LONG: "max_position_embeddings n_positions intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim "
+    "d_ff ffn_hidden_size shared_intermediate_size",
     _LAYERS: "num_hidden_layers num_layers n_layer n_layers decoder_layers encoder_layers num_experts "
     "num_local_experts n_routed_experts moe_num_experts num_attention_heads n_head n_heads num_heads "
     "decoder_attention_heads encoder_attention_heads mamba_n_heads mamba_num_heads linear_num_value_heads",
@@ -33,7 +34,6 @@ _SAME_FIELD = {
     "mamba_head_dim",
     8: "rotary_dim state_size mamba_d_state ssm_state_size",
     _VOCABULARY: "vocab_size vocab_size_per_layer_input",
-    _CONTEXT: "max_position_embeddings n_positions",
 }
 _FIELDS = {name: size for size, names in _SAME_FIELD.items() for name in names.split()}
 _LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}

@@ -90,10 +90,10 @@ def test_streamed_equals_resident(kind: str, tmp_path: Path, monkeypatch: pytest
     options: dict[str, Any] = {"dtype": "float32", "strategy": "overlap", "batch": 3, "max_tokens": 16}
     if kind in REFUSED:
         with pytest.raises(UnsupportedModelError, match=REFUSED[kind]):
-            headrace.load(directory, memory="256MiB", **options)
+            headrace.load(directory, memory="1GiB", **options)
         return
     wanted = passes(resident, ids)
-    with headrace.load(directory, memory="256MiB", **options) as model:
+    with headrace.load(directory, memory="1GiB", **options) as model:
         found = passes(model, ids)
         assert model.headrace.plan.streamed_bytes_per_pass > 0
     assert all(torch.equal(own, other) for own, other in zip(found, wanted, strict=True))

@@ -53,6 +53,7 @@ def assemble(loading: Loading, candidate: Candidate, calibration: Calibration, *
         buffer = ConversionBuffer(plan.memory.conversion_bytes, where)
         copies = calibration.scenario.copies_weights
         layers = _Layers(model, recipes, stream, loading, plan, buffer, copies_weights=copies)
+        _refuse_other_inputs(model, loading)
         _attach_head(model, loading, stream, dtype, buffer, copies_weights=copies)
         _attach_embedding(model, loading, stream, plan, dtype, table)
         if loading.options.asked.compile_layers:
@@ -159,6 +160,17 @@ class _Layers:
         """Let go of what a pass that was broken off still holds."""
         for clean_up in self._clean_ups:
             clean_up()
+
+
+def _refuse_other_inputs(model: Any, loading: Loading) -> None:
+    """Let what sees images or hears sounds refuse to: its weights are not there."""
+
+    def refuse(_module: nn.Module, _args: Any) -> None:
+        name = loading.checkpoint.model.name
+        raise InvalidRequestError(f"headrace runs {name} as the text model that it holds: give it no images and sounds")
+
+    for path in loading.anatomy.unused:
+        model.get_submodule(path).register_forward_pre_hook(refuse)
 
 
 def _attach_head(

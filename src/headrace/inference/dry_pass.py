@@ -63,6 +63,8 @@ class Anatomy:
     """the cache is transformers' own, made of layers; some models have another one, or none"""
     made_in: dict[str, str]
     """modules whose weights others read without calling them -> the module around them that is called"""
+    unused: tuple[str, ...]
+    """modules that have no turn in a pass of text: those of images and sounds, whose weights are never read"""
 
     @property
     def first_of_kinds(self) -> tuple[int, ...]:
@@ -87,27 +89,27 @@ def _examine(
 ) -> tuple[Anatomy, Parts]:
     model, name = build_without_weights(config, dtype), stored.name
     paths = {id(module): path for path, module in model.named_modules()}
-    layers_path, layers = _layers_of(model, name)
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding) or id(embedding) not in paths or not _looks_up_rows(embedding):
+        raise UnsupportedModelError(f"the embedding of {name} is no table of rows, which headrace cannot stream yet")
+    watched = _watch(model, name)
+    layers_path, layers = _layers_of(model, set(watched.order), name)
     if len(layers) != stored.num_layers:
         raise UnsupportedModelError(
             f"{name} has {len(layers)} layers where config.json promises {stored.num_layers}, in {layers_path}"
         )
-    embedding = model.get_input_embeddings()
-    if not isinstance(embedding, nn.Embedding) or id(embedding) not in paths or not _looks_up_rows(embedding):
-        raise UnsupportedModelError(f"the embedding of {name} is no table of rows, which headrace cannot stream yet")
+    numbers = {id(layer): number for number, layer in enumerate(layers)}
+    if [numbers[own] for own in watched.order if own in numbers] != 2 * list(range(len(layers))):
+        raise UnsupportedModelError(f"{name} does not call its layers once each, in order, and so they cannot stream")
     _refuse_shared_weights(layers, name)
-    head = _head_of(model, layers_path, name)
-    watched = _watch(model, list(layers), name)
+    caches = _differences(watched.cache, watched.sizes_before, len(layers), model.dtype.itemsize)
     kinds: dict[Any, int] = {}
-    for layer, cache in zip(layers, watched.caches, strict=True):
-        modules = tuple(type(module).__name__ for module in layer.modules())
-        key = (modules, cache.window_tokens, bool(cache.elements_per_token), bool(cache.state_elements))
-        kinds.setdefault(key, len(kinds))
-        watched.kinds.append(kinds[key])
+    for layer, cache in zip(layers, caches, strict=True):
+        kinds.setdefault(_kind(layer, cache), len(kinds))
     anatomy = Anatomy(
         layers=layers_path,
         embedding=paths[id(embedding)],
-        head=head,
+        head=_head_of(model, layers_path, name),
         tables=tuple(
             path
             for path, module in model.named_modules()
@@ -117,18 +119,41 @@ def _examine(
             and module.num_embeddings >= embedding.num_embeddings
             and _looks_up_rows(module)
         ),
-        kinds=tuple(watched.kinds),
-        caches=tuple(watched.caches),
-        outputs=tuple(watched.outputs[number] for number in range(len(layers))),
-        has_cache_layers=watched.has_cache_layers,
-        made_in=_made_in(layers, layers_path, watched.called),
+        kinds=tuple(kinds[_kind(layer, cache)] for layer, cache in zip(layers, caches, strict=True)),
+        caches=tuple(caches),
+        outputs=tuple(watched.outputs[id(layer)] for layer in layers),
+        has_cache_layers=cached_in_layers(watched.cache),
+        made_in=_made_in(layers, layers_path, watched.in_both),
+        unused=tuple(_unused(model, set(watched.order))),
     )
     return anatomy, _parts(model, anatomy, recipes_of(model, entries), name)
 
 
+def _kind(layer: nn.Module, cache: SeenCache) -> tuple[Any, ...]:
+    """Equal for layers that take equally long, size for size."""
+    modules = tuple(type(module).__name__ for module in layer.modules())
+    return (modules, cache.window_tokens, bool(cache.elements_per_token), bool(cache.state_elements))
+
+
+def _unused(model: nn.Module, called: set[int], path: str = "") -> Iterator[str]:
+    """The outermost modules with parts of their own of which nothing has its turn for text, as what sees images."""
+    for name, module in model.named_children():
+        own = f"{path}.{name}".lstrip(".")
+        if not any(id(inner) in called for inner in module.modules()):
+            if any(True for _ in module.children()) and any(True for _ in module.parameters()):
+                yield own
+        elif not isinstance(module, nn.ModuleList):
+            yield from _unused(module, called, own)
+
+
 def _parts(model: Any, anatomy: Anatomy, recipes: dict[str, Recipe], name: str) -> Parts:
     """Sort the checkpoint's tensors by the parameters that they become."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    apart = tuple(f"{path}." for path in anatomy.unused)
+    parameters = {
+        own: parameter
+        for own, parameter in model.named_parameters(remove_duplicate=False)
+        if not own.startswith(apart or ("\0",))
+    }
     require_all(recipes, parameters)
     ends = {path: f"{path}.weight" for path in (anatomy.embedding, anatomy.head, *anatomy.tables)}
     for path in ends.values():
@@ -141,7 +166,7 @@ def _parts(model: Any, anatomy: Anatomy, recipes: dict[str, Recipe], name: str) 
     made: list[list[Made]] = [[] for _ in anatomy.kinds]
     fixed: dict[str, TensorEntry] = {}
     for parameter, recipe in recipes.items():
-        if parameter in ends.values():
+        if parameter in ends.values() or parameter.startswith(apart or ("\0",)):
             continue
         number, _, inner = parameter.removeprefix(anatomy.layers + ".").partition(".")
         own = {ingredient.entry.name: ingredient.entry for ingredient in recipe.ingredients}
@@ -213,13 +238,17 @@ def _alike(path: str, modules: dict[str, nn.Module]) -> Iterator[nn.Module]:
                     yield other
 
 
-def _layers_of(model: nn.Module, name: str) -> tuple[str, nn.ModuleList]:
-    """The list that holds most parameters, of those that lie in no other."""
+def _layers_of(model: nn.Module, called: set[int], name: str) -> tuple[str, nn.ModuleList]:
+    """The list that holds most parameters, of those that have their turn and lie in no other."""
     found: list[tuple[int, str, nn.ModuleList]] = []
     for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(path.startswith(outer + ".") for _, outer, _ in found):
+        if (
+            isinstance(module, nn.ModuleList)
+            and any(id(layer) in called for layer in module)
+            and not any(path.startswith(outer + ".") for _, outer, _ in found)
+        ):
             found.append((sum(parameter.numel() for parameter in module.parameters()), path, module))
-    if not found or not found[-1]:
+    if not found:
         raise UnsupportedModelError(f"{name} has no list of layers that could stream")
     _, path, layers = max(found, key=lambda item: item[0])
     return path, layers
@@ -277,27 +306,27 @@ def _head_of(model: Any, layers_path: str, name: str) -> str:
 
 
 class _Watched(NamedTuple):
-    """What two passes showed."""
+    """What two passes showed, modules by their ids."""
 
-    caches: list[SeenCache]
+    order: list[int]
+    """every module that had its turn, in order of its end"""
+    in_both: set[int]
+    """those that had one in either pass"""
     outputs: dict[int, int | None]
-    called: set[int]
-    """ids of the modules that had their turn in both"""
-    kinds: list[int]
-    has_cache_layers: bool
+    cache: Any
+    sizes_before: list[dict[str, int]]
+    """of the cache after the first pass"""
 
 
-def _watch(model: Any, layers: list[nn.Module], name: str) -> _Watched:
-    calls: list[int] = []
+def _watch(model: Any, name: str) -> _Watched:
+    order: list[int] = []
     outputs: dict[int, int | None] = {}
     called: list[set[int]] = [set()]
-    numbers = {id(layer): number for number, layer in enumerate(layers)}
 
     def note(module: nn.Module, _args: Any, output: Any) -> None:
         called[-1].add(id(module))
-        if id(module) in numbers:
-            calls.append(numbers[id(module)])
-            outputs[numbers[id(module)]] = None if isinstance(output, torch.Tensor) else len(output)
+        order.append(id(module))
+        outputs[id(module)] = len(output) if isinstance(output, tuple) else None
 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
@@ -305,10 +334,9 @@ def _watch(model: Any, layers: list[nn.Module], name: str) -> _Watched:
             first = model(input_ids=torch.zeros(1, PREFILL_TOKENS, dtype=torch.long), use_cache=True)
             cache = cache_in(first)
             before = _sizes(cache)
-            if cache is not None:  # one token more, to see what grows
-                called.append(set())
-                given = {cache_argument(model): cache}
-                model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True, **given)
+            called.append(set())  # one token more, to see what grows, and what else is read for a single token
+            given = {} if cache is None else {cache_argument(model): cache}
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True, **given)
     except Exception as error:
         raise _NotTriedError(
             f"{name} could not be tried without its weights: {type(error).__name__}: {error}"
@@ -316,11 +344,7 @@ def _watch(model: Any, layers: list[nn.Module], name: str) -> _Watched:
     finally:
         for hook in hooks:
             hook.remove()
-    expected = list(range(len(layers)))
-    if calls != expected * len(called):
-        raise UnsupportedModelError(f"{name} does not call its layers once each, in order, and so they cannot stream")
-    caches = _differences(cache, before, len(layers), model.dtype.itemsize)
-    return _Watched(caches, outputs, set.intersection(*called), [], cached_in_layers(cache))
+    return _Watched(order, set.intersection(*called), outputs, cache, before)
 
 
 def _sizes(cache: Any) -> list[dict[str, int]]:
