@@ -70,14 +70,16 @@ def config_of(kind: str) -> Any:
     return config
 
 
-def save_type(kind: str, directory: Path) -> Any:
-    """Save a random float32 model of this type, and return it as transformers loads it again.
+def save_type(kind: str, directory: Path, **fields: Any) -> Any:
+    """Save a random float32 model of this type, with `fields` in its config; return it as transformers loads it.
 
     Raises whatever transformers raises where it cannot make, run or load it.
     """
     with _time_limit(BUILD_S_MAX):
         torch.manual_seed(1)
-        model = AutoModelForCausalLM.from_config(config_of(kind)).to(torch.float32).eval()
+        config = config_of(kind)
+        config.update(fields)
+        model = AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
         with torch.no_grad():
             model(input_ids=torch.ones(1, 6, dtype=torch.long), use_cache=True)
         model.save_pretrained(directory)

@@ -17,9 +17,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cli_checkpoints import write_model
+from cli_checkpoints import write_model, write_tokenizer
 from headrace.cli.main import main
 from headrace.inference.token_text import TokenTexts
+from model_types import save_type
 
 pytestmark = pytest.mark.usefixtures("made_up_speeds")
 
@@ -373,6 +374,36 @@ def test_dry_run_predicts_and_writes_nothing(model: Path, tmp_path: Path, capsys
     report = json.loads(capsys.readouterr().out)
     assert report["predicted"]["total_s"] > 0
     assert not target.exists()
+
+
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A model that keeps states beside keys and values, and as transformers loads it."""
+    directory = tmp_path_factory.mktemp("recurrent") / "model"
+    reference = save_type("bamba", directory, vocab_size=1024)
+    write_tokenizer(directory, chat=False)
+    return directory, reference
+
+
+def test_models_with_states_are_answered_in_groups_and_resumed(
+    recurrent: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, reference = recurrent
+    lines = requests(12, ignore_eos=True)
+    source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    command = arguments(directory, source, target, "--in-flight", "4", "--memory", "100MiB", "--strategy", "overlap")
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["measured"]["passes"] == report["predicted"]["passes"]
+    assert report["measured"]["passes"] < sum(line["max_tokens"] for line in lines)
+    for line in lines:
+        own = greedy(reference, line["prompt"], line["max_tokens"], eos_token_id=None)
+        assert texts(target)[line["custom_id"]] == [own]
+    whole, kept = texts(target), target.read_bytes().splitlines(keepends=True)
+    target.write_bytes(b"".join(kept[:5]) + b'{"id')
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["answered_before"] == 5
+    assert texts(target) == whole
 
 
 def test_kills_lose_nothing(model: Path, tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ def sliding_and_full() -> Any:
 
 
 RELIED_UPON: dict[str, Callable[[], bool]] = {
+    "GenerationMixin, one pass at a time": lambda: all(
+        set(names) <= set(parameters(getattr(GenerationMixin, function)))
+        for function, names in {
+            "prepare_inputs_for_generation": ("input_ids", "next_sequence_length", "is_first_iteration"),
+            "_prepare_position_ids_for_generation": ("inputs_tensor", "model_kwargs"),
+            "_update_model_kwargs_for_generation": ("outputs", "model_kwargs", "is_encoder_decoder"),
+            "_supports_logits_to_keep": (),
+        }.items()
+    ),
     "AutoModelForCausalLM._model_mapping": lambda: seam.causal_class_of(tiny_config("llama")) is LlamaForCausalLM,
     "PreTrainedModel._from_config": lambda: isinstance(
         seam.make_model(LlamaForCausalLM, tiny_config("llama"), dtype=torch.bfloat16, attn_implementation="eager"),

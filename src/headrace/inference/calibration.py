@@ -21,7 +21,7 @@ from headrace.planning.memory import MemoryAccount
 from headrace.planning.rates import LayerTimes, Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.scenarios import compute_dtypes, work_seconds
-from headrace.planning.workload import Packed
+from headrace.planning.workload import JobMemory
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice, Device
 from headrace.streaming.device_budget import note_what_there_is_not
@@ -62,7 +62,7 @@ class Calibration(NamedTuple):
     """since this was measured, where an earlier start did it"""
 
 
-def asked_scenario(loading: Loading, packed: Packed | None = None) -> Scenario:
+def asked_scenario(loading: Loading, packed: JobMemory | None = None) -> Scenario:
     """The question, before anything is known of the hardware."""
     options = loading.options
     return Scenario(
@@ -79,7 +79,7 @@ def asked_scenario(loading: Loading, packed: Packed | None = None) -> Scenario:
     )
 
 
-def calibrate(loading: Loading, *, pass_tokens: Sequence[int] = (), packed: Packed | None = None) -> Calibration:
+def calibrate(loading: Loading, *, pass_tokens: Sequence[int] = (), packed: JobMemory | None = None) -> Calibration:
     """Measure what planning needs of this model on its device. One or two seconds.
 
     `pass_tokens`: further numbers of tokens in a pass at which the layer is timed. `packed`: the least that packed
@@ -99,7 +99,9 @@ def calibrate(loading: Loading, *, pass_tokens: Sequence[int] = (), packed: Pack
 # -- the host's CPU -----------------------------------------------------------------------------------------------
 
 
-def _calibrate_cpu(loading: Loading, pass_tokens: Sequence[int], packed: Packed | None) -> tuple[Scenario, list[str]]:
+def _calibrate_cpu(
+    loading: Loading, pass_tokens: Sequence[int], packed: JobMemory | None
+) -> tuple[Scenario, list[str]]:
     model, options = loading.checkpoint.model, loading.options
     notes: list[str] = []
     names = compute_dtypes(model, options.dtype)

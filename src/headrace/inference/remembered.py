@@ -43,7 +43,7 @@ from headrace.planning.infeasible import minimum_bytes
 from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.scenarios import compute_dtypes
-from headrace.planning.workload import Packed, Workload
+from headrace.planning.workload import JobMemory, Workload
 from headrace.streaming.device_budget import note_what_there_is_not
 from headrace.streaming.devices import maker_name
 from headrace.streaming.torch_dtypes import TORCH_DTYPES
@@ -134,7 +134,7 @@ class Measurement:
         )
 
 
-def calibrated(loading: Loading, *, pass_tokens: Sequence[int] = (), packed: Packed | None = None) -> Calibration:
+def calibrated(loading: Loading, *, pass_tokens: Sequence[int] = (), packed: JobMemory | None = None) -> Calibration:
     """What `calibrate` finds, from an earlier start where it serves; `LoadOptions.fresh` measures again.
 
     Raises BudgetError before anything is measured where nothing could fit.
@@ -171,7 +171,9 @@ def measured_directory() -> Path | None:
     return Path(cache) / "headrace" / "measured"
 
 
-def circumstances(loading: Loading, *, pass_tokens: Sequence[int] = (), packed: Packed | None = None) -> dict[str, Any]:
+def circumstances(
+    loading: Loading, *, pass_tokens: Sequence[int] = (), packed: JobMemory | None = None
+) -> dict[str, Any]:
     """All that measured speeds depend on, in plain values: versions, machine, checkpoint, options."""
     checkpoint, options, reader, device = loading.checkpoint, loading.options, loading.reader, loading.device
     machine, memory = options.asked.machine, device.memory()

@@ -18,6 +18,7 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
+    GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
     PretrainedConfig,
@@ -34,6 +35,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
+from transformers.generation.configuration_utils import GenerationMode
 
 from headrace.errors import InvalidRequestError
 
@@ -48,6 +50,7 @@ __all__ = [
     "DynamicCache",
     "DynamicLayer",
     "GenerationHooks",
+    "GenerationPasses",
     "MergeModulelist",
     "WeightConverter",
     "WeightRenaming",
@@ -222,6 +225,40 @@ class GenerationHooks:
         made = cache_in(model_kwargs)
         if made is not given and generation_config.cache_implementation in (None, "dynamic"):
             self.lay_out_cache(made, capacity_tokens=max_cache_length)
+
+
+class GenerationPasses:
+    """The forward passes of `generate` over sequences of equal length; which tokens follow is the caller's choice.
+
+    Takes a cache for `most_tokens` tokens of each sequence; raises BudgetError where that does not fit.
+    """
+
+    def __init__(self, model: Any, *, sequences: int, most_tokens: int) -> None:
+        self.model = model
+        self.ids = torch.empty((sequences, 0), dtype=torch.long)
+        self.given: dict[str, Any] = {"use_cache": True}
+        if model._supports_logits_to_keep():
+            self.given["logits_to_keep"] = 1
+        model._prepare_cache_for_generation(
+            GenerationConfig(), self.given, GenerationMode.GREEDY_SEARCH, sequences, most_tokens
+        )
+
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append ids of shape (sequences, tokens), after the first pass one token; return the last ones' logits."""
+        model, begins = self.model, not self.ids.shape[1]
+        self.ids = torch.cat((self.ids, ids), dim=-1)
+        if begins:
+            accepted = inspect.signature(model.forward).parameters
+            if "attention_mask" in accepted:
+                self.given["attention_mask"] = torch.ones_like(ids)
+            if "position_ids" in accepted:
+                self.given["position_ids"] = model._prepare_position_ids_for_generation(ids, self.given)
+        inputs = model.prepare_inputs_for_generation(
+            self.ids, next_sequence_length=None if begins else 1, is_first_iteration=begins, **self.given
+        )
+        output = model(**inputs, return_dict=True)
+        self.given = model._update_model_kwargs_for_generation(output, self.given, is_encoder_decoder=False)
+        return output.logits[:, -1]  # type: ignore[no-any-return]
 
 
 class _Processing(GenerationMixin):  # type: ignore[misc]  # transformers is untyped

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from headrace.planning.plan import (
     TierMemory,
 )
 from headrace.planning.scenario import Scenario
-from headrace.planning.workload import Workload
+from headrace.planning.workload import Grouped, Packed, Workload
 
 _PREFILL_CHUNK_TOKENS = 4096
 """engines prefill longer prompts in chunks, so the activations of no more tokens are held at once"""
@@ -84,7 +85,7 @@ class MemoryAccount:
     def work_space_bytes(self) -> int:
         """What activations hold at their peak, wherever they are computed."""
         model, scenario, work, packed = self._model, self.scenario, self.scenario.workload, self.scenario.packed
-        if packed is not None:
+        if isinstance(packed, Packed):
             return model.packed_work_space_bytes(
                 pass_tokens=packed.pass_tokens,
                 samples=packed.samples,
@@ -92,15 +93,19 @@ class MemoryAccount:
                 element_bytes=self._element_bytes,
             )
         checked = 1 + scenario.draft_tokens
+        shapes = [
+            (work.sequences, work.prompt_tokens, work.prompt_tokens),
+            (work.sequences, checked, work.context_tokens),
+            (work.sequences * checked, 1, 1),  # logits of drafts
+        ]
+        if isinstance(packed, Grouped):
+            shapes = [(group.sequences, group.first_tokens, group.first_tokens) for group in packed.groups]
+            shapes += [(group.sequences, 1, group.positions) for group in packed.groups]
         return max(
             model.work_space_bytes(
                 sequences=sequences, new_tokens=new, context_tokens=context, element_bytes=self._element_bytes
             )
-            for sequences, new, context in (
-                (work.sequences, work.prompt_tokens, work.prompt_tokens),
-                (work.sequences, checked, work.context_tokens),
-                (work.sequences * checked, 1, 1),  # logits of drafts
-            )
+            for sequences, new, context in shapes
         )
 
     @cached_property
@@ -156,6 +161,12 @@ class MemoryAccount:
         packed = self.scenario.packed
         if packed is None:
             return None
+        if isinstance(packed, Grouped):
+            work, dtype = self.scenario.workload, self.scenario.compute_dtype
+            return max(
+                sum(cache_bytes(self._model, replace(work, sequences=group.sequences), dtype, tokens=group.positions))
+                for group in packed.groups
+            )
         return self._model.kv_pool_bytes(positions=packed.positions, element_bytes=self._element_bytes)
 
     @property

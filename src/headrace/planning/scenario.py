@@ -11,7 +11,7 @@ from headrace.model.layout import PAGE_BYTES
 from headrace.model.model import Model
 from headrace.planning.plan import CPU_DEVICE
 from headrace.planning.rates import Rates
-from headrace.planning.workload import Packed, Speculation, Workload
+from headrace.planning.workload import JobMemory, Speculation, Workload
 
 CHUNK_BYTES = 16 << 20
 """One read, and one place of the ring."""
@@ -51,8 +51,8 @@ class Scenario:
     ring_chunks: int = 4
     draft_tokens: int = 0
     """drafted tokens that a decode pass checks in addition to its own"""
-    packed: Packed | None = None
-    """memory of packed passes; `workload` then says only how many tokens a pass carries and how many passes come"""
+    packed: JobMemory | None = None
+    """memory of a job's passes; `workload` then says only how many tokens a pass carries and how many passes come"""
     rates: Rates | None = None
     """how fast this hardware is; None before it was measured, when only memory can be asked for"""
     read_is_limited: bool = False

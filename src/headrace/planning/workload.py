@@ -89,3 +89,27 @@ class Packed(NamedTuple):
     """sequences whose logits a pass gives, at most"""
     longest: int
     """positions of the longest sequence"""
+
+
+class Group(NamedTuple):
+    """Sequences that go through rectangular passes together."""
+
+    sequences: int
+    first_tokens: int
+    """of each of them in the first pass"""
+    positions: int
+    """of the longest one's keys and values"""
+
+    @property
+    def passes(self) -> int:
+        """Until the longest one has all its tokens."""
+        return self.positions - self.first_tokens + 1
+
+
+class Grouped(NamedTuple):
+    """Memory of passes that carry one group of sequences after another, in place of a single batch."""
+
+    groups: tuple[Group, ...]
+
+
+JobMemory = Packed | Grouped

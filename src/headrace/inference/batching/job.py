@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 from headrace.inference.batching.job_input import Encoded, Entry, JobInput
 from headrace.inference.batching.output_file import OutputFile
 from headrace.inference.batching.ragged_pass import RaggedRunner
+from headrace.inference.batching.rectangular_pass import RectangularRunner
 from headrace.inference.batching.request import BatchRequest, RequestError
 from headrace.inference.batching.sampling import Chosen, NotFiniteError, Sampler, sample_all
 from headrace.inference.generation_defaults import GenerationDefaults
 from headrace.inference.token_text import TokenTexts
 from headrace.planning.jobs.forecast import PassLoad
+from headrace.planning.jobs.groups import GroupScheduler
 from headrace.planning.jobs.packing import PassScheduler
 
 RECENT_PASSES = 1024
@@ -98,8 +100,8 @@ class BatchJob:
         source: JobInput,
         entries: Sequence[Entry],
         examples: dict[Hashable, int],
-        scheduler: PassScheduler,
-        runner: RaggedRunner,
+        scheduler: PassScheduler | GroupScheduler,
+        runner: RaggedRunner | RectangularRunner,
         output: OutputFile,
         tokenizer: Any,
         defaults: GenerationDefaults,

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from headrace.errors import UnsupportedModelError
 from headrace.inference.batching.ragged_pass import RaggedRunner
 from headrace.inference.skeleton import build_skeleton
+from headrace.inference.transformers_seam import GenerationPasses, length_switch
+from headrace.planning.jobs.forecast import Filling
 from headrace.planning.jobs.packing import Turn
 
 LAYERS_TRIED = 12
@@ -30,13 +32,7 @@ TOLERANCE = 1e-4
 
 def why_not_packed(config: Any) -> str | None:
     """Why sequences of the model of this transformers config cannot share passes; None: they can."""
-    model = build_skeleton(shortened(config), torch.float32)
-    model.headrace = SimpleNamespace(passes=[])
-    for parameter in model.parameters():
-        if parameter.dim() < 2:
-            parameter.data = torch.linspace(0.5, 1.5, parameter.numel()).reshape(parameter.shape)
-        else:
-            parameter.data = torch.full((), 0.1).expand(parameter.shape)
+    model = _with_made_up_weights(config)
     try:
         with torch.inference_mode(), _MadeUpWeights():
             alone = [_alone(model, number) for number in range(len(LENGTHS))]
@@ -51,14 +47,33 @@ def why_not_packed(config: Any) -> str | None:
     return None
 
 
-def refuse_unless_packed(config: Any) -> None:
-    """Raise UnsupportedModelError, with the reason, for a model whose sequences cannot share passes."""
+def continues_prompts(config: Any) -> bool:
+    """Whether a prompt may go on token by token after its beginning, and gives what it gives as a whole.
+
+    Not where positions depend on its length, or where its tokens see later ones.
+    """
+    if length_switch(config) is not None:
+        return False
+    model = _with_made_up_weights(config)
+    tokens, first = torch.tensor([_tokens(0)]), CUTS[0][1]
+    try:
+        with torch.inference_mode(), _MadeUpWeights():
+            passes = GenerationPasses(model, sequences=1, most_tokens=tokens.shape[1])
+            chunks = (tokens[:, :first], *(tokens[:, place : place + 1] for place in range(first, tokens.shape[1])))
+            logits = torch.cat([passes.run(chunk) for chunk in chunks])
+            return torch.allclose(
+                logits[[end - first for end in CUTS[0][1:]]], _alone(model, 0), rtol=TOLERANCE, atol=TOLERANCE
+            )
+    except Exception:  # what cannot be tried is not relied upon
+        return False
+
+
+def filling_of(config: Any) -> tuple[Filling, str]:
+    """How passes of the model of this config are filled, and why not with tokens laid end to end ("": they are)."""
     reason = why_not_packed(config)
-    if reason is not None:
-        raise UnsupportedModelError(
-            f"batches of {config.model_type} models are not supported: {reason}. headrace run takes them, several "
-            "prompts at a time"
-        )
+    if reason is None:
+        return Filling.RAGGED, ""
+    return (Filling.GROUPS if continues_prompts(config) else Filling.EQUAL_PROMPTS), reason
 
 
 def shortened(config: Any) -> Any:
@@ -72,6 +87,21 @@ def shortened(config: Any) -> Any:
             setattr(short, name, value[:LAYERS_TRIED])
     short.num_hidden_layers = LAYERS_TRIED
     return short
+
+
+def _with_made_up_weights(config: Any) -> Any:
+    model = build_skeleton(shortened(config), torch.float32)
+    model.headrace = SimpleNamespace(passes=[], admit=_let_in, lay_out_cache=_let_in)
+    for parameter in model.parameters():
+        if parameter.dim() < 2:
+            parameter.data = torch.linspace(0.5, 1.5, parameter.numel()).reshape(parameter.shape)
+        else:
+            parameter.data = torch.full((), 0.1).expand(parameter.shape)
+    return model
+
+
+def _let_in(*_args: Any, **_sizes: Any) -> None:
+    """In place of what looks after memory: a few tokens need none."""
 
 
 def _tokens(number: int) -> list[int]:

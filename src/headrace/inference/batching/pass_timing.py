@@ -45,7 +45,11 @@ def time_packing(model: StoredModel, dtype: torch.dtype) -> PackedCosts:
 
 
 def _attention_s(model: StoredModel, dtype: torch.dtype, length: int, tokens: int) -> float:
-    layer = next(model.layers())
+    """Seconds of a pass over SEQUENCES; 0 where no layer attends with heads."""
+    attending = (layer for layer in model.layers() if layer.kv_heads and layer.query_heads % layer.kv_heads == 0)
+    layer = next((layer for layer in attending if layer.kv_elements_per_token and layer.query_heads), None)
+    if layer is None:
+        return 0.0
     cache = RaggedCache(positions=SEQUENCES * length)
     turns = [Turn(number, length - tokens, tokens, number * length, samples=True) for number in range(SEQUENCES)]
     query = torch.randn(1, layer.query_heads, SEQUENCES * tokens, layer.key_dim).to(dtype)

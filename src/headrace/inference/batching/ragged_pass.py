@@ -344,8 +344,7 @@ def require_ragged(model: Any) -> None:
     """Raise UnsupportedModelError for a model whose attention cannot be exchanged."""
     if not exchanges_attention(model) or model.config.model_type in _OWN_POSITIONS:
         raise UnsupportedModelError(
-            f"batches of {model.config.model_type} models are not supported: their attention in transformers does not "
-            "go through its register of attention functions. headrace run takes them, several prompts at a time"
+            f"the attention of {model.config.model_type} models does not go through the register of attention functions"
         )
 
 

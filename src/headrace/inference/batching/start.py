@@ -18,9 +18,10 @@ from headrace.inference.batching.job import BatchJob, DonePass, Tally, error_lin
 from headrace.inference.batching.job_input import Encoder, Entry, JobInput, LengthSwitch
 from headrace.inference.batching.job_request import BatchJobRequest
 from headrace.inference.batching.output_file import OutputFile
-from headrace.inference.batching.packable import refuse_unless_packed, shortened
+from headrace.inference.batching.packable import filling_of, shortened
 from headrace.inference.batching.pass_timing import time_packing
 from headrace.inference.batching.ragged_pass import RaggedRunner
+from headrace.inference.batching.rectangular_pass import RectangularRunner
 from headrace.inference.batching.request import Defaults
 from headrace.inference.generation_defaults import GenerationDefaults, read_generation_defaults
 from headrace.inference.handle import Handle
@@ -31,10 +32,17 @@ from headrace.inference.transformers_seam import computes_anew, length_switch
 from headrace.model.blocks import HEAD_CHUNK_ROWS
 from headrace.model.stored_model import StoredModel
 from headrace.paths import user_path
-from headrace.planning.jobs.forecast import JobForecast, Packing, PassTimes, choose_packing, longest_first
-from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool
+from headrace.planning.jobs.forecast import (
+    Filling,
+    JobForecast,
+    Packing,
+    PassTimes,
+    choose_packing,
+    least_memory,
+    longest_first,
+)
+from headrace.planning.jobs.packing import Need
 from headrace.planning.plan import Plan
-from headrace.planning.workload import Packed
 from headrace.streaming.checkpoint import Checkpoint
 from headrace.streaming.device import CpuDevice
 from headrace.streaming.system_memory import keep_heap_small, peak_resident_bytes
@@ -174,7 +182,7 @@ class _Start:
         request, checkpoint, on_progress = self.request, self.checkpoint, self.on_progress
         started = time.perf_counter()
         config = read_transformers_config(checkpoint.directory, trust_remote_code=request.options.trust_remote_code)
-        refuse_unless_packed(config)
+        filling, reason = filling_of(config)
         needs, prefixes, examples = self.source.needs(entries, _length_switch(config))
         asked = replace(request.options, batch=min(request.in_flight or 32, len(needs)), prompt_tokens=1, max_tokens=2)
         device = CpuDevice()
@@ -182,10 +190,14 @@ class _Start:
         on_progress.enter("loading: measuring the disk and one layer, planning, taking the memory")
         keep_heap_small()
         loading = Loading.of(checkpoint, options, device)
-        longest = max(need.positions for need in needs.values())
-        least = Packed(positions=longest, pass_tokens=min(16, request.pass_tokens or 16), samples=1, longest=longest)
+        if filling is not Filling.RAGGED:
+            on_progress.note(f"passes carry {filling.value} of sequences: {reason}")
+            needs = {key: need._replace(prefix=None, prefix_tokens=0) for key, need in needs.items()}
+            prefixes, examples = {}, {}
         calibration = calibrated(
-            loading, pass_tokens=_timed_tokens(checkpoint.model, options.budget_bytes), packed=least
+            loading,
+            pass_tokens=_timed_tokens(checkpoint.model, options.budget_bytes),
+            packed=least_memory(needs, request.pass_tokens, filling),
         )
         scenario = calibration.scenario
         costs = time_packing(checkpoint.model, TORCH_DTYPES[scenario.compute_dtype])
@@ -198,6 +210,7 @@ class _Start:
             pass_tokens=request.pass_tokens,
             strategy=options.strategy,
             answer_share=request.answer_share,
+            filling=filling,
         )
         times = PassTimes(
             checkpoint.model, candidate.plan, scenario.known_rates, costs, pass_tokens=packing.pass_tokens
@@ -216,12 +229,7 @@ class _Start:
             )
             if self.answers is None:
                 return result
-            scheduler = PassScheduler(
-                most_sequences=packing.sequences,
-                pass_tokens=packing.pass_tokens,
-                pool=PositionPool(packing.positions),
-                prefixes=prefixes,
-            )
+            scheduler = packing.scheduler(prefixes)
             for key in longest_first(needs):
                 scheduler.add(key, needs[key])
             job = BatchJob(
@@ -230,7 +238,9 @@ class _Start:
                 entries=entries,
                 examples=examples,
                 scheduler=scheduler,
-                runner=RaggedRunner(model, positions=packing.positions),
+                runner=RaggedRunner(model, positions=packing.positions)
+                if filling is Filling.RAGGED
+                else RectangularRunner(model, needs),
                 output=self.answers,
                 tokenizer=self.tokenizer,
                 defaults=self.defaults,

@@ -12,12 +12,14 @@ import math
 import random
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import NamedTuple
 
 from headrace.errors import BudgetError
 from headrace.model.model import Model
 from headrace.planning.block_times import BlockTimes, distinct_rows
 from headrace.planning.infeasible import minimum_bytes, refuse_below_minimum
+from headrace.planning.jobs.groups import GroupScheduler, in_groups, size_of
 from headrace.planning.jobs.packing import Need, PackedPass, PassScheduler, PositionPool
 from headrace.planning.memory import MemoryAccount
 from headrace.planning.pass_times import least_s
@@ -28,10 +30,12 @@ from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
 from headrace.planning.simulation.one_copy import PassSchedule, pass_seconds
 from headrace.planning.strategies import Strategy
-from headrace.planning.workload import Packed, Workload
+from headrace.planning.workload import Group, Grouped, JobMemory, Packed, Workload
 
 MOST_SEQUENCES = 1024
 PASS_TOKENS = (16, 32, 64, 128, 256, 512, 1024)
+GROUP_TOKENS = (64, 256, 1024)
+"""tokens of a group's first pass"""
 POSITIONS_SLACK = 1.15
 """ranges of unlike lengths do not fill a pool to the last position"""
 PLAYED_TURNS_MAX = 300_000
@@ -51,6 +55,8 @@ class PassLoad(NamedTuple):
     """positions that are attended to, summed over sequences"""
     products: int
     """queries times keys, summed over sequences with several tokens"""
+    idle: int = 0
+    """tokens computed for nothing, of rows whose sequence is done"""
 
     @classmethod
     def of(cls, packed: PackedPass) -> PassLoad:
@@ -63,7 +69,7 @@ class PassLoad(NamedTuple):
             keys += length
             if turn.tokens > 1:
                 products += turn.tokens * length
-        return cls(tokens, samples, len(packed.turns), keys, products)
+        return cls(tokens, samples, len(packed.turns), keys, products, packed.idle_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,16 @@ class PackedCosts:
     """per sequence and pass, outside of the model"""
 
 
+class Filling(Enum):
+    """How passes are filled with tokens of several sequences."""
+
+    RAGGED = "ragged"
+    """each with as many as come, laid end to end"""
+    GROUPS = "groups"
+    """with one token of each in a group, after as many as the shortest prompt has"""
+    EQUAL_PROMPTS = "groups of equal prompts"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Packing:
     """How a job is packed into passes."""
@@ -92,6 +108,26 @@ class Packing:
     """tokens of a pass at most"""
     positions: int
     """of keys and values, in all"""
+    filling: Filling = Filling.RAGGED
+    groups: tuple[Group, ...] = ()
+    """the largest of each number of sequences, where passes are filled with groups"""
+    group_passes: int = 0
+    """of all groups"""
+
+    def scheduler(self, prefixes: Mapping[Hashable, Need]) -> PassScheduler | GroupScheduler:
+        """What fills the passes."""
+        if self.filling is Filling.RAGGED:
+            return PassScheduler(
+                most_sequences=self.sequences,
+                pass_tokens=self.pass_tokens,
+                pool=PositionPool(self.positions),
+                prefixes=prefixes,
+            )
+        return GroupScheduler(
+            most_sequences=self.sequences,
+            pass_tokens=self.pass_tokens,
+            equal_prompts=self.filling is Filling.EQUAL_PROMPTS,
+        )
 
 
 class JobForecast(NamedTuple):
@@ -134,10 +170,10 @@ class PassTimes:
 
     def compute_s(self, load: PassLoad) -> float:
         """Seconds to compute a pass, when nothing is waited for."""
-        key = (load.tokens, load.samples)
+        key = (load.tokens + load.idle, load.samples + load.idle)
         products_s = self._products.get(key)
         if products_s is None:
-            products_s = sum(self._blocks(load.tokens, max(1, load.samples)))
+            products_s = sum(self._blocks(key[0], max(1, key[1])))
             self._products[key] = products_s
         costs = self._costs
         rows_s = 0.0
@@ -197,12 +233,7 @@ def forecast(
 ) -> JobForecast:
     """Play a job. `answer_share`: how much of the tokens that they may have answers use, on average."""
     part, scale = _part_of(needs)
-    scheduler = PassScheduler(
-        most_sequences=packing.sequences,
-        pass_tokens=packing.pass_tokens,
-        pool=PositionPool(packing.positions),
-        prefixes=prefixes,
-    )
+    scheduler = packing.scheduler(prefixes)
     for key in longest_first(part):
         scheduler.add(key, part[key])
     total_s = first_s = 0.0
@@ -238,6 +269,7 @@ def choose_packing(
     pass_tokens: int | None = None,
     strategy: Strategy | None = None,
     answer_share: float = 1.0,
+    filling: Filling = Filling.RAGGED,
 ) -> tuple[Packing, Candidate, JobForecast]:
     """Return the packing and the plan with the shortest forecast.
 
@@ -245,7 +277,7 @@ def choose_packing(
     """
     scenario = scenario.without_layer
     rates = scenario.known_rates
-    packings = _packings(needs, sequences, pass_tokens)
+    packings = _packings(needs, sequences, pass_tokens, filling)
     fitting = []
     for packing in packings:
         asked = _packed(scenario, packing, needs, packing.sequences, 2)
@@ -270,7 +302,19 @@ def choose_packing(
     return best
 
 
-def _packings(needs: Mapping[Hashable, Need], sequences: int | None, pass_tokens: int | None) -> list[Packing]:
+def least_memory(needs: Mapping[Hashable, Need], pass_tokens: int | None, filling: Filling) -> JobMemory:
+    """What passes must hold at least."""
+    longest = max(need.positions for need in needs.values())
+    tokens = min(16, pass_tokens or 16)
+    if filling is Filling.RAGGED:
+        return Packed(positions=longest, pass_tokens=tokens, samples=1, longest=longest)
+    alone = Packing(sequences=1, pass_tokens=tokens, positions=longest, filling=filling)
+    return Grouped(_with_groups(alone, needs).groups)
+
+
+def _packings(
+    needs: Mapping[Hashable, Need], sequences: int | None, pass_tokens: int | None, filling: Filling
+) -> list[Packing]:
     count = len(needs)
     positions = [need.positions for need in needs.values()]
     largest, mean, total = max(positions), sum(positions) / count, sum(positions)
@@ -283,12 +327,34 @@ def _packings(needs: Mapping[Hashable, Need], sequences: int | None, pass_tokens
     packings = []
     for number in in_flight:
         held = min(total, max(largest, math.ceil(number * mean * POSITIONS_SLACK)))
-        wanted = (pass_tokens,) if pass_tokens is not None else PASS_TOKENS
-        packings += [
-            Packing(sequences=number, pass_tokens=tokens, positions=held)
-            for tokens in sorted({max(number, item) for item in wanted})
-        ]
+        usual = PASS_TOKENS if filling is Filling.RAGGED else GROUP_TOKENS
+        wanted = (pass_tokens,) if pass_tokens is not None else usual
+        for tokens in sorted({max(number, item) for item in wanted}):
+            packing = Packing(sequences=number, pass_tokens=tokens, positions=held, filling=filling)
+            packings.append(packing if filling is Filling.RAGGED else _with_groups(packing, needs))
     return packings
+
+
+def _with_groups(packing: Packing, needs: Mapping[Hashable, Need]) -> Packing:
+    """The packing with what its groups take."""
+    keys = in_groups(
+        needs,
+        most_sequences=packing.sequences,
+        pass_tokens=packing.pass_tokens,
+        equal_prompts=packing.filling is Filling.EQUAL_PROMPTS,
+    )
+    sizes = [size_of(needs[key] for key in group) for group in keys]
+    largest: dict[int, Group] = {}
+    for size in sizes:
+        other = largest.get(size.sequences, size)
+        first, positions = max(size.first_tokens, other.first_tokens), max(size.positions, other.positions)
+        largest[size.sequences] = Group(size.sequences, first, positions)
+    return replace(
+        packing,
+        positions=max(group.sequences * group.positions for group in sizes),
+        groups=tuple(largest.values()),
+        group_passes=sum(group.passes for group in sizes),
+    )
 
 
 def _packed(scenario: Scenario, packing: Packing, needs: Mapping[Hashable, Need], tokens: int, passes: int) -> Scenario:
@@ -296,7 +362,9 @@ def _packed(scenario: Scenario, packing: Packing, needs: Mapping[Hashable, Need]
     return replace(
         scenario,
         workload=Workload(sequences=tokens, prompt_tokens=1, generate_tokens=passes),
-        packed=Packed(
+        packed=Grouped(packing.groups)
+        if packing.groups
+        else Packed(
             positions=packing.positions, pass_tokens=packing.pass_tokens, samples=packing.sequences, longest=longest
         ),
     )
@@ -306,6 +374,8 @@ def _rough_passes(packing: Packing, needs: Mapping[Hashable, Need]) -> tuple[flo
     """Number of passes and mean tokens of one: answers go on abreast, and the last ones alone."""
     new = [need.new_tokens for need in needs.values()]
     computed = sum(need.prompt_tokens - need.prefix_tokens for need in needs.values()) + sum(new)
+    if packing.groups:
+        return float(packing.group_passes), computed / packing.group_passes
     passes = max(sum(new) / packing.sequences + 0.5 * max(new) * (len(new) > packing.sequences), float(max(new)))
     passes = max(passes, computed / packing.pass_tokens)
     return passes, computed / passes

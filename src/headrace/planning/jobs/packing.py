@@ -61,6 +61,8 @@ class PackedPass(NamedTuple):
 
     copies: list[Copy]
     turns: list[Turn]
+    idle_tokens: int = 0
+    """computed for nothing beside those of the turns, of rows whose sequence is done"""
 
     @property
     def tokens(self) -> int:
