@@ -17,7 +17,7 @@ from torch import nn
 
 from headrace.errors import UnsupportedModelError
 from headrace.inference.skeleton import build_without_weights
-from headrace.inference.transformers_seam import cache_argument, cache_in, cached_in_layers
+from headrace.inference.transformers_seam import cache_argument, cache_in, cached_in_layers, chunks_of
 from headrace.inference.weight_names import Recipe, recipes_of, require_all
 from headrace.model.safetensors_index import TensorEntry
 from headrace.model.stored_model import StoredModel
@@ -61,6 +61,8 @@ class Anatomy:
     """how many values each layer returns, the hidden states first; None: the hidden states alone"""
     has_cache_layers: bool
     """the cache is transformers' own, made of layers; some models have another one, or none"""
+    chunks: tuple[tuple[int, int], ...]
+    """of each layer: tokens of a chunk of linear attention, numbers held for each"""
     made_in: dict[str, str]
     """modules whose weights others read without calling them -> the module around them that is called"""
     unused: tuple[str, ...]
@@ -125,6 +127,7 @@ def _examine(
         has_cache_layers=cached_in_layers(watched.cache),
         made_in=_made_in(layers, layers_path, watched.in_both),
         unused=tuple(_unused(model, set(watched.order))),
+        chunks=tuple(max(map(chunks_of, layer.modules())) for layer in layers),
     )
     return anatomy, _parts(model, anatomy, recipes_of(model, entries), name)
 
@@ -200,8 +203,8 @@ def _parts(model: Any, anatomy: Anatomy, recipes: dict[str, Recipe], name: str) 
         fixed=tuple(fixed.values()),
         made=tuple(tuple(items) for items in made),
         kept=tuple(
-            Kept(cache.elements_per_token, cache.state_elements, cache.window_tokens, kind)
-            for cache, kind in zip(anatomy.caches, anatomy.kinds, strict=True)
+            Kept(cache.elements_per_token, cache.state_elements, cache.window_tokens, kind, *chunks)
+            for cache, kind, chunks in zip(anatomy.caches, anatomy.kinds, anatomy.chunks, strict=True)
         ),
     )
 

@@ -59,6 +59,7 @@ __all__ = [
     "cache_in",
     "cached_in_layers",
     "causal_class_of",
+    "chunks_of",
     "computes_anew",
     "dot_natural_key",
     "draft_without_confidence",
@@ -76,6 +77,9 @@ __all__ = [
 
 _CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 """what a forward pass calls its cache: the first from 5.24 on, the others before, the last in state-space models"""
+
+_DELTA_RULE_CHUNK = 64
+"""tokens; the default of a function, kept nowhere"""
 
 CROPS_SLIDING_DRAFTS = Version(transformers.__version__) >= Version("5.18")
 """a sliding layer that records its past attends within its window when several drafts follow one another"""
@@ -118,6 +122,23 @@ def dtype_of_parameters(model: Any, dtype: torch.dtype) -> Callable[[str, torch.
 def ties_of(model: Any) -> dict[str, str]:
     """Parameters that are another one: name -> name of the other."""
     return getattr(model, "all_tied_weights_keys", None) or {}
+
+
+def chunks_of(module: Any) -> tuple[int, int]:
+    """Tokens of a chunk of linear attention, and numbers of 32 bits held for each; (0, 0) for other modules.
+
+    The functions in plain torch hold, for each head, some three tables of positions by positions within a chunk and six
+    tensors each as wide as keys and as values; measured on Mamba 2 and the gated delta rule.
+    """
+    for names in (
+        ("num_heads", "ssm_state_size", "head_dim", "chunk_size"),
+        ("num_v_heads", "head_k_dim", "head_v_dim"),
+    ):
+        found = [value for name in names if isinstance(value := getattr(module, name, None), int)]
+        if len(found) == len(names):
+            heads, keys, values, chunk = (*found, _DELTA_RULE_CHUNK)[:4]
+            return chunk, heads * (3 * chunk + 6 * keys + 6 * values)
+    return 0, 0
 
 
 def exchanges_attention(model: Any) -> bool:

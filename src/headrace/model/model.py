@@ -49,6 +49,10 @@ class Layer:
     """kept of a sequence whatever its length: recurrent and convolution states"""
     window_tokens: int = 0
     """sliding window; 0: the whole context is kept"""
+    chunk_tokens: int = 0
+    """that linear attention computes together; 0: no chunks"""
+    chunk_elements_per_token: int = 0
+    """numbers of 32 bits that it holds meanwhile, for each token of whole chunks"""
     intermediate_size: int = 0
     """inner width of the feed-forward; of experts, at least theirs"""
 
@@ -84,6 +88,12 @@ class Layer:
     def cached_tokens(self, context_tokens: float) -> float:
         """Positions that the cache keeps of a context."""
         return min(context_tokens, self.window_tokens) if self.window_tokens else context_tokens
+
+    def chunk_bytes(self, new_tokens: int) -> int:
+        """Bytes that linear attention holds while it computes so many positions at once, the last chunk filled up."""
+        if new_tokens == 1 or not self.chunk_tokens:
+            return 0
+        return -(-new_tokens // self.chunk_tokens) * self.chunk_tokens * self.chunk_elements_per_token * 4
 
     def attention_flops(self, *, new_tokens: float, context_tokens: float) -> float:
         """Operations of scores and weighted sums of `new_tokens` positions, the last of which sees `context_tokens`.
@@ -279,12 +289,13 @@ class Model:
     def work_space_bytes(self, *, sequences: int, new_tokens: int, context_tokens: int, element_bytes: int) -> int:
         """Bytes that activations of one pass hold at their peak, from above.
 
-        Counted per token: in the feed-forward part the residual, the norm's float32 copies and four tensors of the
-        intermediate width (a mixture of experts handles each token `experts_per_token` times); in attention query,
-        key, value, their rotated copies and the output; beside them keys and values repeated to all heads (grouped
-        attention), the mask, and the last position's logits (two in the compute dtype, four float32 copies) with, for
-        16-bit products, the libraries' reordered copy of as much of the head as is multiplied at once. A constant
-        covers the allocator and what the libraries load late.
+        Counted per token: in the feed-forward part the residual, the norm's float32 copies and four tensors of
+        the intermediate width (a mixture of experts handles each token `experts_per_token` times); in attention
+        query, key, value, their rotated copies and the output; beside them keys and values repeated to all
+        heads (grouped attention), what linear attention holds of its chunks, the mask, and the last position's
+        logits (two in the compute dtype, four float32 copies) with, for 16-bit products, the libraries'
+        reordered copy of as much of the head as is multiplied at once. A constant covers the allocator and what
+        the libraries load late.
         """
         tokens = sequences * new_tokens
         norm = 3 * self.hidden_size * 4
@@ -298,7 +309,8 @@ class Model:
             attention = (4 * self.hidden_size + kept) * element_bytes
             repeated = 2 * sequences * context_tokens * query_width * element_bytes
             states = 3 * sequences * layer.state_elements * element_bytes
-            layers = max(layers, tokens * (max(feed_forward, attention) + norm) + repeated + mask + states)
+            chunks = sequences * layer.chunk_bytes(new_tokens)
+            layers = max(layers, tokens * (max(feed_forward, attention) + norm) + repeated + mask + states + chunks)
         logits = sequences * self.vocab_size * (4 * 4 + 2 * element_bytes)
         at_once = max(last - first for first, last in product_slices(self.vocab_size, HEAD_CHUNK_ROWS))
         reordered = at_once * self.hidden_size * 2 if element_bytes == 2 else 0

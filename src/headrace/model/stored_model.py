@@ -208,6 +208,8 @@ def _kept(layer: Layer, kept: Kept) -> Layer:
         kv_elements_per_token=kept.elements_per_token,
         state_elements=kept.state_elements,
         window_tokens=kept.window_tokens,
+        chunk_tokens=kept.chunk_tokens,
+        chunk_elements_per_token=kept.chunk_elements_per_token,
     )
 
 

@@ -49,6 +49,10 @@ class Kept(NamedTuple):
     window_tokens: int
     kind: int
     """equal for layers that take equally long"""
+    chunk_tokens: int = 0
+    """that linear attention computes together; 0: no chunks"""
+    chunk_elements_per_token: int = 0
+    """numbers of 32 bits that it holds meanwhile, for each token of whole chunks"""
 
 
 @dataclass(frozen=True, kw_only=True)
