@@ -16,7 +16,7 @@ import transformers
 import headrace
 from headrace.errors import UnsupportedModelError
 from headrace.inference.batching.job_input import LengthSwitch
-from headrace.inference.batching.packable import continues_prompts, why_not_packed
+from headrace.inference.batching.packable import continues_prompts, padding_changes, why_not_packed
 from headrace.inference.batching.ragged_pass import RaggedRunner
 from headrace.inference.transformers_seam import computes_anew, length_switch
 from headrace.planning.jobs.packing import Need, PassScheduler, PositionPool
@@ -203,6 +203,13 @@ def test_what_the_model_says_of_its_attention_is_followed(config: Any) -> None:
 def test_why_a_model_cannot_be_packed_is_said(config: Any, reason: str) -> None:
     assert re.search(reason, str(why_not_packed(config)))
     assert continues_prompts(config) == ("looks ahead" not in reason)
+
+
+def test_padding_that_reaches_the_model_is_found() -> None:
+    assert not padding_changes(transformers.LlamaConfig(**TINY, **HEADS))
+    assert not padding_changes(transformers.GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=4))
+    assert padding_changes(transformers.RecurrentGemmaConfig(**TINY, num_attention_heads=4, lru_width=64))
+    assert padding_changes(transformers.BartConfig(vocab_size=320, d_model=64, decoder_layers=2, is_decoder=True))
 
 
 @pytest.mark.parametrize("name", ["falcon", "falcon-alibi"])

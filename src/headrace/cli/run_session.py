@@ -261,17 +261,22 @@ def _refuse_mixed_lengths(directory: Path, prompts: PromptBatch, new_tokens: int
     shortest, longest = min(prompts.lengths), prompts.longest
     if shortest == longest:
         return
+    from headrace.inference.batching.packable import padding_changes
     from headrace.inference.skeleton import read_transformers_config
     from headrace.inference.transformers_seam import length_switch
 
-    trusted = request.options.trust_remote_code
-    switch = length_switch(read_transformers_config(directory, trust_remote_code=trusted))
+    config = read_transformers_config(directory, trust_remote_code=request.options.trust_remote_code)
+    switch = length_switch(config)
     if switch is not None and longest + new_tokens - 1 > switch:
-        raise InvalidRequestError(
-            f"beyond {switch} tokens this model's positions depend on the longest text of a pass, so prompts of "
-            f"{shortest} to {longest} tokens would change one another's texts; give one --prompt at a time, or use "
-            "headrace batch"
-        )
+        why = f"beyond {switch} tokens this model's positions depend on the longest text of a pass"
+    elif padding_changes(config):
+        why = "this model takes the padding of shorter prompts for text"
+    else:
+        return
+    raise InvalidRequestError(
+        f"{why}, so prompts of {shortest} to {longest} tokens would change one another's texts; give one --prompt at a "
+        "time, or use headrace batch"
+    )
 
 
 def _generate(

@@ -8,6 +8,7 @@ must give what each sequence gives alone.
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -41,9 +42,8 @@ def why_not_packed(config: Any) -> str | None:
         return str(error)
     except Exception as error:  # a model's code may fail in any way on a cache or a mask that is not its own
         return f"they fail in a pass of several sequences ({type(error).__name__}: {error})"
-    for mine, theirs in zip(together, alone, strict=True):
-        if not torch.allclose(mine, theirs, rtol=TOLERANCE, atol=TOLERANCE):
-            return "what they compute for a sequence depends on the others of its pass"
+    if not all(_alike(mine, theirs) for mine, theirs in zip(together, alone, strict=True)):
+        return "what they compute for a sequence depends on the others of its pass"
     return None
 
 
@@ -61,11 +61,26 @@ def continues_prompts(config: Any) -> bool:
             passes = GenerationPasses(model, sequences=1, most_tokens=tokens.shape[1])
             chunks = (tokens[:, :first], *(tokens[:, place : place + 1] for place in range(first, tokens.shape[1])))
             logits = torch.cat([passes.run(chunk) for chunk in chunks])
-            return torch.allclose(
-                logits[[end - first for end in CUTS[0][1:]]], _alone(model, 0), rtol=TOLERANCE, atol=TOLERANCE
-            )
+            return _alike(logits[[end - first for end in CUTS[0][1:]]], _alone(model, 0))
     except Exception:  # what cannot be tried is not relied upon
         return False
+
+
+def padding_changes(config: Any) -> bool:
+    """Whether a sequence comes to something else when it is padded to the length of another, as `generate` pads it."""
+    model = _with_made_up_weights(config)
+    longer, shorter = _tokens(0), _tokens(1)
+    padding = len(longer) - len(shorter)
+    mask = torch.ones((2, len(longer)), dtype=torch.long)
+    mask[0, :padding] = 0
+    ids = torch.tensor([[0] * padding + shorter, longer])
+    try:
+        with torch.inference_mode(), _MadeUpWeights():
+            alone = model(input_ids=ids[:1, padding:], **_positions(model, mask[:1, padding:])).logits[0, -1]
+            padded = model(input_ids=ids, attention_mask=mask, **_positions(model, mask)).logits[0, -1]
+    except Exception:  # what cannot be tried may go wrong
+        return True
+    return not _alike(padded, alone)
 
 
 def filling_of(config: Any) -> tuple[Filling, str]:
@@ -74,6 +89,10 @@ def filling_of(config: Any) -> tuple[Filling, str]:
     if reason is None:
         return Filling.RAGGED, ""
     return (Filling.GROUPS if continues_prompts(config) else Filling.EQUAL_PROMPTS), reason
+
+
+def _alike(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return torch.allclose(mine, theirs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def shortened(config: Any) -> Any:
@@ -108,9 +127,17 @@ def _tokens(number: int) -> list[int]:
     return [3 + (7 * number + 5 * place) % 31 for place in range(LENGTHS[number])]
 
 
+def _positions(model: Any, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The positions that `generate` gives a model that takes some."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
 def _alone(model: Any, number: int) -> torch.Tensor:
     """Logits of the last token of each chunk, from one pass over the whole sequence."""
-    logits = model(input_ids=torch.tensor([_tokens(number)])).logits
+    ids = torch.tensor([_tokens(number)])
+    logits = model(input_ids=ids, **_positions(model, torch.ones_like(ids))).logits
     return logits[0, [end - 1 for end in CUTS[number][1:]]]  # type: ignore[no-any-return]
 
 
