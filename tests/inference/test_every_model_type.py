@@ -16,6 +16,7 @@ from headrace.inference.transformers_seam import cache_argument, cache_in
 from model_types import TYPES, save_type
 
 REFUSED = {
+    "cpmant": "could not be tried without its weights",  # it cannot go on from its own cache
     "hrm_text": "promises 32 layers",  # two stacks, each called several times
     "prophetnet": "cross-attention",
     "rwkv": "could not be tried without its weights",
@@ -24,7 +25,6 @@ UNBUILT = {
     # What transformers itself cannot build, run or load again at these sizes; the words of its error.
     "bailing_hybrid": "get_seq_length",
     "cohere_compass_text": "full_attention",
-    "cpmant": "must match the size",
     "dbrx": "rope_theta",
     "dots3_note": "validate_architecture",
     "emu3": "Unrecognized configuration class",
