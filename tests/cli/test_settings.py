@@ -44,7 +44,7 @@ def test_every_option_may_be_set_in_the_environment_and_in_the_file(
     value = taken(parameter)
     wanted = {parameter.name: [value] if parameter.multiple else value}
     written = "true" if parameter.is_flag else json.dumps(value)
-    config.write_text(f"[{command}]\n{option} = {written}\n")
+    config.write_text(f"[{command}]\n{option} = {written}\n", encoding="utf-8-sig")  # some editors put a mark first
     in_file = preset_options(COMMANDS)
     assert in_file[command] == ({parameter.name: True} if parameter.is_flag else wanted)
     config.write_text("")

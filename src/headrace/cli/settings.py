@@ -79,7 +79,7 @@ def _in_file(commands: Mapping[str, Any]) -> Iterator[Setting]:
     if path is None or (VARIABLE not in os.environ and not path.exists()):
         return
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InvalidRequestError(f"the configuration file {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
