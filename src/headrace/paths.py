@@ -22,3 +22,8 @@ def user_directory(variable: str, default: str) -> Path:
     """headrace's part of a directory of the XDG standard: what `variable` names, else `default` (under ~)."""
     named = os.environ.get(variable)
     return (Path(named) if named else user_path(default)) / "headrace"
+
+
+def is_given(path: Path) -> bool:
+    """Whether there is something to read: a file, or a pipe from another program."""
+    return path.exists() and not path.is_dir()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,15 @@ def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "machine.toml"
     path.write_text(GOOD, encoding="utf-8-sig")
     assert load_machine(path) == machine_from_toml(GOOD, origin=str(path))
+
+
+def test_a_description_may_come_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(GOOD,))
+    writer.start()
+    assert find_machine(str(pipe)) == machine_from_toml(GOOD, origin=str(pipe))
+    writer.join()
 
 
 def test_a_good_file_is_read() -> None:

@@ -13,7 +13,7 @@ import typer
 from headrace.errors import InvalidRequestError
 from headrace.machine.machine import Machine
 from headrace.machine.machine_file import load_machine
-from headrace.paths import user_path
+from headrace.paths import is_given, user_path
 from headrace.planning.workload import DEFAULT_WORKLOAD
 
 _WORDS = {
@@ -147,7 +147,7 @@ def existing_file(path: Path | None, *, option: str) -> Path | None:
     if path is None:
         return None
     found = user_path(path)
-    if not found.exists() or found.is_dir():
+    if not is_given(found):
         raise InvalidRequestError(f"{option} {path}: there is no such file")
     return found
 

@@ -21,7 +21,7 @@ from headrace.model.formats import requantised
 from headrace.model.model import Model
 from headrace.model.safetensors_index import TensorIndex
 from headrace.model.stored_model import build_stored_model
-from headrace.paths import user_path
+from headrace.paths import is_given, user_path
 from headrace.planning.answer import PlanAnswer
 from headrace.planning.answer_json import answer_json
 from headrace.planning.planner import compare
@@ -137,7 +137,7 @@ def plan_answer(
 def find_described(text: str) -> Machine:
     """A machine file, or a name of the catalogue."""
     path = user_path(text)
-    if not path.is_file() and (path.suffix == ".toml" or "/" in text):
+    if not is_given(path) and (path.suffix == ".toml" or "/" in text):
         raise InvalidRequestError(f"--machine {text}: there is no such file")
     return find_machine(text)
 

@@ -23,6 +23,7 @@ from headrace.machine.machine_name import MachineName, entry_named, name_key, pa
 from headrace.machine.quantity import Quantity
 from headrace.machine.toml_table import TomlTable
 from headrace.machine.unit_text import read_number, read_quantity
+from headrace.paths import is_given
 
 _CPU_ACHIEVABLE = Quantity(0.6, 0.4, 0.9, "estimate: share of the peak that products reach on CPUs")
 _ASSUMED_HOST_LINK = Quantity(52e9, 24e9, 225e9, "assumed: no source names the link; between PCIe 4 and NVLink-C2C")
@@ -116,7 +117,7 @@ def _held_by(written: MachineName) -> Machine:
 def _existing_file(text: str) -> Path | None:
     try:
         path = Path(text).expanduser()
-        return path if text and path.is_file() else None
+        return path if text and is_given(path) else None
     except (OSError, RuntimeError, ValueError):  # too long for a path, nobody's home, a zero byte
         return None
 

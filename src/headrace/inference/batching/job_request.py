@@ -7,7 +7,7 @@ from pathlib import Path
 
 from headrace.errors import InvalidRequestError
 from headrace.inference.load_options import LoadOptions
-from headrace.paths import user_path
+from headrace.paths import is_given, user_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class BatchJobRequest:
         if not 0 < self.answer_share <= 1:
             raise InvalidRequestError(f"--answer-share must be above 0 and at most 1, not {self.answer_share}")
         source, target = user_path(self.input), user_path(self.output)
-        if not source.exists() or source.is_dir():
+        if not is_given(source):
             raise InvalidRequestError(f"there is no file {self.input}")
         if not source.is_file():
             raise InvalidRequestError(

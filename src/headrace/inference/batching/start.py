@@ -109,9 +109,10 @@ def start_job(
         followed=request.model_defaults,
         trust_remote_code=request.options.trust_remote_code,
     )
-    on_progress.note(f"decoding: as requests say{defaults.describe(draws=True)}")
-    if defaults.left_aside:
-        on_progress.note(defaults.left_aside)
+    followed = defaults.describe(draws=True)
+    for line in (f"decoding: as requests say{followed}" if followed else "", defaults.left_aside):
+        if line:
+            on_progress.note(line)
     source = JobInput(
         user_path(request.input),
         Encoder(tokenizer, context_tokens=model.context_tokens, vocab_size=model.vocab_size),
