@@ -36,6 +36,7 @@ from transformers.core_model_loading import (
 )
 from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.masking_utils import causal_mask_function
 
 from headrace.errors import InvalidRequestError
 
@@ -59,6 +60,7 @@ __all__ = [
     "cache_in",
     "cached_in_layers",
     "causal_class_of",
+    "causal_mask_function",
     "chunks_of",
     "computes_anew",
     "dot_natural_key",

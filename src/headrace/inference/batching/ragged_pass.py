@@ -26,6 +26,7 @@ from headrace.inference.transformers_seam import (
     Cache,
     bends_scores,
     cache_argument,
+    causal_mask_function,
     exchanges_attention,
     use_attention,
 )
@@ -114,6 +115,8 @@ class MaskRule:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
+        self.is_plain = function is causal_mask_function
+        """every token sees itself and all before it"""
 
     def seen(self, first: int, last: int, length: int) -> torch.Tensor:
         """Whether the tokens at positions [first, last) see those at [0, length): shape (last - first, length)."""
@@ -124,7 +127,7 @@ class MaskRule:
     @cached_property
     def looks_ahead(self) -> bool:
         """Whether a token sees one that comes later."""
-        return bool(self.seen(0, LOOKED_AHEAD, LOOKED_AHEAD).triu(1).any())
+        return not self.is_plain and bool(self.seen(0, LOOKED_AHEAD, LOOKED_AHEAD).triu(1).any())
 
 
 def ragged_mask(*_args: Any, mask_function: Callable[..., Any], **_kwargs: Any) -> MaskRule:
@@ -132,7 +135,7 @@ def ragged_mask(*_args: Any, mask_function: Callable[..., Any], **_kwargs: Any) 
     return MaskRule(mask_function)
 
 
-CAUSAL = MaskRule(lambda _batch, _head, query, key: key <= query)
+CAUSAL = MaskRule(causal_mask_function)
 
 
 class _View(NamedTuple):
@@ -155,6 +158,8 @@ class _Layout:
 
     def view(self, rule: MaskRule, tokens: int, length: int, groups: int) -> _View:
         """What the last `tokens` of `length` see; repeated for the heads of a group."""
+        if rule.is_plain and tokens == 1:
+            return _View(0, None)
         found = self._views.get((rule, tokens, length, groups))
         if found is None:
             seen = rule.seen(length - tokens, length, length)
