@@ -15,13 +15,13 @@ NO_FILES: Any = ()
 
 
 class Clock:
-    """Products take a second a row, ten times as long in the calls that a test names."""
+    """Products take `row_s` for each row, ten times as long in the calls that a test names."""
 
-    def __init__(self, slow: range) -> None:
-        self.now_s, self.calls, self._slow = 0.0, 0, slow
+    def __init__(self, slow: range, row_s: float = 2**-10) -> None:
+        self.now_s, self.calls, self._slow, self._row_s = 0.0, 0, slow, row_s
 
     def product(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        self.now_s += len(rows) * (10.0 if self.calls in self._slow else 1.0)
+        self.now_s += len(rows) * self._row_s * (10 if self.calls in self._slow else 1)
         self.calls += 1
         return weight
 
@@ -32,8 +32,17 @@ def test_others_that_come_for_a_round_do_not_show_in_a_curve(first: int, monkeyp
     monkeypatch.setattr("torch.nn.functional.linear", clock.product)
     monkeypatch.setattr("time.perf_counter", lambda: clock.now_s)
     curve = compute_curve(torch.float32, torch.float32, shape=(2, 4), tokens=TOKENS, repetitions=3)
-    assert [(point.tokens, point.seconds_per_parameter * 8) for point in curve.points] == [(1, 1), (4, 4), (16, 16)]
+    assert [(point.tokens, point.seconds_per_parameter * 2**13) for point in curve.points] == [(1, 1), (4, 4), (16, 16)]
     assert clock.calls == len(TOKENS) * 4, "one round to warm up, three that count"
+
+
+def test_long_products_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(range(0), row_s=2**-5)
+    monkeypatch.setattr("torch.nn.functional.linear", clock.product)
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now_s)
+    curve = compute_curve(torch.float32, torch.float32, shape=(2, 4), tokens=TOKENS, repetitions=3)
+    assert [(point.tokens, point.seconds_per_parameter * 2**8) for point in curve.points] == [(1, 1), (4, 4), (16, 16)]
+    assert clock.calls == 4 + 2 + 2, "of 1, 4 and 16 rows, after one each to warm up"
 
 
 def test_the_rate_of_the_disk_is_a_median_in_the_time_of_one_read(monkeypatch: pytest.MonkeyPatch) -> None:

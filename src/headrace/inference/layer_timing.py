@@ -46,6 +46,9 @@ SCALED_FROM_TOKENS = 512
 PREFILL_S_MAX = 1.0
 """Prefills of several sequences are scaled up from so many tokens where the layer would take longer than this."""
 
+PREFILLS_S = 0.5
+"""Prefills that took so long together are not repeated: what others take for a moment is a small part of that."""
+
 ROUNDS = 3
 DECODES_PER_ROUND = 3
 WAITS_PER_ROUND = 6
@@ -178,16 +181,17 @@ def _timed_kind(stage: _Stage, workload: Workload, other_tokens: Sequence[int]) 
     past = workload.prompt_tokens + workload.generate_tokens // 2
     stage.run(1, 1, 0)
     together = max(1, min(sequences, SCALED_FROM_TOKENS // prompt))
-    first_s = stage.run(together, prompt, 0).layer_s
-    if first_s * sequences / together < PREFILL_S_MAX:
+    prefills = [stage.run(together, prompt, 0)]
+    if together < sequences and prefills[0].layer_s * sequences / together < PREFILL_S_MAX:
         together = sequences
+        prefills.clear()
     scale = sequences * workload.prompt_tokens / (together * prompt)
-    prefills: list[_Parts] = []
     decodes: list[float] = []
     waited: list[float] = []
     others: dict[int, list[float]] = {tokens: [] for tokens in other_tokens}
     for _ in range(ROUNDS):
-        prefills.append(stage.run(together, prompt, 0))
+        if sum(part.layer_s for part in prefills) < PREFILLS_S:
+            prefills.append(stage.run(together, prompt, 0))
         decodes += [stage.run(sequences, 1, past).layer_s for _ in range(DECODES_PER_ROUND)]
         if stage.waits_on_host:
             waited += [stage.run(sequences, 1, past, wait=True).layer_s for _ in range(WAITS_PER_ROUND)]
