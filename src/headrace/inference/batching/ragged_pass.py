@@ -118,16 +118,16 @@ class MaskRule:
         self.is_plain = function is causal_mask_function
         """every token sees itself and all before it"""
 
-    def seen(self, first: int, last: int, length: int) -> torch.Tensor:
-        """Whether the tokens at positions [first, last) see those at [0, length): shape (last - first, length)."""
-        query, key = torch.arange(first, last)[:, None], torch.arange(length)[None, :]
+    def seen(self, positions: torch.Tensor, length: int) -> torch.Tensor:
+        """Whether the tokens at these positions see those at [0, length): shape (positions, length)."""
         zero = torch.zeros((1, 1), dtype=torch.long)
-        return torch.as_tensor(self._function(zero, zero, query, key)).broadcast_to(len(query), length)
+        seen = self._function(zero, zero, positions[:, None], torch.arange(length)[None, :])
+        return torch.as_tensor(seen).broadcast_to(len(positions), length)
 
     @cached_property
     def looks_ahead(self) -> bool:
         """Whether a token sees one that comes later."""
-        return not self.is_plain and bool(self.seen(0, LOOKED_AHEAD, LOOKED_AHEAD).triu(1).any())
+        return not self.is_plain and bool(self.seen(torch.arange(LOOKED_AHEAD), LOOKED_AHEAD).triu(1).any())
 
 
 def ragged_mask(*_args: Any, mask_function: Callable[..., Any], **_kwargs: Any) -> MaskRule:
@@ -155,19 +155,33 @@ class _Layout:
         self.bends_scores = bends_scores
         """the model's own attention heeds a softcap"""
         self._views: dict[tuple[MaskRule, int, int, int], _View] = {}
+        self._looked_at: set[MaskRule] = set()
 
     def view(self, rule: MaskRule, tokens: int, length: int, groups: int) -> _View:
         """What the last `tokens` of `length` see; repeated for the heads of a group."""
         if rule.is_plain and tokens == 1:
             return _View(0, None)
+        if tokens == 1 and rule not in self._looked_at:
+            self._look_for_single_tokens(rule, groups)
         found = self._views.get((rule, tokens, length, groups))
         if found is None:
-            seen = rule.seen(length - tokens, length, length)
+            seen = rule.seen(torch.arange(length - tokens, length), length)
             begin = int(seen.any(0).int().argmax())
             seen = seen[:, begin:]
             found = _View(begin, None if seen.all() else seen.repeat(groups, 1))
             self._views[rule, tokens, length, groups] = found
         return found
+
+    def _look_for_single_tokens(self, rule: MaskRule, groups: int) -> None:
+        """Find at once what the lone tokens of all sequences see, where that is all from some position on."""
+        self._looked_at.add(rule)
+        lengths = torch.tensor([part.length for part in self.parts if part.last_row - part.first_row == 1])
+        longest = int(lengths.max())
+        seen = rule.seen(lengths - 1, longest) & (torch.arange(longest) < lengths[:, None])
+        begins = seen.int().argmax(1)
+        for length, begin, count in zip(lengths.tolist(), begins.tolist(), seen.sum(1).tolist(), strict=True):
+            if count == length - begin:
+                self._views[rule, 1, length, groups] = _View(begin, None)
 
 
 _layout: ContextVar[_Layout] = ContextVar("headrace_ragged_layout")
