@@ -155,11 +155,13 @@ def _layers_prefix(entries: Sequence[TensorEntry], num_layers: int) -> str:
 
 def _ends(outside: Sequence[TensorEntry], vocab_size: int, origin: str) -> tuple[TensorEntry, TensorEntry | None]:
     """Embedding and head: by name where a name says so, else by their rows."""
-    tables = [entry for entry in outside if len(entry.shape) == 2 and entry.shape[0] == vocab_size]
     heads = [entry for entry in outside if _HEAD.search(entry.name)]
+    matrices = [own for own in outside if len(own.shape) == 2 and own.size_bytes and own not in heads]
+    tables = [entry for entry in matrices if entry.shape[0] == vocab_size]
+    tables = tables or [entry for entry in matrices if entry.shape[0] > vocab_size > 0]  # some have rows for more
     named = [entry for entry in outside if _TABLE.search(entry.name) and entry not in heads]
     named.sort(key=lambda entry: entry not in tables)  # a table of positions may have such a name as well
-    embedding = next(iter([*named, *(entry for entry in tables if entry not in heads)]), None)
+    embedding = next(iter([*named, *tables]), None)
     if embedding is None:
         rows = f" of {vocab_size} rows" if vocab_size else ""
         raise CheckpointCorruptError(f"{origin} holds no table{rows}, the input embedding")
