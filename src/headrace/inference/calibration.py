@@ -37,6 +37,7 @@ QUICK_CURVE_TOKENS = (1, 4, 16, 64, 256)
 CONTENTION_MIN_BYTES = 100 << 20
 """Smaller checkpoints are not worth the half second of measuring how reading and computing slow each other."""
 NEAR_TOKENS_MAX = 1 << 16
+NEAR_BUDGET_PART = 16
 NEAR_S_MAX = 0.5
 """Near break-even no layer is timed at more tokens than it computes in this time."""
 QUICK_PROBE = ProbeSizes(
@@ -347,13 +348,22 @@ def _near_break_even(scenario: Scenario, curve: ComputeCurve, load_s: float) -> 
         near = {count for count in near if not 0.9 < count / tokens_now < 1.1}
     else:
         near.add(min(tokens, FEW_TOKENS))
+    return sorted({_as_many_as_fit(scenario, count) for count in near})
+
+
+def _as_many_as_fit(scenario: Scenario, tokens: int) -> int:
+    """At most so many tokens whose work space is a small part of the budget: timing is within the promise as well."""
     element_bytes = TORCH_DTYPES[scenario.compute_dtype].itemsize
-    return [
-        count
-        for count in sorted(near)
-        if model.work_space_bytes(sequences=count, new_tokens=1, context_tokens=1, element_bytes=element_bytes)
-        <= scenario.budget_bytes // 4 + WORK_SPACE_CONSTANT_BYTES
-    ]
+    most_bytes = scenario.budget_bytes // NEAR_BUDGET_PART + WORK_SPACE_CONSTANT_BYTES
+
+    def needed(count: int) -> int:
+        return scenario.model.work_space_bytes(
+            sequences=count, new_tokens=1, context_tokens=1, element_bytes=element_bytes
+        )
+
+    while tokens > 1 and needed(tokens) > most_bytes:
+        tokens = tokens * 3 // 4
+    return tokens
 
 
 def _layer_rates(scenario: Scenario, curve: ComputeCurve, timed: TimedLayer, read_bytes_per_s: float) -> Rates:
