@@ -24,9 +24,9 @@ from headrace.planning.scenario import Scenario
 from headrace.planning.workload import asked_workload
 
 EXAMPLES = (
-    "headrace fleet llama-3.3-70b --machine 8xb200 --copies 8e9 --slo none",
+    "headrace fleet gpt-3 --machine 8xb200 --copies 8e9 --tokens-per-second 10",
     "headrace fleet gpt-3 --machine 8xh100 --copies 1e6 --tokens-per-second 10",
-    "headrace fleet gpt-3 --machine 8xa100-80 --training-tokens 300e9 --json",
+    "headrace fleet gpt-3 --machine 8xb200 --copies 1 --tokens-per-second 5 --json",
 )
 NO_PROMISE = "none"
 

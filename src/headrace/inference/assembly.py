@@ -89,7 +89,8 @@ def _settle(device: Device) -> Overheads:
     return_free_memory()
     device.release_cached()
     device.reset_peak()
-    return Overheads(process_bytes=resident_bytes(), device_bytes=device.held_bytes())
+    early_bytes = device.early_bytes()  # of weights to come
+    return Overheads(process_bytes=resident_bytes() - early_bytes, device_bytes=device.held_bytes())
 
 
 def _open_stream(loading: Loading, plan: Plan, scenario: Scenario) -> Stream:

@@ -101,7 +101,8 @@ def parts_by_name(entries: Iterable[TensorEntry], *, num_layers: int, vocab_size
 
     Raises CheckpointCorruptError where a layer or the embedding is not there.
     """
-    weights = [entry for entry in entries if entry.dtype in STORED_DTYPES and not _NO_WEIGHT.search(entry.name)]
+    named = [entry for entry in entries if not _NO_WEIGHT.search(entry.name)]
+    weights = [entry for entry in named if entry.dtype in STORED_DTYPES] or named  # in a dtype that is refused later
     prefix = _layers_prefix(weights, num_layers)
     num_layers = num_layers or _layers_there(weights, prefix)
     layers: list[list[TensorEntry]] = [[] for _ in range(num_layers)]
