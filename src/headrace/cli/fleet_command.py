@@ -26,7 +26,6 @@ from headrace.planning.workload import asked_workload
 EXAMPLES = (
     "headrace fleet gpt-3 --machine 8xb200 --copies 8e9 --tokens-per-second 10",
     "headrace fleet gpt-3 --machine 8xh100 --copies 1e6 --tokens-per-second 10",
-    "headrace fleet gpt-3 --machine 8xb200 --copies 1 --tokens-per-second 5 --json",
 )
 NO_PROMISE = "none"
 
