@@ -16,14 +16,11 @@ from headrace.cli.sampling import GREEDY, Sampling
 from headrace.errors import InvalidRequestError
 from headrace.inference.load_options import LoadOptions, Options
 from headrace.inference.sources.model_source import resolve_model
-from headrace.model.layout import PAGE_BYTES, align_down
 from headrace.model.stored_model import StoredModel
 from headrace.planning.budgets import DEVICE_RESERVE_MIN_BYTES, RESERVE_MIN_BYTES, RESERVE_SHARE
 from headrace.planning.jobs.draft_length import Drafted, DraftLength
 from headrace.planning.strategies import Strategy
-from headrace.streaming.early_memory import EarlyMemory
-from headrace.streaming.system_memory import default_budget_bytes
-from headrace.units import format_bytes, format_number, parse_size
+from headrace.units import format_bytes, format_number
 
 if TYPE_CHECKING:
     from headrace.inference.generation_defaults import GenerationDefaults
@@ -34,10 +31,6 @@ DEFAULT_NEW_TOKENS = 128
 DEFAULT_DRAFT_TOKENS = 8
 LOOKUP = "lookup"
 LOOKUP_NGRAM = 3
-EARLY_SHARE = 2 / 3
-"""of the budget: what plans give to weights at least; the rest may become keys and values, and work space"""
-GPU_FILES = ("/dev/nvidiactl", "/dev/dxg")
-"""Where one of these is, the device may be a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,22 +105,16 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
     require_run_libraries("running a model")
     directory = resolve_model(request.model)
     progress = RunProgress(f"loading {request.model}: reading its index and its tokenizer")
-    early = _early_memory(directory, request.options)
     with displayed(progress, output) as display:
         load_run_libraries(compiles=request.options.compile_layers)
         from headrace.inference.api import load_checkpoint
         from headrace.inference.generation_defaults import read_generation_defaults
         from headrace.streaming.checkpoint import Checkpoint
-        from headrace.streaming.device import CpuDevice
         from headrace.streaming.devices import open_device
         from headrace.streaming.pressure import NOTED_SHARE, Moment
 
         started = time.perf_counter()
         device = open_device(request.options.device)
-        if isinstance(device, CpuDevice):
-            device.early = early
-        elif early is not None:
-            early.close()
         checkpoint = Checkpoint(directory, cut_head=device.uses_host_memory)
         tokenizer = load_tokenizer(checkpoint.directory, trust_remote_code=request.options.trust_remote_code)
         prompts = encode_prompts(
@@ -193,17 +180,6 @@ def perform(request: RunRequest, output: Output, *, stream_text: bool) -> RunRes
             drafted=drafted,
             warnings=_slowed_by_others(share) if share >= NOTED_SHARE else (),
         )
-
-
-def _early_memory(directory: Path, options: LoadOptions) -> EarlyMemory | None:
-    """Begin to take memory for weights, where it is the CPU's: most of what the options and the system allow."""
-    if options.device not in ("auto", "cpu") or any(Path(name).exists() for name in GPU_FILES):
-        return None
-    weights_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    free_bytes = default_budget_bytes()
-    asked_bytes = free_bytes if options.memory is None else parse_size(options.memory)
-    wanted_bytes = min(weights_bytes, int(EARLY_SHARE * min(asked_bytes, free_bytes)))
-    return EarlyMemory(align_down(wanted_bytes)) if wanted_bytes >= PAGE_BYTES else None
 
 
 def load_draft(name: str, tokenizer: Any, options: Options, device: Device) -> Any:

@@ -89,8 +89,7 @@ def _settle(device: Device) -> Overheads:
     return_free_memory()
     device.release_cached()
     device.reset_peak()
-    early_bytes = device.early_bytes()  # of weights to come
-    return Overheads(process_bytes=resident_bytes() - early_bytes, device_bytes=device.held_bytes())
+    return Overheads(process_bytes=resident_bytes(), device_bytes=device.held_bytes())
 
 
 def _open_stream(loading: Loading, plan: Plan, scenario: Scenario) -> Stream:

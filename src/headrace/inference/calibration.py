@@ -87,7 +87,6 @@ def calibrate(loading: Loading, *, pass_tokens: Sequence[int] = (), packed: JobM
     passes must hold. On an accelerator it takes no more than the budget, and gives it back. Raises BudgetError before
     anything is measured where nothing could fit.
     """
-    loading.device.early_bytes()  # taking memory meanwhile would show in what is measured
     gauge = PressureGauge()
     if loading.device.uses_host_memory:
         scenario, notes = _calibrate_cpu(loading, pass_tokens, packed)

@@ -1,6 +1,7 @@
 """All memory that weights as stored may ever hold, taken once at the start.
 
-Direct reads into huge pages are up to twice as fast, since the kernel pins 512 times fewer pages.
+Python's `mmap.mmap(-1, n)` is shared memory and ignores the advice for huge pages; private anonymous memory takes it,
+and direct reads into it are up to twice as fast, since the kernel pins 512 times fewer pages.
 
 Pages are touched before they are read into. On a virtual machine the first touch of memory that its host has not
 given it yet was seen to take up to 2 seconds per GiB; taken within direct reads, it made blocks that compute meanwhile
@@ -9,6 +10,7 @@ given it yet was seen to take up to 2 seconds per GiB; taken within direct reads
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -19,8 +21,9 @@ import torch
 
 from headrace.errors import BudgetError
 from headrace.model.layout import DEVICE_ALIGNMENT_BYTES, PAGE_BYTES
-from headrace.streaming.early_memory import EarlyMemory, map_pages
+from headrace.units import format_bytes
 
+HUGE_PAGE_BYTES = 2 << 20
 _TOUCHED_AT_ONCE_BYTES = 8 << 20
 _TOUCHING_THREADS_MAX = 8
 
@@ -50,15 +53,20 @@ class Arena:
     back; views handed out before must not be used afterwards.
     """
 
-    def __init__(self, size_bytes: int, early: EarlyMemory | None = None) -> None:
-        """`early`: memory that is being taken already, which becomes this arena's."""
+    def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         self.pinned = False
         """page-locked and known to a device, which copies from it without a detour (`Device.allocate_host`)"""
         self.on_close: Callable[[], None] | None = None
         """called before the memory is unmapped, so that locked pages are unlocked first"""
         self._taken_bytes = 0
-        self._map, self._touched_bytes = (map_pages(size_bytes), 0) if early is None else early.give(size_bytes)
+        try:
+            self._map = mmap.mmap(-1, max(size_bytes, PAGE_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise BudgetError(f"the system refuses {format_bytes(size_bytes)} of memory: {error}") from error
+        if size_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel built without huge pages: slower, not wrong
+                self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._view = memoryview(self._map)
 
@@ -87,7 +95,7 @@ class Arena:
 
         Threads, since the time goes into the kernel's (and a host's) clearing of pages.
         """
-        starts = range(self._touched_bytes, self.size_bytes, _TOUCHED_AT_ONCE_BYTES)
+        starts = range(0, self.size_bytes, _TOUCHED_AT_ONCE_BYTES)
         count = min(len(starts), os.cpu_count() or 1, _TOUCHING_THREADS_MAX)
 
         def work(number: int) -> None:

@@ -240,10 +240,6 @@ class CudaDevice:
         """Reserved by torch's allocator: in use, or kept for reuse."""
         return int(torch.cuda.memory_reserved(self.torch_device))
 
-    def early_bytes(self) -> int:
-        """None is taken early."""
-        return 0
-
     def peak_bytes(self) -> int:
         """The allocator's own high-water mark of reserved bytes."""
         return int(torch.cuda.max_memory_reserved(self.torch_device))

@@ -18,7 +18,6 @@ from typing import NamedTuple, Protocol
 import torch
 
 from headrace.streaming.arena import Arena, Memory
-from headrace.streaming.early_memory import EarlyMemory
 
 COPY_LANES = 3
 STORE_LANE, DISK_LANE, CACHE_LANE = range(COPY_LANES)
@@ -102,9 +101,6 @@ class Device(Protocol):
     def held_bytes(self) -> int:
         """What this process's allocator holds of the device's memory now, by its own counter."""
 
-    def early_bytes(self) -> int:
-        """Host memory that was taken for it before it was asked for any; no more is taken so from now on."""
-
     def peak_bytes(self) -> int:
         """The most that it held since `reset_peak`."""
 
@@ -140,13 +136,10 @@ class CpuDevice:
     name = "cpu"
     torch_device = torch.device("cpu")
     uses_host_memory = True
-    early: EarlyMemory | None = None
-    """is being taken already, for the first that asks for memory"""
 
     def allocate(self, size_bytes: int) -> Arena:
         """Take anonymous private memory on huge pages, all of it now."""
-        early, self.early = self.early, None
-        arena = Arena(size_bytes, early)
+        arena = Arena(size_bytes)
         arena.touch()
         return arena
 
@@ -188,10 +181,6 @@ class CpuDevice:
     def held_bytes(self) -> int:
         """Nothing beside the host's memory."""
         return 0
-
-    def early_bytes(self) -> int:
-        """Of what is being taken already."""
-        return 0 if self.early is None else self.early.stop()
 
     def peak_bytes(self) -> int:
         """Nothing beside the host's memory."""

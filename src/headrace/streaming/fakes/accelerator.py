@@ -180,10 +180,6 @@ class FakeAccelerator:
         """Allocated now."""
         return self._held
 
-    def early_bytes(self) -> int:
-        """None is taken early."""
-        return 0
-
     def peak_bytes(self) -> int:
         """The most that was."""
         return self._peak
