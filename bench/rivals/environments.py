@@ -1,4 +1,4 @@
-"""Create one virtual environment per group of rivals, with pinned versions.
+"""Create one virtual environment per group of rivals, and one for bench/clients, with pinned versions.
 
     python bench/rivals/environments.py [NAME ...] [--directory DIR]
 
@@ -100,6 +100,11 @@ ENVIRONMENTS = {
             name="airllm",
             stages=(Stage("airllm.txt"),),
             check="import airllm",
+        ),
+        Environment(
+            name="clients",
+            stages=(Stage("clients.txt"),),
+            check="import lm_eval, outlines, peft, langchain_huggingface",
         ),
     )
 }
