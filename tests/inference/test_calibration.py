@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import headrace
 from accelerator_machine import Gauge, make_up
-from headrace.inference import calibration
+from headrace.inference import calibration, layer_timing
+from headrace.inference.layer_timing import time_layer
 from headrace.inference.load_options import LoadOptions
 from headrace.inference.loading import Loading
 from headrace.streaming import device_budget
@@ -73,3 +75,19 @@ def test_the_disk_is_read_between_computing_where_both_go_on_later(
     limited = measure_disk(loading(read_limit=1e8), "float32")
     assert limited == pytest.approx((1e8, 1e8, 1 + 0.2 * 0.5, 1e-4)), "held back, it slows computing less"
     checkpoint.close()
+
+
+def test_a_layer_is_timed_with_tokens_of_many_kinds(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token again and again would go to the same few experts, which are then all that is computed."""
+    seen: list[torch.Tensor] = []
+    run = layer_timing._Stage._pass
+
+    def noted(stage: Any, ids: torch.Tensor, cache: dict[str, Any]) -> None:
+        seen.append(ids)
+        run(stage, ids, cache)
+
+    monkeypatch.setattr(calibration, "time_layer", time_layer)
+    monkeypatch.setattr(layer_timing._Stage, "_pass", noted)
+    headrace.load(directory, memory="64MB", batch=2, prompt_tokens=8, max_tokens=24).close()
+    distinct = {tuple(ids.shape): len(set(ids.flatten().tolist())) for ids in seen}
+    assert (distinct[2, 8], distinct[2, 1]) == (16, 2), "prompts, and a token of each"

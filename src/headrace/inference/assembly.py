@@ -136,20 +136,20 @@ class _Layers:
         self.inputs = HostInputs()
         self._clean_ups: list[Callable[[], None]] = []
         cpu_buffer = ConversionBuffer(plan.host_memory.conversion_bytes)
-        made_in = loading.anatomy.made_in.items()
         for block in stored.blocks:
             if block.layer_index is None:
                 continue
-            prefix, placement = f"{path}.{block.layer_index}.", plan.placements[block.index]
+            placement = plan.placements[block.index]
             on_cpu = placement is Placement.CPU
             weights = BlockWeights(
                 self.modules[block.layer_index],
-                {name.removeprefix(prefix): r for name, r in recipes.items() if name.startswith(prefix)},
+                f"{path}.{block.layer_index}",
+                recipes,
                 block.layout.positions if device.uses_host_memory else block.aligned.positions,
                 cpu_buffer if on_cpu else buffer,
                 copies_weights,
                 HOST if on_cpu else device.torch_device,
-                {name.removeprefix(prefix): turn[len(prefix) :] for name, turn in made_in if name.startswith(prefix)},
+                loading.anatomy.made_in,
             )
             self.weights.append(weights)
             self._clean_ups.append(_take_turns(weights, stream, block.index, stays=placement not in TRAVELLING))

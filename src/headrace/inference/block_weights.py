@@ -79,15 +79,17 @@ class BlockWeights:
     """
 
     block: nn.Module
+    path: str
+    """of the block in the names of `recipes` and `made_in`, which are the whole model's"""
     recipes: Mapping[str, Recipe]
-    """parameter name within the block -> recipe"""
+    """parameter name -> recipe"""
     positions: Mapping[str, int]
     buffer: ConversionBuffer
     copy_misaligned: bool = False
     device: torch.device = HOST
     """where the block computes, and its memory lies"""
     made_in: Mapping[str, str] = field(default_factory=dict)
-    """paths within the block of modules whose weights others read -> the module before whose turn they are made"""
+    """modules whose weights others read -> the module before whose turn they are made"""
     _direct: list[_Target] = field(default_factory=list)
     _converted: dict[nn.Module, list[_Target]] = field(default_factory=dict)
     _views: dict[int, list[nn.Parameter]] = field(default_factory=dict)
@@ -97,8 +99,9 @@ class BlockWeights:
 
     def __post_init__(self) -> None:
         for module_name, module in self.block.named_modules():
+            own = f"{self.path}.{module_name}" if module_name else self.path
             for name, parameter in list(module.named_parameters(recurse=False)):
-                full = f"{module_name}.{name}" if module_name else name
+                full = f"{own}.{name}"
                 if full not in self.recipes:
                     raise CheckpointCorruptError(f"the checkpoint lacks the weights of {full}")
                 recipe = self.recipes[full]
@@ -108,8 +111,8 @@ class BlockWeights:
                 if self._used_in_place(recipe):
                     self._direct.append(target)
                 else:
-                    turn = self.block.get_submodule(self.made_in.get(module_name, module_name))
-                    self._converted.setdefault(turn, []).append(target)
+                    turn = self.made_in.get(own, own).removeprefix(self.path).removeprefix(".")
+                    self._converted.setdefault(self.block.get_submodule(turn), []).append(target)
         for module in self._converted:
             module.register_forward_pre_hook(self._convert)
             module.register_forward_hook(self._forget, always_call=True)
@@ -188,10 +191,9 @@ def give_fixed(model: nn.Module, checkpoint: Checkpoint, recipes: Mapping[str, R
         names = [ingredient.entry.name for ingredient in recipe.ingredients]
         if not all(own in values for own in names):
             continue
-        place = recipe.ingredients[0].entry.offset if recipe.is_one_tensor else 0
-        if values[names[0]].dtype is not recipe.dtype:
-            place = 0
-        made = _empty_at(place % ALIGNMENT_BYTES, recipe.shape, recipe.dtype)
+        as_it_lies = recipe.is_one_tensor and values[names[0]].dtype is recipe.dtype
+        place = recipe.ingredients[0].entry.offset % ALIGNMENT_BYTES if as_it_lies else 0
+        made = _empty_at(place, recipe.shape, recipe.dtype)
         recipe.make([values[own] for own in names], made)
         module_name, _, own_name = name.rpartition(".")
         module = model.get_submodule(module_name)

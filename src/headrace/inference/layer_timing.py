@@ -8,11 +8,11 @@ what a pass takes outside of its layers is timed as well.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +66,7 @@ LAYERS_ENQUEUED = 4
 
 CACHE_BYTES_MAX = 64 << 20
 ROWS_TRIED = 128
+DISTINCT_TOKENS = 128
 _ONE_NUMBER = (1, 1, 1, 1)
 STEPS = 6
 
@@ -82,7 +83,7 @@ class TimedLayer(NamedTuple):
     """What the layers, the head and a pass outside of them took, in seconds."""
 
     layers: tuple[LayerTimes, ...]
-    """by kind; none where a layer does not compute without those before it"""
+    """by kind"""
     decode_s: float
     """a decode pass of the mean layer"""
     stall_penalty_s: float
@@ -111,7 +112,7 @@ def time_layer(
 
     `device` computes: the one that the model is loaded onto, or the CPU beside it.
     """
-    kinds, blocks = loading.anatomy.kinds, loading.checkpoint.model.blocks
+    kinds, blocks, work = loading.anatomy.kinds, loading.checkpoint.model.blocks, loading.options.workload
     found: list[_TimedKind] = []
     with torch.inference_mode():
         for number in loading.anatomy.first_of_kinds:
@@ -123,18 +124,16 @@ def time_layer(
                 copy_misaligned=copy_misaligned,
                 device=device,
             )
-            try:
+            with contextlib.closing(stage):
+                if not found:
+                    found.append(_timed_kind(stage, work, other_tokens))
+                    ends = _timed_ends(stage, work, other_tokens)
+                    continue
                 try:
-                    found.append(_timed_kind(stage, loading.options.workload, other_tokens))
+                    found.append(_timed_kind(stage, work, other_tokens))
                 except (ValueError, TypeError, KeyError, AttributeError):
-                    if not found:
-                        raise
                     # The layer wants something that one before it makes: by its size, then, from the first one.
                     found.append(found[0].scaled(blocks[number].active_parameters / blocks[0].active_parameters))
-                if len(found) == 1:
-                    ends = _timed_ends(stage, loading.options.workload, other_tokens)
-            finally:
-                stage.close()
     shares = [kinds.count(kind) / len(kinds) for kind in range(len(found))]
     others = {
         tokens: sum(share * own.others[tokens] for share, own in zip(shares, found, strict=True))
@@ -250,19 +249,14 @@ class _Stage:
         self._model = build_skeleton(
             loading.config, dtype, attention=loading.options.asked.attention, device=self._where
         )
-        recipes = recipes_of(self._model, checkpoint.index.entries.values())
+        block, path = checkpoint.model.blocks[number], f"{anatomy.layers}.{number}"
+        recipes = recipes_of(self._model, (*block.tensors, *checkpoint.model.fixed))
         give_fixed(self._model, checkpoint, recipes, self._where)
-        for path in (anatomy.embedding, *anatomy.tables):
-            table = self._model.get_submodule(path)
-            EmbeddingRows(table, dtype, partial(_random_rows, table.embedding_dim), device=self._where)
+        for table in map(self._model.get_submodule, (anatomy.embedding, *anatomy.tables)):
+            rows = torch.randn(min(DISTINCT_TOKENS, table.num_embeddings), table.embedding_dim).to(dtype)
+            EmbeddingRows(table, dtype, rows.__getitem__, device=self._where)
+        self._tokens = min(DISTINCT_TOKENS, self._model.get_submodule(anatomy.embedding).num_embeddings)
         self._flush = torch.ones(FLUSH_BYTES // 4, device=self._where)
-        block, prefix = checkpoint.model.blocks[number], f"{anatomy.layers}.{number}."
-        own = {name.removeprefix(prefix): recipe for name, recipe in recipes.items() if name.startswith(prefix)}
-        made_in = {
-            name.removeprefix(prefix): turn[len(prefix) :]
-            for name, turn in anatomy.made_in.items()
-            if name.startswith(prefix)
-        }
         self._memory, self._piece = _bring(checkpoint, block, device)
         buffer = ConversionBuffer(conversion_bytes, self._where)
         positions = block.layout.positions if device.uses_host_memory else block.aligned.positions
@@ -271,7 +265,8 @@ class _Stage:
         self._timed = self._numbers_like(number, layers, 1 if device.uses_host_memory else LAYERS_ENQUEUED)
         timed = [layers[other] for other in self._timed]
         weights = [
-            BlockWeights(layer, own, positions, buffer, copy_misaligned, self._where, made_in) for layer in timed
+            BlockWeights(layer, path, recipes, positions, buffer, copy_misaligned, self._where, anatomy.made_in)
+            for layer in timed
         ]
         for each in weights:
             each.enter(self._piece, stays=False)
@@ -336,7 +331,8 @@ class _Stage:
         kept = self._anatomy.caches[self._timed[0]]
         token_bytes = max(1, kept.elements_per_token) * self._dtype.itemsize * sequences
         past_tokens = min(past_tokens, CACHE_BYTES_MAX // token_bytes)
-        ids = torch.zeros(sequences, tokens, dtype=torch.long, device=self._where)
+        # Tokens of many kinds, so that they go to many experts.
+        ids = (torch.arange(sequences * tokens) % self._tokens).view(sequences, tokens).to(self._where)
         given = self._cache(sequences, past_tokens, past_tokens + tokens)
         self._flush.amax()
         self._waits = wait
@@ -460,10 +456,6 @@ def _bring(checkpoint: Checkpoint, block: StoredBlock, device: Device) -> tuple[
     piece = memory.take(block.held_bytes)
     piece.tensor.copy_(checkpoint.read_aligned(block))
     return memory, piece
-
-
-def _random_rows(width: int, wanted: list[int]) -> torch.Tensor:
-    return torch.randn(len(wanted), width)
 
 
 class _HandsOn(nn.Module):
