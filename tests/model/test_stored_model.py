@@ -238,6 +238,13 @@ def test_the_dtype_of_most_bytes_is_the_stored_one() -> None:
     assert model.blocks[0].size_bytes == 2 * (model.blocks[0].parameters - 2 * 64) + 4 * 2 * 64
 
 
+def test_a_head_counts_towards_the_format_of_most_weights() -> None:
+    shapes = llama_shapes(hidden=64, ffn=96, layers=1, kv_width=32, vocab=1000)
+    config = config_of(**{**SMALL, "num_hidden_layers": 1, "vocab_size": 1000})
+    model = build_stored_model("small", config, index_of(shapes, dtypes={"lm_head.weight": "F32"}))
+    assert (model.stored_dtype, model.weight_format) == ("BF16", "fp32")
+
+
 def test_a_token_is_multiplied_with_its_own_experts_only() -> None:
     shapes: Shapes = {"model.embed_tokens.weight": (320, 64), "model.norm.weight": (64,)}
     for layer in range(2):

@@ -54,7 +54,8 @@ def with_bytes_of(made: Model, parts: Parts, *, origin: str) -> Model:
         for tensor in tensors:
             tally[_part(tensor)] += tensor.size_bytes
     positions = sum(entry.size_bytes for entry in parts.fixed if _POSITIONS.search(entry.name))
-    stored = [*itertools.chain(*parts.layer_tensors), parts.embedding, *parts.fixed, *parts.tables]
+    ends = [parts.embedding] if parts.head is None else [parts.embedding, parts.head]
+    stored = [*itertools.chain(*parts.layer_tensors), *ends, *parts.fixed, *parts.tables]
     return _with_tallies(
         made,
         tallies,
