@@ -6,16 +6,15 @@ What the cache keeps is an estimate here; where the model is run, transformers' 
 from __future__ import annotations
 
 import itertools
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headrace.model.config_fields import Fields
 from headrace.model.context import context_tokens
 from headrace.model.model import Layer, LayerGroup, Model
 from headrace.model.safetensors_index import TensorEntry
-from headrace.model.structure import parts_by_name
+from headrace.model.structure import Parts
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim", "embedding_size")
@@ -28,15 +27,18 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _DEFAULT_CONTEXT = 2048
 
 
-def model_from_tensors(raw: Mapping[str, Any], entries: Iterable[TensorEntry], *, name: str, origin: str) -> Model:
+def promised(raw: Mapping[str, Any], *, origin: str) -> tuple[int, int]:
+    """Layers and vocabulary that a text model's config names; 0 where it leaves them to transformers' class."""
+    fields = Fields(raw, origin)
+    return (
+        fields.count(*_LAYERS, default=0, zero=True),
+        fields.count("vocab_size", "n_vocab", default=0, zero=True),
+    )
+
+
+def model_from_tensors(raw: Mapping[str, Any], parts: Parts, *, name: str, origin: str) -> Model:
     """Estimate the model of a text model's config. What that leaves to transformers' class, the tensors say."""
     fields = Fields(raw, origin)
-    parts = parts_by_name(
-        entries,
-        num_layers=fields.count(*_LAYERS, default=0, zero=True),
-        vocab_size=fields.count("vocab_size", "n_vocab", default=0, zero=True),
-        origin=origin,
-    )
     hidden = fields.count(*_HIDDEN, default=parts.embedding.shape[1])
     heads = fields.count(*_HEADS, default=max(1, hidden // 64))
     head_dim = fields.count(*_HEAD_DIM, default=max(1, hidden // heads))
@@ -83,7 +85,7 @@ def _layer(tensors: Sequence[TensorEntry], *, heads: int, head_dim: int, kv_head
         expert_bytes=2.0 * in_experts / experts if experts else 0.0,
         num_experts=experts,
         experts_per_token=min(per_token, experts),
-        other_parameters=sum(math.prod(entry.shape) for entry in tensors if len(entry.shape) < 2),
+        other_parameters=sum(entry.num_elements for entry in tensors if len(entry.shape) < 2),
         query_heads=heads,
         key_dim=head_dim,
         value_dim=head_dim,

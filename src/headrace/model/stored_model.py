@@ -13,7 +13,7 @@ from headrace.model.blocks import Block, head_slices
 from headrace.model.config_fields import text_config
 from headrace.model.from_config import MODEL_TYPES, model_from_config
 from headrace.model.from_index import with_bytes_of
-from headrace.model.from_tensors import model_from_tensors
+from headrace.model.from_tensors import model_from_tensors, promised
 from headrace.model.layout import AlignedLayout, ByteRange, Layout, align_layout, lay_out
 from headrace.model.model import Layer, LayerGroup, Model
 from headrace.model.safetensors_index import TensorEntry, TensorIndex
@@ -179,16 +179,13 @@ def build_stored_model(name: str, raw: Mapping[str, Any], index: TensorIndex, *,
     origin = str(index.directory / "config.json")
     refuse_other_models(raw, origin=origin)
     own = text_config(raw, MODEL_TYPES)
+    model: Model | None = None
     if own["model_type"] in MODEL_TYPES:
         model = as_transformers_caches(model_from_config(own, name=name, origin=origin), own)
-    else:
-        model = model_from_tensors(own, index.entries.values(), name=name, origin=origin)
-    parts = parts_by_name(
-        index.entries.values(),
-        num_layers=model.num_layers,
-        vocab_size=model.vocab_size,
-        origin=str(index.directory),
-    )
+    layers, vocabulary = promised(own, origin=origin) if model is None else (model.num_layers, model.vocab_size)
+    parts = parts_by_name(index.entries.values(), num_layers=layers, vocab_size=vocabulary, origin=str(index.directory))
+    if model is None:
+        model = model_from_tensors(own, parts, name=name, origin=origin)
     sized = with_bytes_of(model, parts, origin=str(index.directory))
     return StoredModel(**{**vars(sized), "cut_head": cut_head}, model_type=str(own["model_type"]), parts=parts)
 
