@@ -24,6 +24,20 @@ def user_directory(variable: str, default: str) -> Path:
     return (Path(named) if named else user_path(default)) / "headrace"
 
 
+def chosen_path(variable: str, standard: str, default: str, name: str) -> Path | None:
+    """What `variable` names, else `name` in headrace's part of a directory of the XDG standard.
+
+    None where `variable` is set to nothing, or there is no home to look in.
+    """
+    named = os.environ.get(variable)
+    if named is not None:
+        return user_path(named) if named else None
+    try:
+        return user_directory(standard, default) / name
+    except InvalidRequestError:
+        return None
+
+
 def is_given(path: Path) -> bool:
     """Whether there is something to read: a file, or a pipe from another program."""
     return path.exists() and not path.is_dir()

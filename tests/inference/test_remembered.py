@@ -295,7 +295,7 @@ def test_nothing_is_kept_where_there_is_no_place(
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert remembered.measured_directory() == Path("/somewhere/headrace/measured")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/one"))
+    monkeypatch.setenv("HOME", "/home/one")
     assert remembered.measured_directory() == Path("/home/one/.cache/headrace/measured")
 
 

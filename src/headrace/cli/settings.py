@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import typer
 
 from headrace.errors import InvalidRequestError, near_names
-from headrace.paths import user_directory, user_path
+from headrace.paths import chosen_path
 
 VARIABLE = "HEADRACE_CONFIG"
 
@@ -37,13 +37,7 @@ class Setting(NamedTuple):
 
 def config_path() -> Path | None:
     """Return the configuration file; None where there is no home to look in, or HEADRACE_CONFIG is set to nothing."""
-    named = os.environ.get(VARIABLE)
-    if named is not None:
-        return user_path(named) if named else None
-    try:
-        return user_directory("XDG_CONFIG_HOME", "~/.config") / "config.toml"
-    except InvalidRequestError:
-        return None
+    return chosen_path(VARIABLE, "XDG_CONFIG_HOME", "~/.config", "config.toml")
 
 
 def preset_options(commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

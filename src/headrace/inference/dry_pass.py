@@ -105,9 +105,8 @@ def _examine(
         raise UnsupportedModelError(f"{name} does not call its layers once each, in order, and so they cannot stream")
     _refuse_shared_weights(layers, name)
     caches = _differences(watched.cache, watched.sizes_before, len(layers), model.dtype.itemsize)
-    kinds: dict[Any, int] = {}
-    for layer, cache in zip(layers, caches, strict=True):
-        kinds.setdefault(_kind(layer, cache), len(kinds))
+    looks = [_looks_of(layer, cache) for layer, cache in zip(layers, caches, strict=True)]
+    kinds = {look: kind for kind, look in enumerate(dict.fromkeys(looks))}
     anatomy = Anatomy(
         layers=layers_path,
         embedding=paths[id(embedding)],
@@ -121,7 +120,7 @@ def _examine(
             and module.num_embeddings >= embedding.num_embeddings
             and _looks_up_rows(module)
         ),
-        kinds=tuple(kinds[_kind(layer, cache)] for layer, cache in zip(layers, caches, strict=True)),
+        kinds=tuple(kinds[look] for look in looks),
         caches=tuple(caches),
         outputs=tuple(watched.outputs[id(layer)] for layer in layers),
         has_cache_layers=cached_in_layers(watched.cache),
@@ -132,7 +131,7 @@ def _examine(
     return anatomy, _parts(model, anatomy, recipes_of(model, entries), name)
 
 
-def _kind(layer: nn.Module, cache: SeenCache) -> tuple[Any, ...]:
+def _looks_of(layer: nn.Module, cache: SeenCache) -> tuple[Any, ...]:
     """Equal for layers that take equally long, size for size."""
     modules = tuple(type(module).__name__ for module in layer.modules())
     return (modules, cache.window_tokens, bool(cache.elements_per_token), bool(cache.state_elements))
@@ -153,9 +152,7 @@ def _parts(model: Any, anatomy: Anatomy, recipes: dict[str, Recipe], name: str) 
     """Sort the checkpoint's tensors by the parameters that they become."""
     apart = tuple(f"{path}." for path in anatomy.unused)
     parameters = {
-        own: parameter
-        for own, parameter in model.named_parameters(remove_duplicate=False)
-        if not own.startswith(apart or ("\0",))
+        own: parameter for own, parameter in model.named_parameters(remove_duplicate=False) if not own.startswith(apart)
     }
     require_all(recipes, parameters)
     ends = {path: f"{path}.weight" for path in (anatomy.embedding, anatomy.head, *anatomy.tables)}
@@ -164,12 +161,11 @@ def _parts(model: Any, anatomy: Anatomy, recipes: dict[str, Recipe], name: str) 
             raise UnsupportedModelError(f"{path} of {name} is put together from several tensors, and so cannot stream")
     entries = {path: recipes[weight].ingredients[0].entry for path, weight in ends.items()}
     embedding, head = entries[anatomy.embedding], entries[anatomy.head]
-    bias = recipes.get(f"{anatomy.head}.bias")
     layers: list[dict[str, TensorEntry]] = [{} for _ in anatomy.kinds]
     made: list[list[Made]] = [[] for _ in anatomy.kinds]
     fixed: dict[str, TensorEntry] = {}
     for parameter, recipe in recipes.items():
-        if parameter in ends.values() or parameter.startswith(apart or ("\0",)):
+        if parameter in ends.values() or parameter.startswith(apart):
             continue
         number, _, inner = parameter.removeprefix(anatomy.layers + ".").partition(".")
         own = {ingredient.entry.name: ingredient.entry for ingredient in recipe.ingredients}
@@ -198,7 +194,6 @@ def _parts(model: Any, anatomy: Anatomy, recipes: dict[str, Recipe], name: str) 
         layer_tensors=tuple(tuple(tensors.values()) for tensors in layers),
         embedding=embedding,
         head=None if head is embedding else head,
-        head_bias=None if bias is None else bias.ingredients[0].entry,
         tables=tuple(entries[path] for path in anatomy.tables),
         fixed=tuple(fixed.values()),
         made=tuple(tuple(items) for items in made),

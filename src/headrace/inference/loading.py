@@ -39,8 +39,7 @@ class Loading:
         refuse_what_is_not_free(device, options.budget_bytes, options.host_budget_bytes)
         trusted = options.asked.trust_remote_code
         config = read_transformers_config(checkpoint.directory, trust_remote_code=trusted)
-        anatomy, parts = examine(config, checkpoint.model, checkpoint.index.entries.values())
-        checkpoint.confirm(parts)
+        anatomy = confirmed(checkpoint, config)
         return cls(
             checkpoint=checkpoint,
             options=options,
@@ -49,6 +48,13 @@ class Loading:
             anatomy=anatomy,
             reader=_reader(options),
         )
+
+
+def confirmed(checkpoint: Checkpoint, config: Any) -> Anatomy:
+    """See how transformers builds the model, and let the checkpoint keep to that; raises what `Loading.of` does."""
+    anatomy, parts = examine(config, checkpoint.model, checkpoint.index.entries.values())
+    checkpoint.confirm(parts)
+    return anatomy
 
 
 def _reader(options: Options) -> StreamSettings:

@@ -39,6 +39,7 @@ from headrace.inference.calibration import (
 from headrace.inference.loading import Loading
 from headrace.inference.plain_values import from_plain, to_plain
 from headrace.machine.machine_file import machine_to_toml
+from headrace.paths import chosen_path
 from headrace.planning.infeasible import minimum_bytes
 from headrace.planning.rates import Rates
 from headrace.planning.scenario import Scenario
@@ -161,14 +162,7 @@ def calibrated(loading: Loading, *, pass_tokens: Sequence[int] = (), packed: Job
 
 def measured_directory() -> Path | None:
     """Where measurements lie; None where nothing is to be remembered, or there is no home."""
-    named = os.environ.get(VARIABLE)
-    if named is not None:
-        return Path(named).expanduser() if named else None
-    try:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # nobody knows this user
-        return None
-    return Path(cache) / "headrace" / "measured"
+    return chosen_path(VARIABLE, "XDG_CACHE_HOME", "~/.cache", "measured")
 
 
 def circumstances(

@@ -65,7 +65,6 @@ class Parts:
     embedding: TensorEntry
     head: TensorEntry | None
     """None: tied to the embedding"""
-    head_bias: TensorEntry | None = None
     tables: tuple[TensorEntry, ...] = ()
     """other tables with a row for each token, read by row as the embedding is"""
     fixed: tuple[TensorEntry, ...] = ()

@@ -96,14 +96,13 @@ def judged(stored: StoredHere) -> Verdict:
 
 
 def _judged(directory: Path) -> Verdict:
-    from headrace.inference.dry_pass import examine
+    from headrace.inference.loading import confirmed
     from headrace.inference.skeleton import read_transformers_config
     from headrace.streaming.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(directory)
     try:
-        entries = checkpoint.index.entries.values()
-        checkpoint.confirm(examine(read_transformers_config(directory), checkpoint.model, entries)[1])
+        confirmed(checkpoint, read_transformers_config(directory))
     finally:
         checkpoint.close()
     model, budget_bytes = checkpoint.model, default_budget_bytes()
@@ -146,9 +145,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     except OSError:  # not there, or nobody's business
         return
     names = [entry.name for entry in entries]
-    if "config.json" in names and any(
-        name.endswith((".safetensors", ".safetensors.index.json", ".bin")) for name in names
-    ):
+    if "config.json" in names and any(name.endswith(_OF_A_CHECKPOINT) for name in names):
         yield folder
     for entry in entries:
         if entry.suffix == ".gguf" and entry.is_file() and not _FURTHER_PART.search(entry.name):
