@@ -19,12 +19,10 @@ from torch import nn
 from headrace.errors import CheckpointCorruptError
 from headrace.inference.skeleton import HOST, placeholder
 from headrace.inference.weight_names import Recipe
+from headrace.model.layout import HOST_ALIGNMENT_BYTES
 from headrace.streaming.arena import Piece
 from headrace.streaming.checkpoint import Checkpoint, view
 from headrace.streaming.torch_dtypes import STORED_TORCH_DTYPES
-
-ALIGNMENT_BYTES = 64
-"""Where tensors begin in the conversion buffer, as torch's own allocator aligns them."""
 
 
 class ConversionBuffer:
@@ -32,7 +30,7 @@ class ConversionBuffer:
 
     def __init__(self, size_bytes: int, device: torch.device = HOST) -> None:
         self._bytes = torch.empty(size_bytes, dtype=torch.uint8, device=device)
-        self._bytes = self._bytes[(-self._bytes.data_ptr()) % ALIGNMENT_BYTES :]
+        self._bytes = self._bytes[(-self._bytes.data_ptr()) % HOST_ALIGNMENT_BYTES :]
         self.top = 0
 
     @property
@@ -48,7 +46,7 @@ class ConversionBuffer:
         if size_bytes > self.free_bytes:
             raise MemoryError(f"the conversion buffer has {self.free_bytes} bytes left, {size_bytes} are needed")
         tensor = self._bytes[self.top : self.top + size_bytes].view(dtype).view(shape)
-        self.top += -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        self.top += -(-size_bytes // HOST_ALIGNMENT_BYTES) * HOST_ALIGNMENT_BYTES
         return tensor
 
 
@@ -159,7 +157,7 @@ class BlockWeights:
             return False
         entry = recipe.ingredients[0].entry
         stored = STORED_TORCH_DTYPES.get(entry.dtype)
-        aligned = self.positions[entry.name] % ALIGNMENT_BYTES == 0
+        aligned = self.positions[entry.name] % HOST_ALIGNMENT_BYTES == 0
         return stored is recipe.dtype and (aligned or not self.copy_misaligned)
 
     def _view(self, piece: Piece, recipe: Recipe) -> torch.Tensor:
@@ -192,7 +190,7 @@ def give_fixed(model: nn.Module, checkpoint: Checkpoint, recipes: Mapping[str, R
         if not all(own in values for own in names):
             continue
         as_it_lies = recipe.is_one_tensor and values[names[0]].dtype is recipe.dtype
-        place = recipe.ingredients[0].entry.offset % ALIGNMENT_BYTES if as_it_lies else 0
+        place = recipe.ingredients[0].entry.offset % HOST_ALIGNMENT_BYTES if as_it_lies else 0
         made = _empty_at(place, recipe.shape, recipe.dtype)
         recipe.make([values[own] for own in names], made)
         module_name, _, own_name = name.rpartition(".")
@@ -204,8 +202,8 @@ def give_fixed(model: nn.Module, checkpoint: Checkpoint, recipes: Mapping[str, R
 
 
 def _empty_at(place: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Uninitialised, beginning so many bytes behind a multiple of ALIGNMENT_BYTES: products may depend on it."""
+    """Uninitialised, beginning so many bytes behind a multiple of HOST_ALIGNMENT_BYTES: products may depend on it."""
     size_bytes = dtype.itemsize * math.prod(shape)
-    memory = torch.empty(size_bytes + 2 * ALIGNMENT_BYTES, dtype=torch.uint8)
-    start = (-memory.data_ptr()) % ALIGNMENT_BYTES + place - place % dtype.itemsize
+    memory = torch.empty(size_bytes + 2 * HOST_ALIGNMENT_BYTES, dtype=torch.uint8)
+    start = (-memory.data_ptr()) % HOST_ALIGNMENT_BYTES + place - place % dtype.itemsize
     return memory[start : start + size_bytes].view(dtype).view(shape)

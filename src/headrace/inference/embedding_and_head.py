@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from headrace.inference.block_weights import ALIGNMENT_BYTES, ConversionBuffer
+from headrace.inference.block_weights import ConversionBuffer
 from headrace.inference.skeleton import HOST, placeholder
 from headrace.model.blocks import HEAD_CHUNK_ROWS, product_slices
+from headrace.model.layout import HOST_ALIGNMENT_BYTES
 from headrace.model.stored_model import StoredBlock
 from headrace.streaming.arena import Piece
 from headrace.streaming.checkpoint import view
@@ -144,7 +145,9 @@ class StreamedHead(nn.Module):
 
     def _multiplied(self, weights: torch.Tensor, bias: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
         """The product with some rows, used where they lie or from the conversion buffer."""
-        in_place = weights.dtype is self._dtype and not (self._copy_misaligned and weights.data_ptr() % ALIGNMENT_BYTES)
+        in_place = weights.dtype is self._dtype and not (
+            self._copy_misaligned and weights.data_ptr() % HOST_ALIGNMENT_BYTES
+        )
         if in_place:
             return _linear(hidden, weights, bias)
         top = self._buffer.top

@@ -13,6 +13,10 @@ from typing import NamedTuple
 PAGE_BYTES = 4096
 """Alignment of file offsets, lengths and slot positions; a multiple of every logical block size in use."""
 
+HOST_ALIGNMENT_BYTES = 64
+"""Where torch's own allocator begins tensors on the host. What a CPU's products give may depend, in the last bit, on
+where weights begin modulo this."""
+
 DEVICE_ALIGNMENT_BYTES = 256
 """Where tensors begin in a block's memory on an accelerator, as its own allocators align them: matrix libraries choose
 their kernels by alignment, and safetensors files often begin their tensors at 8 modulo 16."""

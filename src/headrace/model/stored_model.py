@@ -14,12 +14,11 @@ from headrace.model.config_fields import text_config
 from headrace.model.from_config import MODEL_TYPES, model_from_config
 from headrace.model.from_index import with_bytes_of
 from headrace.model.from_tensors import model_from_tensors, promised
-from headrace.model.layout import AlignedLayout, ByteRange, Layout, align_layout, lay_out
+from headrace.model.layout import HOST_ALIGNMENT_BYTES, AlignedLayout, ByteRange, Layout, align_layout, lay_out
 from headrace.model.model import Layer, LayerGroup, Model
 from headrace.model.safetensors_index import TensorEntry, TensorIndex
 from headrace.model.structure import Kept, Made, Parts, parts_by_name, refuse_other_models
 
-_BUFFER_ALIGNMENT = 64
 _WINDOW_EVERYWHERE = {"mistral", "mixtral", "phi3"}
 _WORK_COPIES = 2
 """tensors of a parameter's size that transformers' own conversions hold beside the result"""
@@ -62,7 +61,7 @@ class StoredBlock(Block):
         for made in self.made or self._made_by_name():
             dtype = DTYPES["float32" if made.in_float32 else compute_dtype]
             if copies or not made.as_stored or made.stored != dtype.stored_name:
-                size = made.elements * dtype.size_bytes + _BUFFER_ALIGNMENT
+                size = made.elements * dtype.size_bytes + HOST_ALIGNMENT_BYTES
                 work = _WORK_COPIES * size if made.by_library else 0
                 modules[made.module] = modules.get(made.module, 0) + size + work
         return max(

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from headrace.errors import CheckpointError
 from headrace.model.config_fields import read_config
-from headrace.model.layout import PAGE_BYTES, align_down, align_up
+from headrace.model.layout import HOST_ALIGNMENT_BYTES, PAGE_BYTES, align_down, align_up
 from headrace.model.safetensors_index import TensorEntry, TensorIndex
 from headrace.model.stored_model import StoredBlock, StoredModel, build_stored_model, with_parts
 from headrace.model.structure import Parts
@@ -79,15 +79,17 @@ class Checkpoint:
             torch_dtype(entry)
 
     def is_copied_by_transformers(self) -> bool:
-        """Whether weights that transformers loads unconverted begin elsewhere, modulo 64 bytes, than in their file.
+        """Whether weights that transformers loads unconverted lie elsewhere than in a file, modulo 64 bytes.
 
         Matrix products may depend on that in the last bit. Where it maps the file, a slot holds them at like addresses.
         """
-        entry = next((own for own in self.index.entries.values() if own.offset % 64 and own.size_bytes), None)
+        entries = self.index.entries.values()
+        entry = next((own for own in entries if own.offset % HOST_ALIGNMENT_BYTES and own.size_bytes), None)
         if entry is None:
             return False
         with safe_open(self.index.files[entry.file_index].path, framework="pt") as file:
-            return bool(file.get_slice(entry.name)[...].data_ptr() % 64 != entry.offset % 64)
+            place = file.get_slice(entry.name)[...].data_ptr()
+        return bool((place - entry.offset) % HOST_ALIGNMENT_BYTES)
 
     def open_source(self) -> DirectFiles:
         """Open the files once more for a reader of its own; the caller closes them."""

@@ -29,7 +29,7 @@ from headrace.machine.compute_curve import Arithmetic, ComputeCurve, CurvePoint
 from headrace.machine.machine import Disk, Machine, Processor
 from headrace.machine.measured import measured_computer
 from headrace.machine.quantity import Quantity
-from headrace.model.layout import PAGE_BYTES, ByteRange, align_down, lay_out
+from headrace.model.layout import HOST_ALIGNMENT_BYTES, PAGE_BYTES, ByteRange, align_down, lay_out
 from headrace.model.safetensors_index import ShardFile
 from headrace.planning.plan import Placement
 from headrace.streaming.arena import Arena
@@ -103,7 +103,7 @@ def products_need_alignment(dtype: torch.dtype) -> bool:
         for out_features, in_features in ((64, 64), (192, 576), (512, 320)):
             weight = torch.randn(out_features, in_features, generator=generator).to(dtype)
             memory = torch.empty(weight.numel() * dtype.itemsize + 256, dtype=torch.uint8)
-            base = -memory.data_ptr() % 64
+            base = -memory.data_ptr() % HOST_ALIGNMENT_BYTES
             for offset in (8, 24, 40):
                 moved = memory[base + offset : base + offset + weight.numel() * dtype.itemsize]
                 moved = moved.view(dtype).view(weight.shape).copy_(weight)
